@@ -1,0 +1,1 @@
+"""Recipes: functions that return `fdl.Config[Trainer]`, one file per model family."""

@@ -1,0 +1,200 @@
+"""Llama 3: the model as a DAG, and recipes at the published sizes.
+
+Sizes, RoPE and learning rates: The Llama 3 Herd of Models (2024), table 3; the 3.2 model cards for
+1B and 3B.
+"""
+
+import math
+
+import fiddle as fdl
+import torch
+
+from experiments.pretraining import pretraining
+from nanigpt.config.registry import recipe
+from nanigpt.models.attention import Attention
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.embedding import Embedding, TiedHead
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
+from nanigpt.models.linear import Linear
+from nanigpt.models.norm import RMSNorm
+from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
+from nanigpt.tags import VocabSize, Width
+from nanigpt.training.trainer import Trainer
+
+
+def llama3_model(
+    *,
+    dim: int,
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    hidden_dim: int,
+    vocab_size: int = 128_256,
+    sequence_length: int = 8192,
+    rope_scaling_factor: float | None = None,
+    tied: bool = False,
+    compute_dtype: torch.dtype = torch.bfloat16,
+    init_std: float = 0.02,
+) -> fdl.Config[Decoder]:
+    """The decoder as a DAG down to single projections: `cfg.layers[7].attention.wq` is a node.
+
+    Layers and initialisers are distinct nodes, so that each can differ. The RoPE table and a tied
+    embedding are one node that is referenced many times.
+
+    Weights start truncated normal; the projections that write to the residual stream are scaled
+    down by `sqrt(2 n_layers)` (Radford et al., 2019), and the head starts with logits of standard
+    deviation 0.5, which puts the first loss near ln(vocab_size).
+    """
+    head_dim = dim // n_heads
+    output_std = init_std / math.sqrt(2 * n_layers)
+    rope = fdl.Config(
+        RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
+    )
+    if rope_scaling_factor is not None:
+        rope.scaling = fdl.Config(Llama3Scaling, factor=rope_scaling_factor)
+
+    def linear(in_dim: int, out_dim: int, std: float = init_std) -> fdl.Config[Linear]:
+        initializer = fdl.Config(TruncatedNormal, std=std)
+        return fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
+
+    def norm() -> fdl.Config[RMSNorm]:
+        return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0))
+
+    def block() -> fdl.Config[TransformerBlock]:
+        attention = fdl.Config(
+            Attention,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            wq=linear(dim, n_heads * head_dim),
+            wk=linear(dim, n_kv_heads * head_dim),
+            wv=linear(dim, n_kv_heads * head_dim),
+            wo=linear(n_heads * head_dim, dim, output_std),
+            rope=rope,
+        )
+        feed_forward = fdl.Config(
+            FeedForward,
+            w1=linear(dim, hidden_dim),
+            w2=linear(hidden_dim, dim, output_std),
+            w3=linear(dim, hidden_dim),
+        )
+        return fdl.Config(
+            TransformerBlock,
+            attention_norm=norm(),
+            attention=attention,
+            feed_forward_norm=norm(),
+            feed_forward=feed_forward,
+        )
+
+    head_initializer = fdl.Config(FanInNormal, scale=0.5)
+    embedding = fdl.Config(
+        Embedding,
+        vocab_size=vocab_size,
+        dim=dim,
+        compute_dtype=compute_dtype,
+        initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=init_std),
+    )
+    if tied:
+        head = fdl.Config(TiedHead, embedding=embedding)
+    else:
+        head = fdl.Config(Linear, in_dim=dim, out_dim=vocab_size, initializer=head_initializer)
+        fdl.remove_tag(head, "out_dim", Width)
+        fdl.add_tag(head, "out_dim", VocabSize)
+    layers = [block() for _ in range(n_layers)]
+    return fdl.Config(Decoder, embedding=embedding, layers=layers, norm=norm(), head=head)
+
+
+@recipe
+def llama3_debug() -> fdl.Config[Trainer]:
+    """6 M parameters on bytes: two minutes on two CPU cores."""
+    model = llama3_model(
+        dim=256,
+        n_layers=6,
+        n_heads=16,
+        n_kv_heads=16,
+        hidden_dim=768,
+        vocab_size=2048,
+        sequence_length=256,
+        compute_dtype=torch.float32,
+    )
+    cfg = pretraining(
+        model, lr=2e-3, steps=300, warmup_steps=20, global_batch_size=8, sequence_length=256
+    )
+    cfg.evaluation.interval = 50
+    cfg.evaluation.n_sequences = 64
+    cfg.checkpointer.interval = 50
+    cfg.sampler.prompt = "def "
+    return cfg
+
+
+@recipe
+def llama3_1b() -> fdl.Config[Trainer]:
+    """Llama 3.2 1B: 1.24 B parameters, tied embeddings."""
+    model = llama3_model(
+        dim=2048,
+        n_layers=16,
+        n_heads=32,
+        n_kv_heads=8,
+        hidden_dim=8192,
+        rope_scaling_factor=32.0,
+        tied=True,
+    )
+    return pretraining(model, lr=3e-4, global_batch_size=256, local_batch_size=1)
+
+
+@recipe
+def llama3_3b() -> fdl.Config[Trainer]:
+    """Llama 3.2 3B: 3.21 B parameters, tied embeddings."""
+    model = llama3_model(
+        dim=3072,
+        n_layers=28,
+        n_heads=24,
+        n_kv_heads=8,
+        hidden_dim=8192,
+        rope_scaling_factor=32.0,
+        tied=True,
+    )
+    return pretraining(model, lr=3e-4, global_batch_size=256, local_batch_size=1)
+
+
+@recipe
+def llama3_8b() -> fdl.Config[Trainer]:
+    """Llama 3.1 8B: 8.03 B parameters."""
+    model = llama3_model(
+        dim=4096,
+        n_layers=32,
+        n_heads=32,
+        n_kv_heads=8,
+        hidden_dim=14_336,
+        rope_scaling_factor=8.0,
+    )
+    return pretraining(model, lr=3e-4, global_batch_size=512, local_batch_size=1)
+
+
+@recipe
+def llama3_70b() -> fdl.Config[Trainer]:
+    """Llama 3.1 70B: 70.6 B parameters."""
+    model = llama3_model(
+        dim=8192,
+        n_layers=80,
+        n_heads=64,
+        n_kv_heads=8,
+        hidden_dim=28_672,
+        rope_scaling_factor=8.0,
+    )
+    return pretraining(model, lr=1.5e-4, global_batch_size=1024, local_batch_size=1)
+
+
+@recipe
+def llama3_405b() -> fdl.Config[Trainer]:
+    """Llama 3.1 405B: 405.9 B parameters."""
+    model = llama3_model(
+        dim=16_384,
+        n_layers=126,
+        n_heads=128,
+        n_kv_heads=8,
+        hidden_dim=53_248,
+        rope_scaling_factor=8.0,
+    )
+    return pretraining(model, lr=8e-5, global_batch_size=2048, local_batch_size=1)

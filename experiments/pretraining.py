@@ -1,0 +1,57 @@
+"""What pretraining recipes of all families share: everything around the model."""
+
+import fiddle as fdl
+
+from nanigpt.data.corpus import TextCorpus
+from nanigpt.data.dataset import PackedDataset
+from nanigpt.data.tokenizer import ByteTokenizer
+from nanigpt.models.decoder import Decoder
+from nanigpt.optim.adamw import adamw
+from nanigpt.optim.schedule import Cosine
+from nanigpt.parallel.parallelizer import FullyShardedDataParallel, Parallelizer
+from nanigpt.training.checkpoint import Checkpointer
+from nanigpt.training.evaluation import Evaluation
+from nanigpt.training.loss import CrossEntropy
+from nanigpt.training.metrics import Metrics
+from nanigpt.training.sample import Sampler
+from nanigpt.training.trainer import Trainer
+
+
+def pretraining(
+    model: fdl.Config[Decoder],
+    *,
+    lr: float,
+    global_batch_size: int,
+    local_batch_size: int | None = None,
+    steps: int = 100_000,
+    warmup_steps: int = 2000,
+    sequence_length: int = 8192,
+) -> fdl.Config[Trainer]:
+    """A run of `model` on the embedded corpus as bytes, until it is given another.
+
+    AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1, linear warm-up and
+    cosine decay to a tenth.
+    """
+    data = fdl.Config(
+        PackedDataset,
+        corpus=fdl.Config(TextCorpus),
+        tokenizer=fdl.Config(ByteTokenizer),
+        sequence_length=sequence_length,
+    )
+    fsdp = fdl.Config(FullyShardedDataParallel, param_dtype=model.embedding.compute_dtype)
+    return fdl.Config(
+        Trainer,
+        model=model,
+        data=data,
+        loss=fdl.Config(CrossEntropy),
+        optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
+        schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
+        parallelizer=fdl.Config(Parallelizer, fsdp=fsdp),
+        evaluation=fdl.Config(Evaluation),
+        checkpointer=fdl.Config(Checkpointer),
+        metrics=fdl.Config(Metrics),
+        sampler=fdl.Config(Sampler),
+        steps=steps,
+        global_batch_size=global_batch_size,
+        local_batch_size=local_batch_size,
+    )

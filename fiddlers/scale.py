@@ -1,0 +1,71 @@
+"""How large and how long a run is."""
+
+import fiddle as fdl
+import torch
+from fiddle import daglish, selectors
+
+from nanigpt import tags
+from nanigpt.config.registry import fiddler
+from nanigpt.errors import UsageError
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.training.trainer import Trainer
+
+
+def set_all(cfg: fdl.Config, tag: fdl.TagType, value: object) -> None:
+    """Sets every argument with the tag.
+
+    Raises:
+        UsageError: no argument of the config has it.
+    """
+    if tag not in fdl.list_tags(cfg, add_superclasses=True):
+        raise UsageError(f"no argument of this config has the tag {tag.__name__}")
+    fdl.set_tagged(cfg, tag=tag, value=value)
+
+
+@fiddler
+def steps(cfg: fdl.Config[Trainer], n: int) -> None:
+    """Trains for n steps, and scales the warm-up with them."""
+    if n < 1:
+        raise UsageError(f"steps({n}): expected at least 1")
+    cfg.schedule.warmup_steps = cfg.schedule.warmup_steps * n // cfg.steps
+    set_all(cfg, tags.Steps, n)
+
+
+@fiddler
+def sequence_length(cfg: fdl.Config[Trainer], n: int) -> None:
+    """Trains on sequences of n tokens, and gives the model as many positions."""
+    set_all(cfg, tags.SequenceLength, n)
+
+
+@fiddler
+def vocab_size(cfg: fdl.Config[Trainer], n: int) -> None:
+    """Gives embedding and head n rows."""
+    set_all(cfg, tags.VocabSize, n)
+
+
+@fiddler
+def debug_scale(cfg: fdl.Config[Trainer]) -> None:
+    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, short, float32.
+
+    All widths are divided by one number, so heads and their grouping stay those of the recipe.
+    """
+    widest = max(rope.head_dim for rope in selectors.select(cfg, RotaryEmbedding))
+    divisor = max(widest // 8, 1)
+    for node, _ in daglish.iterate(cfg):
+        if isinstance(node, fdl.Buildable):
+            for name in node.__argument_tags__:
+                if tags.Width in fdl.get_tags(node, name):
+                    setattr(node, name, max(getattr(node, name) // divisor, 1))
+    for decoder in selectors.select(cfg, Decoder):
+        decoder.layers = decoder.layers[:2]
+    set_all(cfg, tags.VocabSize, 512)
+    set_all(cfg, tags.SequenceLength, 64)
+    set_all(cfg, tags.ComputeDType, torch.float32)
+    set_all(cfg, tags.GlobalBatchSize, 8)
+    set_all(cfg, tags.LocalBatchSize, None)
+    steps(cfg, 20)
+    cfg.evaluation.interval = 10
+    cfg.evaluation.n_sequences = 16
+    cfg.checkpointer.interval = 10
+    cfg.sampler.max_new_tokens = 32

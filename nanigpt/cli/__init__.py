@@ -1,0 +1,1 @@
+"""Commands of `python -m nanigpt`, one file each."""

@@ -1,0 +1,87 @@
+"""Finds the command, parses its flags, and turns a user's mistake into one line."""
+
+import importlib
+import logging
+import os
+import sys
+
+from absl import flags
+
+from nanigpt.config.registry import nearest
+from nanigpt.errors import UsageError
+
+COMMANDS = {
+    "train": "train a run, or resume it",
+    "eval": "validation loss of a run's newest checkpoint",
+    "generate": "sample text from a run's newest checkpoint",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; returns the exit status: 0, or 2 for a mistake of the user's."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not argv or argv[0] in ("help", "--help", "-h"):
+        print(_help())
+        return 0
+    try:
+        return _run(argv[0], argv[1:])
+    except UsageError as error:
+        if os.environ.get("RANK", "0") == "0":  # every rank makes the same mistake
+            print(f"nanigpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nanigpt: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name not in COMMANDS:
+        raise UsageError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+    command = importlib.import_module(f"nanigpt.cli.{name}")
+    # A set of flags of our own: fiddle.absl_flags adds legacy flags to absl's global one.
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    command.define_flags(values)
+    try:
+        rest = values([f"nanigpt {name}", *argv])[1:]
+    except flags.Error as error:
+        raise UsageError(f"{name}: {error}; see nanigpt {name} --help") from error
+    if values.help:
+        print(f"{command.__doc__.strip()}\n\nFlags:\n{_flag_help(values)}")
+        return 0
+    if rest:
+        raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
+    return command.run(values)
+
+
+def _flag_help(values: flags.FlagValues) -> str:
+    described = [values[name] for name in values if len(name) > 1]
+    lines = []
+    for flag in described:
+        default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _help() -> str:
+    from nanigpt.config.registry import fiddlers, recipes
+
+    def table(functions: dict) -> list[str]:
+        return [f"  {name:<18} {f.__doc__.splitlines()[0]}" for name, f in functions.items()]
+
+    return "\n".join(
+        [
+            "usage: nanigpt COMMAND [--flag=value ...]    nanigpt COMMAND --help",
+            "\nCommands:",
+            *(f"  {name:<18} {text}" for name, text in COMMANDS.items()),
+            "\nRecipes, --config=config:NAME:",
+            *table(recipes()),
+            "\nFiddlers, --config=fiddler:NAME or fiddler:NAME(args):",
+            *table(fiddlers()),
+        ]
+    )
+
+
+def run_console() -> int:
+    """Entry point of the installed `nanigpt` command."""
+    return main(sys.argv[1:])

@@ -1,0 +1,42 @@
+"""Train a run, or resume it by the same command.
+
+nanigpt train
+nanigpt train --config=config:llama3_1b --config='fiddler:steps(500)' --run=runs/short
+torchrun --nproc-per-node=2 -m nanigpt train --config=config:llama3_debug
+"""
+
+from absl import flags
+
+from nanigpt.cli.launch_record import record_launch
+from nanigpt.config.build import build
+from nanigpt.config.flag import define_config_flag, recipe_name
+from nanigpt.config.run_config import choose_run, claim_run
+from nanigpt.parallel.world import start_world, stop_world
+from nanigpt.training.run_directory import RunDirectory
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    define_config_flag(values, default_directive="config:llama3_debug")
+    flags.DEFINE_string(
+        "run", None, "directory of the run (default: runs/RECIPE)", flag_values=values
+    )
+
+
+def run(values: flags.FlagValues) -> int:
+    cfg = values.config
+    trainer = build(cfg)
+    path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
+    directory = RunDirectory(path)
+    claim = claim_run(directory.config, cfg)
+    world = start_world(trainer.device)
+    try:
+        trainer.check(world)
+        if world.is_main:
+            print(f"run {directory.path}", flush=True)
+            claim.write()
+            record_launch(directory, world)
+        world.barrier()
+        trainer.run(directory, world)
+    finally:
+        stop_world()
+    return 0

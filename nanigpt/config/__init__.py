@@ -1,0 +1,1 @@
+"""The Fiddle layer: names, flags, overrides, records. Knows nothing of training."""

@@ -1,0 +1,121 @@
+"""Configs as JSON: written beside a run's results, and loaded back equal."""
+
+import collections
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import torch
+from fiddle._src.experimental import serialization  # the public module hides Serialization
+
+from nanigpt.config.paths import leaves
+from nanigpt.config.registry import extension_packages
+from nanigpt.errors import UsageError
+
+_DTYPES = {
+    name: value
+    for name, value in vars(torch).items()
+    if isinstance(value, torch.dtype) and str(value) == f"torch.{name}"
+}
+for _name in _DTYPES:
+    serialization.register_constant("torch", _name, compare_by_identity=True)
+
+
+class AllowList(serialization.PyrefPolicy):
+    """What a config file may name: classes and functions defined in packages of recipes, Fiddle's
+    nodes, containers, and dtypes. Anything else is refused before it is imported."""
+
+    _BUILTINS = {"dict", "list", "tuple", "set", "frozenset", "slice", "bytes"}
+    _FIDDLE = {"Config", "Partial", "ArgFactory", "BuildableTraverserMetadata", "NoValue"}
+
+    def allows_import(self, module: str, symbol: str) -> bool:
+        package = module.partition(".")[0]
+        if package == "builtins":
+            return symbol in self._BUILTINS
+        if package == "fiddle":
+            return symbol in self._FIDDLE
+        if module == "torch":
+            return symbol in _DTYPES
+        return package in extension_packages()
+
+    def allows_value(self, value: Any) -> bool:
+        # A module of ours may have imported `os`: only what it defines itself is allowed.
+        if isinstance(value, torch.dtype):
+            return True
+        package = (getattr(value, "__module__", None) or "").partition(".")[0]
+        return package in {"builtins", "fiddle", *extension_packages()}
+
+    def __str__(self) -> str:
+        return f"classes and functions of {', '.join(sorted(extension_packages()))}"
+
+
+class _Serialization(serialization.Serialization):
+    """Upstream's, with names counted per prefix: upstream tries 1, 2, 3, ... for every object."""
+
+    def __init__(self, *args, **kwargs):
+        self._counts: dict[str, int] = collections.defaultdict(int)
+        super().__init__(*args, **kwargs)
+
+    def _unique_name(self, value: Any) -> str:
+        hint_type = fdl.get_callable(value) if isinstance(value, fdl.Buildable) else type(value)
+        hint = getattr(hint_type, "__name__", "object").lower()
+        self._counts[hint] += 1
+        return f"{hint}_{self._counts[hint]}"
+
+
+def dump(cfg: fdl.Buildable) -> str:
+    """The config as JSON.
+
+    Raises:
+        UsageError: it holds a value that cannot be written, such as a lambda.
+    """
+    try:
+        return json.dumps(_Serialization(cfg, AllowList()).result, indent=1) + "\n"
+    except (serialization.UnserializableValueError, serialization.PyrefPolicyError) as error:
+        raise UsageError(f"the config cannot be recorded: {error}") from error
+
+
+def load(path: str | Path) -> fdl.Buildable:
+    """Reads what `dump` wrote.
+
+    Raises:
+        UsageError: there is no such file, it is not a config, or it names what is not allowed.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"no config file {str(path)!r}")
+    try:
+        cfg = serialization.load_json(Path(path).read_text(), pyref_policy=AllowList())
+    except serialization.PyrefPolicyError as error:
+        raise UsageError(
+            f"{path} names {error.module}.{error.symbol}, which a config file may not; allowed are "
+            f"{AllowList()}"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UsageError(f"{path} is not a config that this version can read: {error}") from error
+    if not isinstance(cfg, fdl.Buildable):
+        raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
+    return cfg
+
+
+def short_hash(cfg: fdl.Buildable) -> str:
+    """Eight characters that tell configs apart."""
+    return hashlib.blake2b(dump(cfg).encode(), digest_size=4).hexdigest()
+
+
+def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:
+    """`path: old -> new` of each value that differs."""
+    before, after = dict(leaves(old)), dict(leaves(new))
+    return [
+        f"{path}: {_show(before, path)} -> {_show(after, path)}"
+        for path in {**before, **after}
+        if before.get(path, ...) != after.get(path, ...)
+    ]
+
+
+def _show(values: dict[str, Any], path: str) -> str:
+    if path not in values:
+        return "(absent)"
+    value = values[path]
+    return getattr(value, "__name__", None) or repr(value)

@@ -1,0 +1,102 @@
+"""Recipes and fiddlers by name.
+
+`@recipe` and `@fiddler` register the functions of the packages `experiments` and `fiddlers`, and of
+every module that another installed distribution names under the entry point group `nanigpt`. A name
+from the command line is looked up here and nowhere else: nothing is imported by a name that a user
+typed.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Callable
+
+from nanigpt.errors import UsageError
+
+_PACKAGES = ("experiments", "fiddlers")
+_ENTRY_POINTS = "nanigpt"
+
+_recipes: dict[str, Callable] = {}
+_fiddlers: dict[str, Callable] = {}
+_loaded = False
+
+
+def recipe(function: Callable) -> Callable:
+    """Registers a function that returns a run's config: `--config=config:NAME`."""
+    return _register(_recipes, "recipe", function)
+
+
+def fiddler(function: Callable) -> Callable:
+    """Registers a function that edits a run's config in place: `--config=fiddler:NAME(...)`."""
+    return _register(_fiddlers, "fiddler", function)
+
+
+def recipes() -> dict[str, Callable]:
+    _load()
+    return dict(sorted(_recipes.items()))
+
+
+def fiddlers() -> dict[str, Callable]:
+    _load()
+    return dict(sorted(_fiddlers.items()))
+
+
+def extension_packages() -> set[str]:
+    """Top-level packages that recipes come from: this project's, and those of entry points."""
+    entries = importlib.metadata.entry_points(group=_ENTRY_POINTS)
+    return {"nanigpt", *_PACKAGES, *(entry.module.partition(".")[0] for entry in entries)}
+
+
+def find_recipe(name: str) -> Callable:
+    """The recipe of this name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    return _find(recipes(), "recipe", name)
+
+
+def find_fiddler(name: str) -> Callable:
+    """The fiddler of this name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    return _find(fiddlers(), "fiddler", name)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`; did you mean X?`, or the known names where none is near."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def _register(table: dict[str, Callable], kind: str, function: Callable) -> Callable:
+    name = function.__name__
+    other = table.setdefault(name, function)
+    if other is not function and other.__module__ != function.__module__:
+        raise ValueError(
+            f"two {kind}s are named {name!r}: in {other.__module__} and in {function.__module__}"
+        )
+    table[name] = function
+    return function
+
+
+def _find(table: dict[str, Callable], kind: str, name: str) -> Callable:
+    if name not in table:
+        raise UsageError(f"unknown {kind} {name!r}; {nearest(name, list(table))}")
+    return table[name]
+
+
+def _load() -> None:
+    global _loaded
+    if _loaded:
+        return
+    for name in _PACKAGES:
+        package = importlib.import_module(name)
+        for module in pkgutil.iter_modules(package.__path__, prefix=f"{name}."):
+            importlib.import_module(module.name)
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        entry.load()
+    _loaded = True

@@ -1,0 +1,175 @@
+"""Where text comes from, and which of it is held out."""
+
+import glob
+import hashlib
+import itertools
+import json
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+from nanigpt.errors import UsageError
+
+TRAIN, VALIDATION = "train", "validation"
+
+# Below this many documents, the share held out by hash would be a matter of luck, or empty.
+_FEW_DOCUMENTS = 100
+
+
+class TextCorpus:
+    """Documents from files, each assigned to training or validation by the hash of its text.
+
+    Equal texts go to the same side. Fewer than 100 documents are first cut into about 100 blocks of
+    whole lines, of which the share `validation_fraction` with the smallest hashes is held out.
+
+    Args:
+        path: a file, a folder, or a glob (`**` for any depth). `.jsonl` and `.parquet` hold a
+            document per row, any other file is one document of UTF-8 text. None is the embedded
+            default: the sources of the running interpreter's standard library, without its tests
+            (about 11 MB; they vary with the Python version).
+        text_field: the column of `.jsonl` and `.parquet` rows that holds the text.
+        validation_fraction: share of the documents that is held out.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        text_field: str = "text",
+        validation_fraction: float = 0.05,
+    ):
+        if not 0 < validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction={validation_fraction}: expected more than 0, less than 1"
+            )
+        self.path = path
+        self.text_field = text_field
+        self.validation_fraction = validation_fraction
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        """Yields (split, text), in an order that depends on the files alone.
+
+        Raises:
+            UsageError: a file is missing, empty, not UTF-8, or has no such column.
+        """
+        texts = (text for text in self._texts() if text)
+        head = list(itertools.islice(texts, _FEW_DOCUMENTS))
+        if not head:
+            raise UsageError(f"data.corpus.path: {self.path!r} holds no text")
+        if len(head) < _FEW_DOCUMENTS:
+            yield from self._split_few(head)
+            return
+        limit = int(self.validation_fraction * 2**64)
+        for text in itertools.chain(head, texts):
+            yield (VALIDATION if _hash(text) < limit else TRAIN), text
+
+    def identity(self) -> str:
+        """Changes when the text that `documents` yields does."""
+        described = {
+            "files": [[f, s.st_size, s.st_mtime_ns] for f in self.files() for s in [os.stat(f)]],
+            "text_field": self.text_field,
+            "validation_fraction": self.validation_fraction,
+        }
+        return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
+
+    def files(self) -> list[str]:
+        """The files, sorted.
+
+        Raises:
+            UsageError: there are none.
+        """
+        if self.path is None:
+            return _standard_library()
+        path = Path(self.path).expanduser()
+        pattern = str(path / "**" / "*") if path.is_dir() else str(path)
+        files = [str(path)] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
+        files = [str(Path(f).resolve()) for f in files if Path(f).is_file()]
+        if not files:
+            raise UsageError(
+                f"data.corpus.path: no file matches {self.path!r} (in {Path.cwd()}); expected a "
+                "file, a folder or a glob of .txt, .jsonl or .parquet files"
+            )
+        return files
+
+    def _texts(self) -> Iterator[str]:
+        for file in self.files():
+            suffix = Path(file).suffix
+            if suffix in (".jsonl", ".parquet"):
+                yield from self._rows(file, "json" if suffix == ".jsonl" else "parquet")
+            else:
+                yield _read_text(file)
+
+    def _rows(self, file: str, kind: str) -> Iterator[str]:
+        if Path(file).stat().st_size == 0:
+            return
+        import datasets
+
+        rows = datasets.load_dataset(kind, data_files=file, split="train", streaming=True)
+        try:
+            for i, row in enumerate(rows):
+                text = row.get(self.text_field)
+                if not isinstance(text, str):
+                    raise UsageError(
+                        f"data.corpus.text_field: row {i} of {file} has no text in column "
+                        f"{self.text_field!r}; its columns are {', '.join(row)}"
+                    )
+                yield text
+        except UsageError:
+            raise
+        except Exception as error:  # datasets wraps each reader's own exceptions differently
+            raise UsageError(f"data.corpus.path: cannot read {file} as {kind}: {error}") from error
+
+    def _split_few(self, texts: list[str]) -> Iterator[tuple[str, str]]:
+        block_size = max(sum(map(len, texts)) // _FEW_DOCUMENTS, 1)
+        blocks = [block for text in texts for block in _blocks(text, block_size)]
+        n_held_out = max(1, round(self.validation_fraction * len(blocks)))
+        held_out = set(sorted(map(_hash, blocks))[:n_held_out])
+        for block in blocks:
+            yield (VALIDATION if _hash(block) in held_out else TRAIN), block
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def _blocks(text: str, size: int) -> Iterator[str]:
+    """Runs of whole lines, each of at least `size` characters but the last."""
+    block, length = [], 0
+    for line in text.splitlines(keepends=True):
+        block.append(line)
+        length += len(line)
+        if length >= size:
+            yield "".join(block)
+            block, length = [], 0
+    if block:
+        yield "".join(block)
+
+
+def _read_text(file: str) -> str:
+    try:
+        if file.endswith(".py"):  # may declare another encoding in its first lines
+            with tokenize.open(file) as stream:
+                return stream.read()
+        return Path(file).read_text(encoding="utf-8")
+    except (UnicodeDecodeError, SyntaxError) as error:
+        raise UsageError(
+            f"data.corpus.path: {file} is not UTF-8 text ({error}); convert it first"
+        ) from error
+
+
+def _standard_library() -> list[str]:
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    files = [
+        str(path)
+        for path in sorted(root.rglob("*.py"))
+        if not skipped.intersection(path.relative_to(root).parts)
+    ]
+    if not files:
+        raise UsageError(
+            f"data.corpus.path: the embedded default needs Python's sources, and {root} has none; "
+            "give a text of your own with --config='set:data.corpus.path=FILE_OR_GLOB'"
+        )
+    return files

@@ -1,0 +1,91 @@
+"""Packed sequences of tokens, in an order that depends on the seed alone.
+
+Shapes: B batch, L sequence_length.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+
+from nanigpt import tags
+from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
+from nanigpt.data.shuffle import permute
+from nanigpt.data.token_cache import open_tokens, tokenize_corpus
+from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; -100 marks what is not learned."""
+
+    tokens_BL: torch.Tensor
+    labels_BL: torch.Tensor
+
+
+class PackedDataset:
+    """The corpus as one stream of tokens, cut into sequences without padding.
+
+    Sample i of a run is a pure function of (corpus, tokenizer, sequence length, seed, i): every
+    rank can compute any sample, and the number of samples consumed is all there is to remember.
+    """
+
+    def __init__(
+        self,
+        *,
+        corpus: TextCorpus,
+        tokenizer: ByteTokenizer | HuggingFaceTokenizer,
+        sequence_length: Annotated[int, tags.SequenceLength],
+    ):
+        if sequence_length < 1:
+            raise ValueError(f"sequence_length={sequence_length}: expected at least 1")
+        self.corpus = corpus
+        self.tokenizer = tokenizer
+        self.sequence_length = sequence_length
+        self._tokens: dict[str, np.ndarray] = {}
+
+    def setup(self) -> None:
+        """Tokenizes the corpus, or finds the tokens of an earlier run.
+
+        Raises:
+            UsageError: the corpus cannot be read, or has not one sequence for each split.
+        """
+        folder = tokenize_corpus(self.corpus, self.tokenizer)
+        self._tokens = {split: open_tokens(folder, split) for split in (TRAIN, VALIDATION)}
+        short = [s for s in self._tokens if self.n_sequences(s) == 0]
+        if short:
+            have = ", ".join(f"{len(t):,} {split}" for split, t in self._tokens.items())
+            raise UsageError(
+                f"data.corpus.path: the corpus has {have} tokens; each split needs at least "
+                f"sequence_length + 1 = {self.sequence_length + 1}. Give more text, a shorter "
+                "sequence (fiddler:sequence_length(N)) or another data.corpus.validation_fraction"
+            )
+
+    def n_sequences(self, split: str) -> int:
+        return max(len(self._tokens[split]) - 1, 0) // self.sequence_length
+
+    def n_tokens(self, split: str) -> int:
+        return len(self._tokens[split])
+
+    def train_batch(self, samples: range, *, seed: int) -> Batch:
+        """The training samples numbered `samples`, counted from the start of the run.
+
+        Each epoch goes through all sequences in an order of its own.
+        """
+        size = self.n_sequences(TRAIN)
+        sequences = [
+            permute(np.array([i % size]), size=size, seed=seed, epoch=i // size)[0] for i in samples
+        ]
+        return self._batch(TRAIN, sequences)
+
+    def validation_batch(self, sequences: list[int]) -> Batch:
+        """The validation sequences of these numbers, in the corpus's order."""
+        return self._batch(VALIDATION, sequences)
+
+    def _batch(self, split: str, sequences: list[int]) -> Batch:
+        length, tokens = self.sequence_length, self._tokens[split]
+        rows = [tokens[i * length : i * length + length + 1] for i in sequences]
+        rows_BL = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return Batch(tokens_BL=rows_BL[:, :-1], labels_BL=rows_BL[:, 1:])

@@ -1,0 +1,95 @@
+"""A corpus as two flat files of token ids, made once and then memory-mapped."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from nanigpt.data.corpus import TRAIN, VALIDATION
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1  # counts changes of what is written here
+_BATCH_CHARACTERS = 1 << 22
+
+
+def cache_folder() -> Path:
+    """`$NANIGPT_CACHE`, or `nanigpt` in the user's cache folder."""
+    given = os.environ.get("NANIGPT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(given) if given else Path(base) / "nanigpt"
+
+
+def tokenize_corpus(corpus, tokenizer) -> Path:
+    """Tokenizes both splits into a folder of the cache, unless it is there, and returns the folder.
+
+    Documents follow each other, each ended by the tokenizer's `end_id`. The folder appears whole or
+    not at all; two processes may make it at the same time.
+    """
+    key = f"{_FORMAT}/{corpus.identity()}/{tokenizer.identity()}"
+    name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+    folder = cache_folder() / "tokens" / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    try:
+        _write(corpus, tokenizer, temporary)
+        os.replace(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, with the same tokens
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def open_tokens(folder: Path, split: str) -> np.ndarray:
+    """The token ids of one split, memory-mapped, read-only."""
+    meta = json.loads((folder / "meta.json").read_text())
+    if meta["tokens"][split] == 0:
+        return np.empty(0, dtype=meta["dtype"])
+    return np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
+
+
+def _write(corpus, tokenizer, folder: Path) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    counts = {TRAIN: 0, VALIDATION: 0}
+    characters, started, reported = 0, time.monotonic(), time.monotonic()
+    streams = {split: open(folder / f"{split}.bin", "wb") for split in counts}
+    try:
+        for batch in _batches(corpus.documents()):
+            for (split, text), ids in zip(
+                batch, tokenizer.encode([text for _, text in batch]), strict=True
+            ):
+                tokens = np.append(ids, tokenizer.end_id).astype(dtype)
+                streams[split].write(tokens.tobytes())
+                counts[split] += len(tokens)
+                characters += len(text)
+            if time.monotonic() - reported > 5:
+                reported = time.monotonic()
+                rate = characters / (reported - started)
+                log.info(f"tokenizing: {characters / 1e6:,.0f} M characters, {rate / 1e6:.2f} M/s")
+    finally:
+        for stream in streams.values():
+            stream.close()
+    (folder / "meta.json").write_text(json.dumps({"dtype": dtype.name, "tokens": counts}))
+
+
+def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    batch, size = [], 0
+    for split, text in documents:
+        batch.append((split, text))
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,109 @@
+"""Tokenizers: text to ids and back, and how many bytes of text each id stands for."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from nanigpt.errors import UsageError
+
+
+class ByteTokenizer:
+    """UTF-8 bytes as ids 0 to 255, and 256 for the end of a document. Needs no file."""
+
+    vocab_size = 257
+    end_id = 256
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Ids of each text, without the end of document."""
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of text that each id stands for, [vocab_size]."""
+        return np.array([1] * 256 + [0])
+
+    def identity(self) -> str:
+        """Equal for tokenizers that give the same ids."""
+        return "bytes"
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json` in the format of Hugging Face `tokenizers`.
+
+    Args:
+        path: the file.
+        end_token: the token that ends a document; None takes the first known of the usual ones.
+    """
+
+    _END_TOKENS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+
+    def __init__(self, *, path: str, end_token: str | None = None):
+        self.path = path
+        self.end_token = end_token
+        self._loaded = None
+
+    @property
+    def _tokenizer(self):
+        if self._loaded is None:  # constructing reads no file
+            from tokenizers import Tokenizer
+
+            if not Path(self.path).is_file():
+                raise UsageError(
+                    f"data.tokenizer.path: no file {self.path!r}; expected a tokenizer.json"
+                )
+            try:
+                self._loaded = Tokenizer.from_file(self.path)
+            except Exception as error:  # the library raises bare Exception
+                raise UsageError(
+                    f"data.tokenizer.path: {self.path!r} is not a Hugging Face tokenizer.json "
+                    f"({error})"
+                ) from error
+        return self._loaded
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id, added tokens included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def end_id(self) -> int:
+        names = (self.end_token,) if self.end_token is not None else self._END_TOKENS
+        for name in names:
+            token = self._tokenizer.token_to_id(name)
+            if token is not None:
+                return token
+        raise UsageError(
+            f"data.tokenizer.end_token: {self.path!r} has none of {', '.join(names)}; "
+            "name its end-of-document token with --config='set:data.tokenizer.end_token=...'"
+        )
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [np.array(e.ids, dtype=np.uint32) for e in encodings]
+
+    def decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids)
+
+    def token_bytes(self) -> np.ndarray:
+        settings = json.loads(self._tokenizer.to_str())
+        special = {t["id"] for t in settings.get("added_tokens", []) if t.get("special")}
+        byte_level = "ByteLevel" in json.dumps([settings["decoder"], settings["pre_tokenizer"]])
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if i in special:
+                continue
+            if byte_level:  # its alphabet writes each byte as one character
+                sizes[i] = len(token)
+            elif len(token) == 6 and token.startswith("<0x"):  # SentencePiece's byte fallback
+                sizes[i] = 1
+            else:
+                sizes[i] = len(token.replace("\u2581", " ").removeprefix("##").encode())
+        return sizes
+
+    def identity(self) -> str:
+        settings = f"{self._tokenizer.to_str()}{self.end_id}"
+        return f"huggingface-{hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()}"

@@ -1,0 +1,1 @@
+"""Modules that decoders are assembled from. Constructing any of them allocates nothing."""

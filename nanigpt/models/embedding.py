@@ -1,0 +1,67 @@
+"""Token embedding, and the output head that shares its weight.
+
+Shapes: B batch, L sequence, D dim, V vocab_size.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt import tags
+from nanigpt.models.init import Initializer
+
+
+class Embedding(nn.Module):
+    """Rows of a `[vocab_size, dim]` table, in `compute_dtype`: here activations get their dtype."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, tags.VocabSize],
+        dim: Annotated[int, tags.Width],
+        initializer: Annotated[Initializer, tags.Initializer],
+        compute_dtype: Annotated[torch.dtype, tags.ComputeDType] = torch.float32,
+    ):
+        super().__init__()
+        if vocab_size <= 0 or dim <= 0:
+            raise ValueError(f"vocab_size={vocab_size}, dim={dim}: expected positive sizes")
+        if not compute_dtype.is_floating_point:
+            raise ValueError(f"compute_dtype={compute_dtype}: expected a floating-point dtype")
+        self.vocab_size = vocab_size
+        self.dim = dim
+        self.compute_dtype = compute_dtype
+        self.initializer = initializer
+        self.weight = nn.Parameter(torch.empty(vocab_size, dim, device="meta"))
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {"weight": self.initializer}
+
+    def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        return F.embedding(tokens_BL, self.weight).to(self.compute_dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.vocab_size} x {self.dim}, {self.compute_dtype}"
+
+
+class TiedHead(nn.Module):
+    """Output head whose weight is the embedding's: one parameter under two names.
+
+    In the DAG, `embedding` is the same node as the decoder's.
+    """
+
+    def __init__(self, *, embedding: Embedding):
+        super().__init__()
+        self.in_dim = embedding.dim
+        self.out_dim = embedding.vocab_size
+        self.weight = embedding.weight
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {}  # the embedding, which comes first, initialises the parameter
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_BLD, self.weight.to(x_BLD.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.in_dim} -> {self.out_dim}, tied"

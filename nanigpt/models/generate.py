@@ -1,0 +1,80 @@
+"""Sampling from a decoder.
+
+Shapes: B batch, L sequence, V vocab_size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from nanigpt.models.decoder import Decoder
+
+
+@torch.no_grad()
+def generate(
+    model: Decoder,
+    prompt: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+    stop_id: int | None = None,
+    n_tokens: int | None = None,
+    use_cache: bool = True,
+) -> Iterator[int]:
+    """Yields sampled tokens one by one.
+
+    Args:
+        prompt: token ids, at least one.
+        max_new_tokens: upper bound of what is yielded.
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: sample among the k likeliest tokens only; None is all.
+        seed: of the random stream.
+        stop_id: sampling it ends the text; it is not yielded.
+        n_tokens: ids from here on are never sampled (a vocabulary padded past the tokenizer's).
+        use_cache: keep keys and values of past positions; without, each step recomputes them all.
+
+    Raises:
+        ValueError: an argument is out of range, or the text would exceed the model's context.
+    """
+    if not prompt:
+        raise ValueError("the prompt is empty: expected at least one token")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected at least 1, or None")
+    context = model.max_sequence_length
+    if len(prompt) + max_new_tokens > context:
+        raise ValueError(
+            f"prompt of {len(prompt)} tokens + max_new_tokens={max_new_tokens} exceeds the model's "
+            f"context of {context} tokens; max_new_tokens can be {max(context - len(prompt), 0)}"
+        )
+    device = model.layers[0].attention.rope.cos_sin_2MF.device
+    generator = torch.Generator(device).manual_seed(seed)
+    capacity = len(prompt) + max_new_tokens
+    caches = model.new_caches(batch_size=1, capacity=capacity) if use_cache else None
+    tokens_BL = torch.tensor([prompt], device=device)
+    new_BL = tokens_BL
+    for _ in range(max_new_tokens):
+        logits_BLV = model(new_BL, caches) if use_cache else model(tokens_BL)
+        logits_V = logits_BLV[0, -1].float()[:n_tokens]
+        token = _sample(logits_V, temperature, top_k, generator)
+        if int(token) == stop_id:
+            return
+        yield int(token)
+        new_BL = token.view(1, 1)
+        tokens_BL = torch.cat([tokens_BL, new_BL], dim=1)
+
+
+def _sample(
+    logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
+) -> torch.Tensor:
+    if temperature == 0:
+        return logits_V.argmax()
+    if top_k is not None and top_k < logits_V.numel():
+        threshold = logits_V.topk(top_k).values[-1]
+        logits_V = logits_V.masked_fill(logits_V < threshold, -torch.inf)
+    return torch.multinomial((logits_V / temperature).softmax(-1), 1, generator=generator)

@@ -1,0 +1,53 @@
+"""Linear projection.
+
+Shapes: B batch, L sequence, D in_dim, E out_dim.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt import tags
+from nanigpt.models.init import Constant, Initializer
+
+
+class Linear(nn.Module):
+    """`y = x W^T (+ b)` with W of shape `[out_dim, in_dim]`, in the dtype of x.
+
+    Weights follow the activations' dtype: the master weight is float32 and is cast where it is
+    used, so one process computes what FSDP's mixed precision computes on many.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_dim: Annotated[int, tags.Width],
+        out_dim: Annotated[int, tags.Width],
+        initializer: Annotated[Initializer, tags.Initializer],
+        bias: bool = False,
+        float8: Annotated[str | None, tags.Float8] = None,
+    ):
+        super().__init__()
+        if in_dim <= 0 or out_dim <= 0:
+            raise ValueError(f"in_dim={in_dim}, out_dim={out_dim}: expected positive sizes")
+        if float8 is not None:
+            raise ValueError(
+                f"float8={float8!r}: this version trains without float8; expected None"
+            )
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.initializer = initializer
+        self.weight = nn.Parameter(torch.empty(out_dim, in_dim, device="meta"))
+        self.bias = nn.Parameter(torch.empty(out_dim, device="meta")) if bias else None
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {"weight": self.initializer, "bias": Constant(value=0.0)}
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.to(x_BLD.dtype)
+        return F.linear(x_BLD, self.weight.to(x_BLD.dtype), bias)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_dim} -> {self.out_dim}, bias={self.bias is not None}"

@@ -1,0 +1,41 @@
+"""Normalisation.
+
+Shapes: D dim; any leading dims.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt import tags
+from nanigpt.models.init import Initializer
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dim (Zhang and Sennrich, 2019)."""
+
+    def __init__(
+        self,
+        *,
+        dim: Annotated[int, tags.Width],
+        initializer: Annotated[Initializer, tags.GainInitializer],
+        eps: float = 1e-5,
+    ):
+        super().__init__()
+        if dim <= 0 or eps < 0:
+            raise ValueError(f"dim={dim}, eps={eps}: expected dim > 0 and eps >= 0")
+        self.dim = dim
+        self.eps = eps
+        self.initializer = initializer
+        self.weight = nn.Parameter(torch.empty(dim, device="meta"))
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {"weight": self.initializer}
+
+    def forward(self, x_D: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x_D, (self.dim,), self.weight.to(x_D.dtype), self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, eps={self.eps}"

@@ -1,0 +1,108 @@
+"""Rotary position embedding.
+
+Shapes: B batch, L sequence, H heads, K head_dim, F = K / 2 frequencies, M max_sequence_length.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from nanigpt import tags
+
+
+class Llama3Scaling:
+    """Llama 3.1's stretching of RoPE to long contexts.
+
+    Wavelengths longer than `original_max_positions / low_freq_factor` are slowed down by `factor`,
+    those shorter than `original_max_positions / high_freq_factor` are kept, and those between are
+    blended linearly in their number of turns (The Llama 3 Herd of Models, 2024; the numbers are
+    in the published model cards).
+    """
+
+    def __init__(
+        self,
+        *,
+        factor: float = 8.0,
+        low_freq_factor: float = 1.0,
+        high_freq_factor: float = 4.0,
+        original_max_positions: int = 8192,
+    ):
+        if not 0 < low_freq_factor < high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor={low_freq_factor}, high_freq_factor={high_freq_factor}: "
+                "expected 0 < low_freq_factor < high_freq_factor"
+            )
+        self.factor = factor
+        self.low_freq_factor = low_freq_factor
+        self.high_freq_factor = high_freq_factor
+        self.original_max_positions = original_max_positions
+
+    def __call__(self, frequency_F: torch.Tensor) -> torch.Tensor:
+        turns_F = self.original_max_positions * frequency_F / (2 * math.pi)
+        kept_F = (turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept_F = kept_F.clamp(0.0, 1.0)
+        return frequency_F * (kept_F + (1.0 - kept_F) / self.factor)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotates pairs of query and key features by position-dependent angles (Su et al., 2021).
+
+    Feature i is paired with feature i + K/2, the layout of published Hugging Face weights. One
+    instance serves all layers. The table is derived from the arguments, so it is not written to
+    checkpoints: a run may resume with a longer sequence.
+
+    Args:
+        head_dim: features per head, even.
+        max_sequence_length: positions in the table.
+        theta: base of the geometric series of wavelengths.
+        scaling: changes the frequencies, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        head_dim: Annotated[int, tags.Width],
+        max_sequence_length: Annotated[int, tags.SequenceLength],
+        theta: float = 500_000.0,
+        scaling: Llama3Scaling | None = None,
+    ):
+        super().__init__()
+        if head_dim <= 0 or head_dim % 2:
+            raise ValueError(f"head_dim={head_dim}: RoPE rotates pairs; expected an even number")
+        if max_sequence_length <= 0:
+            raise ValueError(f"max_sequence_length={max_sequence_length}: expected at least 1")
+        self.head_dim = head_dim
+        self.max_sequence_length = max_sequence_length
+        self.theta = theta
+        self.scaling = scaling
+        table = torch.empty(2, max_sequence_length, head_dim // 2, device="meta")
+        self.register_buffer("cos_sin_2MF", table, persistent=False)
+
+    def reset_buffers(self) -> None:
+        """Computes the table, in float32, where the buffer lives."""
+        table_2MF = self.cos_sin_2MF
+        exponent_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        frequency_F = self.theta**-exponent_F
+        if self.scaling is not None:
+            frequency_F = self.scaling(frequency_F)
+        position_M = torch.arange(self.max_sequence_length, dtype=torch.float32)
+        angle_MF = torch.outer(position_M, frequency_F)
+        table_2MF.copy_(torch.stack([angle_MF.cos(), angle_MF.sin()]))
+
+    def forward(self, x_BLHK: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """Rotates `x_BLHK`, whose positions are `start` to `start + L`, in float32."""
+        end = start + x_BLHK.shape[1]
+        if end > self.max_sequence_length:
+            raise ValueError(
+                f"position {end - 1} is past the RoPE table of {self.max_sequence_length} positions"
+            )
+        cos_LF, sin_LF = self.cos_sin_2MF[:, start:end]
+        cos_L1F, sin_L1F = cos_LF.unsqueeze(1), sin_LF.unsqueeze(1)
+        left, right = x_BLHK.float().chunk(2, dim=-1)
+        rotated = (left * cos_L1F - right * sin_L1F, right * cos_L1F + left * sin_L1F)
+        return torch.cat(rotated, dim=-1).to(x_BLHK.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.max_sequence_length} x {self.head_dim}, theta={self.theta:g}"

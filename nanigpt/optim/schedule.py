@@ -1,0 +1,65 @@
+"""Learning rate schedules: pure functions of the step.
+
+`schedule(step, steps)` is the factor on the peak learning rate of optimizer step `step` of `steps`,
+counted from 0. All warm up linearly from `1 / warmup_steps` and differ in what follows.
+"""
+
+import math
+
+
+class Schedule:
+    """Linear warm-up, then `decay` of the fraction of the remaining steps that has passed.
+
+    Args:
+        warmup_steps: steps until the peak.
+        final: the factor at the end.
+    """
+
+    def __init__(self, *, warmup_steps: int = 0, final: float = 0.1):
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps={warmup_steps}: expected 0 or more")
+        if not 0 <= final <= 1:
+            raise ValueError(f"final={final}: expected a fraction of the peak, 0 to 1")
+        self.warmup_steps = warmup_steps
+        self.final = final
+
+    def __call__(self, step: int, steps: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        # The step after warm-up is still at the peak, the last step is at `final`.
+        progress = (step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1)
+        return self.final + (1 - self.final) * self.decay(min(progress, 1.0))
+
+    def decay(self, progress: float) -> float:
+        """Maps 0 (end of warm-up) to 1 and 1 (last step) to 0."""
+        raise NotImplementedError(f"{type(self).__name__} defines no decay")
+
+
+class Cosine(Schedule):
+    """Half a cosine wave from the peak to `final` (Loshchilov and Hutter, 2017)."""
+
+    def decay(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Linear(Schedule):
+    """A straight line from the peak to `final`."""
+
+    def decay(self, progress: float) -> float:
+        return 1 - progress
+
+
+class WarmupStableDecay(Schedule):
+    """The peak, then a straight line over the last `decay_fraction` of the steps after warm-up.
+
+    The constant part serves any number of steps, so a run can be prolonged (Hu et al., 2024).
+    """
+
+    def __init__(self, *, warmup_steps: int = 0, final: float = 0.0, decay_fraction: float = 0.2):
+        super().__init__(warmup_steps=warmup_steps, final=final)
+        if not 0 < decay_fraction <= 1:
+            raise ValueError(f"decay_fraction={decay_fraction}: expected more than 0, at most 1")
+        self.decay_fraction = decay_fraction
+
+    def decay(self, progress: float) -> float:
+        return min((1 - progress) / self.decay_fraction, 1.0)

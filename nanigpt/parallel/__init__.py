@@ -1,0 +1,1 @@
+"""Processes, device meshes, and how a model is spread over them."""

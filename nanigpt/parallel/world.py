@@ -1,0 +1,75 @@
+"""This process among those of the run."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+from nanigpt.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank of this process, number of processes, rank within its node, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def start_world(device: str = "auto") -> World:
+    """Joins the process group that a launcher such as torchrun describes in the environment.
+
+    Without a launcher the world is this process alone and has no process group. gloo serves CPUs,
+    NCCL serves CUDA devices.
+
+    Args:
+        device: `cpu`, `cuda`, or `auto` for CUDA where there is some.
+
+    Raises:
+        UsageError: the device is not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"device={device!r}: expected one of auto, cpu, cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device='cuda': this machine has no usable CUDA device; use auto or cpu")
+    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}; "
+                "lower --nproc-per-node or set device='cpu'"
+            )
+        torch.cuda.set_device(local_rank)
+    here = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+    if size == 1:
+        return World(rank=0, size=1, local_rank=0, device=here)
+    if not dist.is_initialized():
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None
+        )
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, here)
+
+
+def stop_world() -> None:
+    """Leaves the process group, if this process is in one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

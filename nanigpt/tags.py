@@ -1,0 +1,66 @@
+"""Every tag of a run's DAG: the knobs that cut across components.
+
+A tag is attached where the value is used, in the signature of a component:
+
+    def __init__(self, *, lr: Annotated[float, tags.LearningRate] = 3e-4): ...
+
+and then set everywhere at once: `fdl.set_tagged(cfg, tag=tags.LearningRate, value=1e-3)`.
+"""
+
+from fiddle import Tag
+
+
+class LearningRate(Tag):
+    """Peak learning rate of an optimizer."""
+
+
+class WeightDecay(Tag):
+    """Decoupled weight decay, applied to matrices only."""
+
+
+class Steps(Tag):
+    """Number of optimizer steps of the run."""
+
+
+class Seed(Tag):
+    """Seed of initial weights, sample order and sampling."""
+
+
+class SequenceLength(Tag):
+    """Tokens in one training sequence, and the positions that the model has."""
+
+
+class GlobalBatchSize(Tag):
+    """Sequences in one optimizer step, over all ranks and accumulation steps."""
+
+
+class LocalBatchSize(Tag):
+    """Sequences in one forward pass of one rank."""
+
+
+class VocabSize(Tag):
+    """Rows of the token embedding and of the output head."""
+
+
+class Width(Tag):
+    """A feature dimension of the model; all of them scale together."""
+
+
+class Initializer(Tag):
+    """Initial distribution of a weight matrix."""
+
+
+class GainInitializer(Tag):
+    """Initial value of a normalisation's gain."""
+
+
+class ComputeDType(Tag):
+    """Dtype of activations and matrix multiplications; master weights stay float32."""
+
+
+class ActivationCheckpointing(Tag):
+    """What a layer's backward pass recomputes instead of keeping: `none` or `full`."""
+
+
+class Float8(Tag):
+    """Float8 recipe of a linear layer, or None."""

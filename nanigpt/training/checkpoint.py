@@ -1,0 +1,180 @@
+"""Checkpoints that are whole or absent, and resume bit for bit."""
+
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nanigpt.errors import UsageError
+from nanigpt.parallel.world import World
+from nanigpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step_(\d{8})")
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimizer steps done, training samples and tokens consumed.
+
+    Learning rate schedule and data order are pure functions of these numbers.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+
+
+class Checkpointer:
+    """Saves with torch.distributed.checkpoint every `interval` steps and after the last.
+
+    Args:
+        interval: steps between checkpoints.
+        keep: how many of the newest are kept; None keeps all.
+    """
+
+    def __init__(self, *, interval: int = 1000, keep: int | None = 3):
+        if interval < 1 or (keep is not None and keep < 1):
+            raise ValueError(f"interval={interval}, keep={keep}: expected at least 1")
+        self.interval = interval
+        self.keep = keep
+
+    def is_due(self, step: int, steps: int) -> bool:
+        return step % self.interval == 0 or step == steps
+
+    def save(
+        self,
+        run: RunDirectory,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+    ) -> Path:
+        """Writes under a temporary name and publishes by one rename."""
+        import torch.distributed.checkpoint as dcp
+
+        name = f"step_{progress.step:08d}"
+        final, temporary = run.checkpoints / name, run.checkpoints / f".{name}.incomplete"
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        world.barrier()
+        state = {
+            "model": model_state(model),
+            "optimizer": _optimizer_state(model, optimizer),
+            "rng": _rng_state(world),
+        }
+        dcp.save(state, checkpoint_id=temporary, no_dist=world.size == 1)
+        if world.is_main:
+            (temporary / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+            if run.config.exists():
+                shutil.copy(run.config, temporary / "config.json")
+            _synchronize(temporary)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            _synchronize(run.checkpoints)
+            for old in list_checkpoints(run)[: -self.keep] if self.keep else []:
+                shutil.rmtree(old)
+        world.barrier()
+        return final
+
+    def load_latest(
+        self,
+        run: RunDirectory,
+        world: World,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> Progress | None:
+        """Loads the newest checkpoint in place, on any number of ranks; None where there is none.
+
+        Without an optimizer only the model is read. Random states are restored where the checkpoint
+        was written by as many ranks as there are.
+        """
+        found = list_checkpoints(run)
+        if not found:
+            return None
+        import torch.distributed.checkpoint as dcp
+
+        folder = found[-1]
+        reader = dcp.FileSystemReader(folder)
+        stored = reader.read_metadata().state_dict_metadata
+        state = {"model": model_state(model)}
+        _require_keys(folder, stored, state["model"])
+        if optimizer is not None:
+            state["optimizer"] = _optimizer_state(model, optimizer)
+            rng = _rng_state(world)
+            n_stored = len({key.split(".")[1] for key in stored if key.startswith("rng.")})
+            if n_stored == world.size and all(f"rng.{k}" in stored for k in _flat(rng)):
+                state["rng"] = rng
+        dcp.load(state, storage_reader=reader, no_dist=world.size == 1)
+        if "rng" in state:
+            _set_rng_state(state["rng"], world)
+        return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def list_checkpoints(run: RunDirectory) -> list[Path]:
+    """Published checkpoints, oldest first."""
+    if not run.checkpoints.is_dir():
+        return []
+    return sorted(p for p in run.checkpoints.iterdir() if _NAME.fullmatch(p.name))
+
+
+def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Persistent parameters and buffers, each once, under the first of its names."""
+    persistent = model.state_dict().keys()
+    tensors = [*model.named_parameters(), *model.named_buffers()]  # both leave out aliases
+    return {name: t.detach() for name, t in tensors if name in persistent}
+
+
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """State by parameter name, made first where no step was taken yet. Learning rates and weight
+    decay are the config's, not the checkpoint's."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimizer)["state"]
+
+
+def _rng_state(world: World) -> dict[str, dict[str, torch.Tensor]]:
+    state = {"cpu": torch.get_rng_state()}
+    if world.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(world.device)
+    return {f"rank{world.rank}": state}
+
+
+def _set_rng_state(rng: dict[str, dict[str, torch.Tensor]], world: World) -> None:
+    state = rng[f"rank{world.rank}"]
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], world.device)
+
+
+def _flat(nested: dict[str, dict]) -> list[str]:
+    return [f"{outer}.{inner}" for outer, inners in nested.items() for inner in inners]
+
+
+def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -> None:
+    problems = []
+    for name, tensor in wanted.items():
+        entry = stored.get(f"model.{name}")
+        if entry is None:
+            problems.append(f"no {name}")
+        elif entry.size != tensor.shape:
+            problems.append(f"{name} is {list(entry.size)}, expected {list(tensor.shape)}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if problems[5:] else ""
+        raise UsageError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
+
+
+def _synchronize(folder: Path) -> None:
+    """Forces the files of a folder, and the folder itself, to disk before it is renamed."""
+    for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)

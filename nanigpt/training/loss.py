@@ -1,0 +1,26 @@
+"""Loss functions.
+
+Shapes: B batch, L sequence, V vocab_size.
+"""
+
+import torch
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+class CrossEntropy:
+    """Next-token cross-entropy in nats, summed, in float32 whatever the logits' dtype.
+
+    The sum, not the mean: gradient accumulation and data parallelism divide by the global count of
+    tokens.
+    """
+
+    def __call__(self, logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+        """Returns the sum over labels other than -100, a scalar."""
+        return F.cross_entropy(
+            logits_BLV.flatten(0, 1).float(),
+            labels_BL.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+        )

@@ -1,0 +1,126 @@
+"""Numbers of a run: metrics.jsonl, TensorBoard, and a line on the console."""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from nanigpt.parallel.world import World
+from nanigpt.training.console import Console
+from nanigpt.training.hardware import peak_flops, peak_memory
+from nanigpt.training.run_directory import RunDirectory, write_atomically
+
+
+class Metrics:
+    """Records every step; reads the device and writes only every `log_interval` steps.
+
+    Losses and norms stay on the device between, so that no step waits for the one before.
+
+    Args:
+        log_interval: steps between console lines and writes.
+        tensorboard: write TensorBoard events too.
+    """
+
+    def __init__(self, *, log_interval: int = 10, tensorboard: bool = True):
+        if log_interval < 1:
+            raise ValueError(f"log_interval={log_interval}: expected at least 1")
+        self.log_interval = log_interval
+        self.tensorboard = tensorboard
+
+    def open(self, run: RunDirectory, world: World, *, step: int, steps: int, flops: int) -> None:
+        """Starts after `step`; rows of later steps, from a run that was killed, are dropped.
+
+        Args:
+            flops: training FLOPs per token, for MFU.
+        """
+        self._world = world
+        self._steps = steps
+        self._flops = flops
+        self._peak = peak_flops(world.device)
+        self._rows: list[dict] = []
+        self._since = time.perf_counter()
+        self._tokens = 0
+        self._events = None
+        if not world.is_main:
+            return
+        drop_rows_after(run.metrics, step)
+        self._stream = open(run.metrics, "a")
+        self.console = Console(step=step, steps=steps)
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(run.tensorboard, purge_step=step + 1)
+
+    def record(self, row: dict[str, float | torch.Tensor], *, tokens: int) -> None:
+        """Adds the row of one step, which consumed `tokens` over all ranks."""
+        self._rows.append(row)
+        self._tokens += tokens
+        step = row["step"]
+        if step in (1, self._steps) or step % self.log_interval == 0 or "val_loss" in row:
+            self.flush()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out of the throughput what is not training, such as an evaluation."""
+        self._wait()
+        paused = time.perf_counter()
+        yield
+        self._wait()
+        self._since += time.perf_counter() - paused
+
+    def flush(self) -> None:
+        """Writes what was recorded. Speed is that of all steps since the last flush."""
+        if not self._rows:
+            return
+        self._wait()
+        seconds = time.perf_counter() - self._since
+        speed = {"tokens_per_second": self._tokens / seconds}
+        speed["ms_per_step"] = 1000 * seconds / len(self._rows)
+        if self._peak is not None:
+            speed["mfu"] = speed["tokens_per_second"] * self._flops / self._world.size / self._peak
+        speed["peak_memory_gib"] = peak_memory(self._world.device) / 2**30
+        rows = [{k: _number(v) for k, v in row.items()} | speed for row in self._rows]
+        self._rows, self._tokens, self._since = [], 0, time.perf_counter()
+        if not self._world.is_main:
+            return
+        self._stream.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._stream.flush()
+        if self._events is not None:
+            for row in rows:
+                for name in row.keys() - {"step"}:
+                    self._events.add_scalar(name, row[name], row["step"])
+        self.console.step_line(rows[-1])
+
+    def close(self) -> None:
+        self.flush()
+        if self._world.is_main:
+            self._stream.close()
+            self.console.close()
+            if self._events is not None:
+                self._events.close()
+
+    def _wait(self) -> None:
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Keeps the whole rows of `metrics.jsonl` up to `step`."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the last line of a run that was killed while writing
+            break
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    write_atomically(path, "".join(kept))
+
+
+def _number(value: float | torch.Tensor) -> float:
+    return value.item() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,246 @@
+"""The training loop, and the root of every run's DAG."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+
+from nanigpt import tags
+from nanigpt.data.dataset import Batch, PackedDataset
+from nanigpt.errors import UsageError
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.init import initialize, materialize
+from nanigpt.optim.schedule import Schedule
+from nanigpt.parallel.parallelizer import Parallelizer
+from nanigpt.parallel.world import World
+from nanigpt.training.checkpoint import Checkpointer, Progress
+from nanigpt.training.evaluation import Evaluation
+from nanigpt.training.loss import IGNORED, CrossEntropy
+from nanigpt.training.metrics import Metrics
+from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.sample import Sampler
+
+
+class Trainer:
+    """Trains a decoder: everything that a run consists of, under one node.
+
+    Args:
+        optimizer: makes the optimizer from named parameters, which exist only once the model is
+            sharded; in a DAG an `fdl.Partial`.
+        steps: optimizer steps.
+        global_batch_size: sequences per optimizer step, over all ranks.
+        local_batch_size: sequences in one forward pass of one rank; the rest of the global batch is
+            accumulated over several. None takes a rank's whole share at once.
+        max_grad_norm: gradients of a larger global norm are scaled down to it.
+        seed: of initial weights and sample order.
+        device: `cpu`, `cuda` or `auto`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Decoder,
+        data: PackedDataset,
+        loss: CrossEntropy,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        schedule: Schedule,
+        parallelizer: Parallelizer,
+        evaluation: Evaluation,
+        checkpointer: Checkpointer,
+        metrics: Metrics,
+        sampler: Sampler,
+        steps: Annotated[int, tags.Steps],
+        global_batch_size: Annotated[int, tags.GlobalBatchSize],
+        local_batch_size: Annotated[int | None, tags.LocalBatchSize] = None,
+        max_grad_norm: float = 1.0,
+        seed: Annotated[int, tags.Seed] = 0,
+        device: str = "auto",
+    ):
+        if steps < 1:
+            raise ValueError(f"steps={steps}: expected at least 1")
+        if schedule.warmup_steps >= steps:
+            raise ValueError(
+                f"schedule.warmup_steps={schedule.warmup_steps} is not below steps={steps}; lower "
+                f"it, or use --config='fiddler:steps({steps})', which scales both"
+            )
+        if global_batch_size < 1 or (local_batch_size is not None and local_batch_size < 1):
+            raise ValueError(
+                f"global_batch_size={global_batch_size}, local_batch_size={local_batch_size}: "
+                "expected at least 1"
+            )
+        if max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm={max_grad_norm}: expected more than 0")
+        if data.sequence_length > model.max_sequence_length:
+            raise ValueError(
+                f"data.sequence_length={data.sequence_length} exceeds the model's "
+                f"{model.max_sequence_length} positions; set both with "
+                f"--config='fiddler:sequence_length({data.sequence_length})'"
+            )
+        self.model = model
+        self.data = data
+        self.loss = loss
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.parallelizer = parallelizer
+        self.evaluation = evaluation
+        self.checkpointer = checkpointer
+        self.metrics = metrics
+        self.sampler = sampler
+        self.steps = steps
+        self.global_batch_size = global_batch_size
+        self.local_batch_size = local_batch_size
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.device = device
+
+    def run(self, run: RunDirectory, world: World) -> Progress:
+        """Trains to the last step, from the newest checkpoint of `run` where there is one.
+
+        Raises:
+            UsageError: text, tokenizer or batch sizes do not fit; nothing was trained.
+        """
+        self.check(world)
+        accumulation = self.accumulation_steps(world)
+        self.setup_model(world)
+        optimizer = self.optimizer(self.model.named_parameters())
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        resumed = self.checkpointer.load_latest(run, world, self.model, optimizer)
+        progress = resumed or Progress()
+        self.metrics.open(
+            run,
+            world,
+            step=progress.step,
+            steps=self.steps,
+            flops=self.model.flops_per_token(self.data.sequence_length),
+        )
+        if world.is_main:
+            self._describe(world, progress)
+        while progress.step < self.steps:
+            factor = self.schedule(progress.step, self.steps)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * factor
+            microbatches = self.microbatches(progress, accumulation, world)
+            row = self.train_step(optimizer, microbatches, world)
+
+            progress.step += 1
+            progress.samples += self.global_batch_size
+            tokens = self.global_batch_size * self.data.sequence_length
+            progress.tokens += tokens
+            row = {"step": progress.step, **row, "lr": optimizer.param_groups[0]["lr"]}
+            row["tokens"] = progress.tokens
+            if self.evaluation.is_due(progress.step, self.steps):
+                with self.metrics.paused():
+                    row |= self.evaluation.run(self.model, self.loss, self.data, world)
+            self.metrics.record(row, tokens=tokens)
+            if self.checkpointer.is_due(progress.step, self.steps):
+                # A checkpoint promises that every earlier step has its row.
+                self.metrics.flush()
+                with self.metrics.paused():
+                    self.checkpointer.save(run, world, self.model, optimizer, progress)
+        self.metrics.close()
+        self._show_sample(world)
+        return progress
+
+    def train_step(
+        self, optimizer: torch.optim.Optimizer, microbatches: list[Batch], world: World
+    ) -> dict[str, torch.Tensor]:
+        """One optimizer step; returns global mean loss and gradient norm, on the device."""
+        # Counted before the first backward pass: each microbatch weighs by its own tokens.
+        tokens = sum((b.labels_BL != IGNORED).sum() for b in microbatches)
+        global_tokens = world.sum(tokens.to(world.device, torch.float32))
+        total = torch.zeros((), device=world.device)
+        for i, batch in enumerate(microbatches):
+            last = i == len(microbatches) - 1
+            self.parallelizer.synchronize_gradients(self.model, enabled=last)
+            logits_BLV = self.model(batch.tokens_BL.to(world.device, non_blocking=True))
+            loss = self.loss(logits_BLV, batch.labels_BL.to(world.device, non_blocking=True))
+            loss = loss / global_tokens
+            del logits_BLV  # or its memory would be held through the backward pass
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return {
+            "loss": world.sum(total),
+            # The norm of sharded gradients is itself a DTensor, summed over ranks here.
+            "grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm,
+        }
+
+    def microbatches(self, progress: Progress, accumulation: int, world: World) -> list[Batch]:
+        """This rank's part of the next global batch, whose samples are numbered over all ranks."""
+        share = self.global_batch_size // self.parallelizer.data_parallel_size(world)
+        first = progress.samples + self.parallelizer.data_parallel_rank(world) * share
+        size = share // accumulation
+        starts = range(first, first + share, size)
+        return [self.data.train_batch(range(s, s + size), seed=self.seed) for s in starts]
+
+    def accumulation_steps(self, world: World) -> int:
+        """Forward passes of one rank per optimizer step: global / (local x data-parallel ranks).
+
+        Raises:
+            UsageError: it does not divide.
+        """
+        ranks = self.parallelizer.data_parallel_size(world)
+        local = self.local_batch_size or max(self.global_batch_size // ranks, 1)
+        if self.global_batch_size % (local * ranks):
+            raise UsageError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of local batch "
+                f"{local} x {ranks} data-parallel ranks = {local * ranks}; set global_batch_size "
+                f"to a multiple of {local * ranks}, or another local_batch_size"
+            )
+        return self.global_batch_size // (local * ranks)
+
+    def check(self, world: World) -> None:
+        """Makes the text ready on every rank, and checks what only processes and files can tell.
+
+        Raises:
+            UsageError: the text cannot be read, the tokenizer has more ids than the model, or the
+                global batch does not divide.
+        """
+        self.accumulation_steps(world)
+        size, rows = self.data.tokenizer.vocab_size, self.model.vocab_size
+        if size > rows:
+            raise UsageError(
+                f"data.tokenizer has {size} ids, the model's vocab_size is {rows}: expected at "
+                f"least as many; use --config='fiddler:vocab_size({size})' after the tokenizer"
+            )
+        if world.local_rank == 0:
+            self.data.setup()  # the other ranks of the node then find the tokens made
+        world.barrier()
+        self.data.setup()
+
+    def setup_model(self, world: World) -> None:
+        """Shards the model, gives it memory, fills it. In this order no rank holds it whole."""
+        self.parallelizer.parallelize(self.model, world)
+        materialize(self.model, world.device)
+        initialize(self.model, seed=self.seed)
+
+    def restore(self, run: RunDirectory, world: World) -> Progress:
+        """The model of the newest checkpoint, to evaluate or sample.
+
+        Raises:
+            UsageError: the run has no checkpoint yet.
+        """
+        self.setup_model(world)
+        progress = self.checkpointer.load_latest(run, world, self.model)
+        if progress is None:
+            raise UsageError(f"{run.path} has no checkpoint yet; train it first")
+        return progress
+
+    def _describe(self, world: World, progress: Progress) -> None:
+        show = self.metrics.console.print
+        show(
+            f"{self.model.n_parameters():,} parameters on {world.size} x {world.device.type}, "
+            f"{self.data.n_tokens('train'):,} training tokens, "
+            f"{self.global_batch_size} x {self.data.sequence_length} tokens per step"
+        )
+        if progress.step >= self.steps:
+            show(f"already at step {progress.step} of {self.steps}: nothing to train")
+        elif progress.step:
+            show(f"resuming after step {progress.step}")
+
+    def _show_sample(self, world: World) -> None:
+        text = self.sampler.run(self.model, self.data.tokenizer)
+        if world.is_main:
+            print(f"--- sample of {self.sampler.prompt!r}\n{text}\n---", flush=True)
