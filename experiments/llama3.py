@@ -35,27 +35,28 @@ def llama3_model(
     rope_scaling_factor: float | None = None,
     tied: bool = False,
     compute_dtype: torch.dtype = torch.bfloat16,
-    init_std: float = 0.02,
+    init_scale: float = 1.0,
 ) -> fdl.Config[Decoder]:
     """The decoder as a DAG down to single projections: `cfg.layers[7].attention.wq` is a node.
 
     Layers and initialisers are distinct nodes, so that each can differ. The RoPE table and a tied
     embedding are one node that is referenced many times.
 
-    Weights start truncated normal; the projections that write to the residual stream are scaled
-    down by `sqrt(2 n_layers)` (Radford et al., 2019), and the head starts with logits of standard
+    Weights start truncated normal with standard deviation `init_scale / sqrt(fan_in)`, which keeps
+    activations alike at every width. The projections that write to the residual stream are scaled
+    down by `sqrt(2 n_layers)` (Radford et al., 2019). The head starts with logits of standard
     deviation 0.5, which puts the first loss near ln(vocab_size).
     """
     head_dim = dim // n_heads
-    output_std = init_std / math.sqrt(2 * n_layers)
+    output_scale = init_scale / math.sqrt(2 * n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
     )
     if rope_scaling_factor is not None:
         rope.scaling = fdl.Config(Llama3Scaling, factor=rope_scaling_factor)
 
-    def linear(in_dim: int, out_dim: int, std: float = init_std) -> fdl.Config[Linear]:
-        initializer = fdl.Config(TruncatedNormal, std=std)
+    def linear(in_dim: int, out_dim: int, scale: float = init_scale) -> fdl.Config[Linear]:
+        initializer = fdl.Config(FanInNormal, scale=scale)
         return fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
 
     def norm() -> fdl.Config[RMSNorm]:
@@ -70,13 +71,13 @@ def llama3_model(
             wq=linear(dim, n_heads * head_dim),
             wk=linear(dim, n_kv_heads * head_dim),
             wv=linear(dim, n_kv_heads * head_dim),
-            wo=linear(n_heads * head_dim, dim, output_std),
+            wo=linear(n_heads * head_dim, dim, output_scale),
             rope=rope,
         )
         feed_forward = fdl.Config(
             FeedForward,
             w1=linear(dim, hidden_dim),
-            w2=linear(hidden_dim, dim, output_std),
+            w2=linear(hidden_dim, dim, output_scale),
             w3=linear(dim, hidden_dim),
         )
         return fdl.Config(
@@ -93,7 +94,7 @@ def llama3_model(
         vocab_size=vocab_size,
         dim=dim,
         compute_dtype=compute_dtype,
-        initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=init_std),
+        initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=0.02),
     )
     if tied:
         head = fdl.Config(TiedHead, embedding=embedding)

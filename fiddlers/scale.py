@@ -2,7 +2,7 @@
 
 import fiddle as fdl
 import torch
-from fiddle import daglish, selectors
+from fiddle import daglish, selectors, tagging
 
 from nanigpt import tags
 from nanigpt.config.registry import fiddler
@@ -12,13 +12,13 @@ from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
 
-def set_all(cfg: fdl.Config, tag: fdl.TagType, value: object) -> None:
+def set_all(cfg: fdl.Config, tag: type[fdl.Tag], value: object) -> None:
     """Sets every argument with the tag.
 
     Raises:
         UsageError: no argument of the config has it.
     """
-    if tag not in fdl.list_tags(cfg, add_superclasses=True):
+    if tag not in tagging.list_tags(cfg, add_superclasses=True):
         raise UsageError(f"no argument of this config has the tag {tag.__name__}")
     fdl.set_tagged(cfg, tag=tag, value=value)
 

@@ -46,6 +46,7 @@ class Metrics:
         self._events = None
         if not world.is_main:
             return
+        run.path.mkdir(parents=True, exist_ok=True)
         drop_rows_after(run.metrics, step)
         self._stream = open(run.metrics, "a")
         self.console = Console(step=step, steps=steps)

@@ -1,0 +1,74 @@
+"""Sampling, with and without the cache."""
+
+import pytest
+import torch
+
+from nanigpt.models.generate import generate
+from tests.support import built_model, tiny
+
+
+@pytest.fixture(scope="module")
+def model():
+    # Larger weights than a fresh model's, so that attention matters to what is chosen.
+    model = built_model(tiny())
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.mul_(4.0)
+    return model
+
+
+def test_greedy_decoding_with_the_cache_equals_decoding_without(model):
+    prompt = [5, 90, 17, 200]
+    kwargs = dict(max_new_tokens=50, temperature=0)
+    cached = list(generate(model, prompt, **kwargs))
+    assert cached == list(generate(model, prompt, use_cache=False, **kwargs))
+    assert len(cached) == 50
+    assert len(set(cached)) > 3
+    # Each token is the likeliest after all before it, by one plain forward pass.
+    tokens = torch.tensor([prompt + cached])
+    with torch.no_grad():
+        choices = model(tokens)[0].argmax(-1).tolist()
+    assert cached == choices[len(prompt) - 1 : -1]
+
+
+def test_tokens_may_enter_the_cache_in_pieces(model):
+    tokens = torch.randint(512, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = model(tokens)
+        caches = model.new_caches(batch_size=1, capacity=20)
+        pieces = [model(tokens[:, a:b], caches) for a, b in [(0, 7), (7, 8), (8, 15), (15, 20)]]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_sampling_follows_seed_temperature_and_top_k(model):
+    def sample(**kwargs):
+        return list(generate(model, [1, 2, 3], max_new_tokens=30, **kwargs))
+
+    assert sample(seed=1) == sample(seed=1)
+    assert sample(seed=1) != sample(seed=2)
+    assert sample(top_k=1, seed=1) == sample(temperature=0)
+    assert sample(temperature=1e-4, seed=3) == sample(temperature=0)
+    assert all(token < 7 for token in sample(n_tokens=7, seed=1))
+
+
+def test_the_stop_token_ends_the_text(model):
+    tokens = list(generate(model, [9], max_new_tokens=20, temperature=0))
+    stop = tokens[5]
+    stopped = list(generate(model, [9], max_new_tokens=20, temperature=0, stop_id=stop))
+    assert stopped == tokens[: tokens.index(stop)]
+
+
+@pytest.mark.parametrize(
+    "prompt, kwargs, message",
+    [
+        ([], {}, "prompt is empty"),
+        ([1], {"max_new_tokens": 64}, "exceeds the model's context of 64 tokens.*can be 63"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ([1], {"temperature": -1.0}, "temperature=-1.0"),
+        ([1], {"top_k": 0}, "top_k=0"),
+    ],
+)
+def test_wrong_arguments_are_refused(model, prompt, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        list(generate(model, prompt, **{"max_new_tokens": 5, **kwargs}))

@@ -1,0 +1,122 @@
+"""Every recipe: size, first loss, one RoPE table, one record."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nanigpt import tags
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+from nanigpt.config.registry import recipes
+from tests.support import built_model, tiny
+
+PARAMETERS = {
+    "llama3_debug": 6_163_712,
+    "llama3_1b": 1_235_814_400,
+    "llama3_3b": 3_212_749_824,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "llama3_405b": 405_853_388_800,
+}
+
+
+def test_each_recipe_has_a_published_size():
+    assert set(recipes()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    model = build(compose([f"config:{name}"])).model
+    assert model.n_parameters() == PARAMETERS[name]
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_first_loss_is_near_that_of_a_uniform_guess(name):
+    cfg = tiny(recipe=name)
+    vocab_size = cfg.model.embedding.vocab_size
+    model = built_model(cfg)
+    tokens = torch.randint(vocab_size, (16, 65), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() / math.log(vocab_size) - 1) < 0.05
+
+
+def test_first_loss_of_the_debug_recipe_at_full_size():
+    model = built_model(compose(["config:llama3_debug"]))
+    tokens = torch.randint(256, (4, 129), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() / math.log(2048) - 1) < 0.05
+
+
+def test_405b_builds_on_meta_within_5_seconds_and_2_gb():
+    code = """
+import resource, time, torch
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+started = time.process_time()
+model = build(compose(["config:llama3_405b"])).model
+seconds = time.process_time() - started
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, model.n_parameters())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    seconds, gib, parameters = map(float, done.stdout.split())
+    assert parameters == PARAMETERS["llama3_405b"]
+    assert seconds < 5
+    assert gib < 2
+
+
+def test_layers_are_distinct_nodes_and_rope_is_one():
+    cfg = compose(["config:llama3_8b"])
+    layers = cfg.model.layers
+    assert len({id(layer.attention.wq) for layer in layers}) == 32
+    assert len({id(layer.attention.wq.initializer) for layer in layers}) == 32
+    assert len({id(layer.attention.rope) for layer in layers}) == 1
+
+
+def test_flops_per_token_by_hand():
+    model = build(compose(["config:llama3_debug"])).model
+    matmuls = 6 * (4 * 256 * 256 + 3 * 256 * 768) + 256 * 2048
+    assert model.flops_per_token(256) == 6 * matmuls + 12 * 6 * 256 * 256
+
+
+def test_flops_per_token_agree_with_the_flop_counter():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    for recipe in ("llama3_debug", "llama3_1b"):  # an untied and a tied head
+        model = built_model(tiny(recipe=recipe))
+        tokens = torch.zeros(2, 64, dtype=torch.int64)
+        counter = FlopCounterMode(display=False)
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            model(tokens).sum().backward()
+        assert counter.get_total_flops() == tokens.numel() * model.flops_per_token(64)
+
+
+def test_one_tag_sets_the_sequence_length_of_data_and_model():
+    import fiddle as fdl
+
+    cfg = compose(["config:llama3_debug"])
+    fdl.set_tagged(cfg, tag=tags.SequenceLength, value=512)
+    trainer = build(cfg)
+    assert trainer.data.sequence_length == 512
+    assert trainer.model.max_sequence_length == 512
+
+
+def test_one_tag_sets_every_matrix_initialiser():
+    import fiddle as fdl
+
+    from nanigpt.models.init import Constant
+
+    cfg = tiny()
+    fdl.set_tagged(cfg, tag=tags.Initializer, value=fdl.Config(Constant, value=0.5))
+    for name, p in built_model(cfg).named_parameters():
+        assert torch.all(p == (0.5 if p.ndim == 2 else 1.0)), name

@@ -1,0 +1,86 @@
+"""Small runs, in this process and in others."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import fiddle as fdl
+
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+from nanigpt.models.init import initialize, materialize
+from nanigpt.parallel.world import start_world
+from nanigpt.training.run_directory import RunDirectory
+
+TINY = ("config:llama3_debug", "fiddler:debug_scale")
+
+
+def tiny(*edits: str, recipe: str = "llama3_debug") -> fdl.Config:
+    """A recipe at debug scale, with further edits."""
+    return compose([f"config:{recipe}", "fiddler:debug_scale", *edits])
+
+
+def built_model(cfg: fdl.Config, *, seed: int = 0):
+    """The model of a run's config with initial weights, on the CPU."""
+    model = build(cfg.model)
+    materialize(model, "cpu")
+    initialize(model, seed=seed)
+    return model
+
+
+def train(cfg: fdl.Config, path: Path) -> list[dict]:
+    """Trains in this process; returns the rows of metrics.jsonl."""
+    build(cfg).run(RunDirectory(path), start_world("cpu"))
+    return metrics(path)
+
+
+def metrics(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (Path(path) / "metrics.jsonl").read_text().splitlines()]
+
+
+def flags(*directives: str) -> list[str]:
+    return [f"--config={d}" for d in directives]
+
+
+def nanigpt(*arguments: str, timeout: float = 120, cwd=None) -> subprocess.CompletedProcess:
+    """`python -m nanigpt ARGUMENTS` to its end."""
+    return finish(start("-m", "nanigpt", *arguments, cwd=cwd), timeout)
+
+
+def torchrun(n: int, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess:
+    """n processes over gloo, ended together; a failing rank's output is part of the result."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}")
+    return finish(start(*launcher, *arguments), timeout)
+
+
+def start(*arguments: str, cwd=None) -> subprocess.Popen:
+    """A Python process in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float) -> subprocess.CompletedProcess:
+    """Waits; on timeout kills the whole process group and fails with what it printed."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"no end within {timeout} s:\n{out}\n{err}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def succeed(done: subprocess.CompletedProcess) -> str:
+    """Standard output of a process that must have exited with 0."""
+    assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
