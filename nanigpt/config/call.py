@@ -46,9 +46,15 @@ class Call:
             UsageError: it does not take these arguments.
         """
         signature = inspect.signature(function)
+        expected = ", ".join(str(p) for p in list(signature.parameters.values())[len(first) :])
         try:
-            signature.bind(*first, *self.args, **dict(self.kwargs))
+            bound = signature.bind(*first, *self.args, **dict(self.kwargs))
         except TypeError as error:
-            shown = [str(p) for p in list(signature.parameters.values())[len(first) :]]
-            raise UsageError(f"{error}; expected {self.name}({', '.join(shown)})") from error
-        return function(*first, *self.args, **dict(self.kwargs))
+            raise UsageError(f"{error}; expected {self.name}({expected})") from error
+        for name, value in list(bound.arguments.items())[len(first) :]:
+            wanted = signature.parameters[name].annotation
+            if wanted in (int, float, str, bool) and type(value) is not wanted:
+                raise UsageError(
+                    f"{name}={value!r}: expected {wanted.__name__}, as in {self.name}({expected})"
+                )
+        return function(*bound.args, **bound.kwargs)

@@ -45,7 +45,7 @@ class AllowList(serialization.PyrefPolicy):
         if isinstance(value, torch.dtype):
             return True
         package = (getattr(value, "__module__", None) or "").partition(".")[0]
-        return package in {"builtins", "fiddle", *extension_packages()}
+        return package in ("builtins", "fiddle") or package in extension_packages()
 
     def __str__(self) -> str:
         return f"classes and functions of {', '.join(sorted(extension_packages()))}"

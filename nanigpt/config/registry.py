@@ -7,6 +7,7 @@ typed.
 """
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
@@ -42,10 +43,11 @@ def fiddlers() -> dict[str, Callable]:
     return dict(sorted(_fiddlers.items()))
 
 
-def extension_packages() -> set[str]:
+@functools.cache  # reading entry points scans every installed distribution
+def extension_packages() -> frozenset[str]:
     """Top-level packages that recipes come from: this project's, and those of entry points."""
     entries = importlib.metadata.entry_points(group=_ENTRY_POINTS)
-    return {"nanigpt", *_PACKAGES, *(entry.module.partition(".")[0] for entry in entries)}
+    return frozenset({"nanigpt", *_PACKAGES, *(e.module.partition(".")[0] for e in entries)})
 
 
 def find_recipe(name: str) -> Callable:

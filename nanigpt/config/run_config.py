@@ -35,7 +35,7 @@ def choose_run(folder: str, name: str, cfg: fdl.Buildable) -> str:
     """
     path = Path(folder) / name
     recorded = path / "config.json"
-    if recorded.exists() and load(recorded) != cfg:
+    if recorded.exists() and differences(load(recorded), cfg):
         return f"{path}-{short_hash(cfg)}"
     return str(path)
 

@@ -1,0 +1,83 @@
+"""`set:` by path, typed by annotation."""
+
+import fiddle as fdl
+import pytest
+import torch
+
+from nanigpt.config.overrides import apply_override
+from nanigpt.errors import UsageError
+from tests.config.components import Whole, whole
+
+
+@pytest.mark.parametrize(
+    "assignment, expected",
+    [
+        ("count=40", 40),
+        ("count=1e3", 1000),
+        ("name=bare text", "bare text"),
+        ("name=123", "123"),
+        ("name='quoted'", "quoted"),
+        ("path=/a/*.txt", "/a/*.txt"),
+        ("path=None", None),
+        ("path=none", None),
+        ("exact=true", True),
+        ("exact=False", False),
+        ("limit=7", 7),
+        ("limit=None", None),
+        ("dtype=bf16", torch.bfloat16),
+        ("dtype=torch.float32", torch.float32),
+        ("parts[1].size=9", 9),
+        ("parts[-2].rate=1", 1.0),
+        ("parts[0].rate=1e-4", 1e-4),
+        ("pair=(0.8, 0.9)", (0.8, 0.9)),
+        ("table['a']=5", 5),
+        ("name=a=b", "a=b"),
+    ],
+)
+def test_values(assignment, expected):
+    cfg = whole()
+    apply_override(cfg, assignment)
+    path = assignment.partition("=")[0]
+    value = eval(f"cfg.{path}", {"cfg": cfg})
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "assignment, message",
+    [
+        ("count=hello", "count=hello: expected int, not str"),
+        ("count=1.5", "count=1.5: expected int, not float"),
+        ("exact=1", "exact=1: expected bool, not int"),
+        ("limit=x", "limit=x: expected int or None, not str"),
+        ("dtype=bf17", "expected one of float64"),
+        ("cuont=3", r"the config \(Whole\) has no 'cuont'; did you mean 'count'\?"),
+        ("parts[1].sise=3", r"parts\[1\] \(Part\) has no 'sise'; did you mean 'size'\?"),
+        ("parts[3].size=3", r"parts has 3 elements: expected an index from -3 to 2, not 3"),
+        ("count.x=3", "count is not set, so nothing lies below it"),
+        ("name.x=3", "name is str 'w': it has no arguments"),
+        ("count", "expected PATH=VALUE"),
+        ("a..b=1", "is not a path"),
+        ("__fn_or_cls__.__init__=1", "__fn_or_cls__ is not an argument"),
+        ("parts[0].__fn_or_cls__=1", "__fn_or_cls__ is not an argument"),
+    ],
+)
+def test_mistakes_are_named_and_change_nothing(assignment, message):
+    cfg = whole()
+    with pytest.raises(UsageError, match=message):
+        apply_override(cfg, assignment)
+    assert cfg == whole()
+
+
+def test_a_shared_node_stays_shared():
+    cfg = whole()
+    apply_override(cfg, "parts[0].size=9")
+    assert cfg.parts[2] is cfg.parts[0]
+    assert [part.size for part in fdl.build(cfg).parts] == [9, 3, 9]
+
+
+def test_the_class_behind_a_default_is_untouched():
+    cfg = whole()
+    apply_override(cfg, "parts[1].rate=2")
+    assert fdl.build(fdl.Config(Whole, name="n", parts=[])).pair == (0.9, 0.95)
+    assert fdl.build(whole()).parts[1].rate == 0.5

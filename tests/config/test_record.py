@@ -1,0 +1,108 @@
+"""Configs written and read back."""
+
+import json
+import sys
+
+import fiddle as fdl
+import pytest
+import torch
+
+from nanigpt.config.flag import compose
+from nanigpt.config.record import differences, dump, load
+from nanigpt.config.registry import recipes
+from nanigpt.config.run_config import choose_run, claim_run, load_run
+from nanigpt.errors import UsageError
+from nanigpt.models.linear import Linear
+from tests.support import tiny
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_loads_back_equal(name, tmp_path):
+    cfg = compose([f"config:{name}"])
+    path = tmp_path / "config.json"
+    path.write_text(dump(cfg))
+    loaded = load(path)
+    assert loaded == cfg
+    layers = loaded.model.layers
+    assert len({id(layer.attention.rope) for layer in layers}) == 1
+    assert len({id(layer.attention.wq) for layer in layers}) == len(layers)
+    assert dump(loaded) == dump(cfg)
+
+
+def test_callables_and_dtypes_are_recorded(tmp_path):
+    cfg = tiny("set:model.embedding.compute_dtype=bf16")
+    path = tmp_path / "config.json"
+    path.write_text(dump(cfg))
+    assert load(path).model.embedding.compute_dtype is torch.bfloat16
+    assert fdl.get_callable(load(path).optimizer) is fdl.get_callable(cfg.optimizer)
+
+
+def test_a_lambda_cannot_be_recorded():
+    cfg = tiny()
+    cfg.loss = lambda logits, labels: 0
+    with pytest.raises(UsageError, match="cannot be recorded"):
+        dump(cfg)
+
+
+@pytest.mark.parametrize(
+    "module, symbol",
+    [
+        ("os", "system"),
+        ("subprocess", "run"),
+        ("antigravity", "fly"),
+        ("builtins", "eval"),
+        ("nanigpt.training.checkpoint", "shutil.rmtree"),
+        ("fiddle._src.absl_flags.utils", "importlib.import_module"),
+        ("torch", "load"),
+    ],
+)
+def test_a_config_file_names_only_what_is_allowed(tmp_path, module, symbol):
+    recorded = json.loads(dump(fdl.Config(Linear, in_dim=1)))
+
+    def replace(node):
+        if isinstance(node, dict):
+            if node.get("name") == "Linear":
+                node |= {"module": module, "name": symbol}
+            for child in node.values():
+                replace(child)
+        elif isinstance(node, list):
+            for child in node:
+                replace(child)
+
+    replace(recorded)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(recorded))
+    known = set(sys.modules)
+    with pytest.raises(UsageError, match=f"names {module}.{symbol}, which a config file may not"):
+        load(path)
+    assert "antigravity" not in set(sys.modules) - known
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1, 2]", '{"root": 3, "objects": {}}', "nonsense"])
+def test_what_is_not_a_config_is_refused(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="config"):
+        load(path)
+
+
+def test_differences_name_path_and_values():
+    changed = differences(tiny(), tiny("set:steps=7", "set:optimizer.lr=0.5"))
+    assert changed == ["optimizer.lr: 0.002 -> 0.5", "steps: 20 -> 7"]
+    assert differences(tiny(), tiny()) == []
+
+
+def test_a_run_directory_belongs_to_one_config(tmp_path):
+    cfg, other = tiny(), tiny("set:optimizer.lr=0.5")
+    assert choose_run(str(tmp_path), "a", cfg) == str(tmp_path / "a")
+    claim_run(tmp_path / "a" / "config.json", cfg).write()
+    assert load_run(str(tmp_path / "a")) == cfg
+    assert choose_run(str(tmp_path), "a", cfg) == str(tmp_path / "a")
+    beside = choose_run(str(tmp_path), "a", other)
+    assert beside.startswith(str(tmp_path / "a-"))
+    assert choose_run(str(tmp_path), "a", other) == beside
+    with pytest.raises(UsageError, match="another config.*optimizer.lr: 0.002 -> 0.5"):
+        claim_run(tmp_path / "a" / "config.json", other)
+    claim_run(tmp_path / "a" / "config.json", tiny("set:steps=30"))  # prolongs the run
+    with pytest.raises(UsageError, match=r"no run there; in .* there are a"):
+        load_run(str(tmp_path / "b"))

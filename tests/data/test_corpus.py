@@ -1,0 +1,95 @@
+"""Reading files, and holding some of them out."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nanigpt.data.corpus import TextCorpus
+from nanigpt.errors import UsageError
+
+
+def split(corpus):
+    sides = {"train": [], "validation": []}
+    for side, text in corpus.documents():
+        sides[side].append(text)
+    return sides
+
+
+def test_the_default_is_the_standard_library():
+    sides = split(TextCorpus())
+    total = sum(len(t) for texts in sides.values() for t in texts)
+    assert 5e6 < total < 5e7
+    assert 0.01 < len(sides["validation"]) / len(sides["train"]) < 0.12
+    assert not set(sides["train"]) & set(sides["validation"])
+    assert any("def namedtuple(" in t for texts in sides.values() for t in texts)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_are_documents(tmp_path, kind):
+    texts = [f"document {i} says ünïcode\n" for i in range(2000)]
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"content": t, "id": 1}) + "\n" for t in texts))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"content": texts}), path)
+    sides = split(TextCorpus(path=str(path), text_field="content"))
+    assert sorted(sides["train"] + sides["validation"]) == sorted(texts)
+    assert 60 < len(sides["validation"]) < 140  # 5% of 2000, by hash
+    with pytest.raises(UsageError, match="no text in column 'text'; its columns are content"):
+        split(TextCorpus(path=str(path)))
+
+
+def test_one_text_file_is_cut_into_blocks_of_lines(text_file):
+    sides = split(TextCorpus(path=str(text_file), validation_fraction=0.1))
+    assert 5 <= len(sides["validation"]) <= 15
+    assert all(text.endswith("\n") for text in sides["train"])
+    assert sum(len(t) for s in sides.values() for t in s) == len(text_file.read_text())
+
+
+def test_many_files_by_glob_or_folder(tmp_path):
+    for i in range(150):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i}\n" * 3)
+    by_glob = split(TextCorpus(path=str(tmp_path / "*.txt")))
+    assert sum(map(len, by_glob.values())) == 150
+    assert by_glob == split(TextCorpus(path=str(tmp_path)))
+    fewer = split(TextCorpus(path=str(tmp_path / "1*.txt")))
+    assert set(fewer["validation"])  # never empty, however few
+
+
+def test_equal_texts_go_to_the_same_side(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"text number {i % 30}\n")
+    sides = split(TextCorpus(path=str(tmp_path), validation_fraction=0.3))
+    assert sides["validation"]
+    assert not set(sides["train"]) & set(sides["validation"])
+
+
+def test_identity_changes_with_the_files(text_file):
+    corpus = TextCorpus(path=str(text_file))
+    before = corpus.identity()
+    assert before == TextCorpus(path=str(text_file)).identity()
+    text_file.write_text("other text\n")
+    assert corpus.identity() != before
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"no file matches '/nowhere/\*.txt'"):
+        split(TextCorpus(path="/nowhere/*.txt"))
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(UsageError, match="holds no text"):
+        split(TextCorpus(path=str(empty)))
+    empty_rows = tmp_path / "empty.jsonl"
+    empty_rows.touch()
+    with pytest.raises(UsageError, match="holds no text"):
+        split(TextCorpus(path=str(empty_rows)))
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes("naïve".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"latin.txt is not UTF-8.*convert"):
+        split(TextCorpus(path=str(latin)))
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(UsageError, match=r"cannot read .*broken.jsonl"):
+        split(TextCorpus(path=str(broken)))

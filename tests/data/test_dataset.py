@@ -1,0 +1,88 @@
+"""Sequences and their order."""
+
+import numpy as np
+import pytest
+import torch
+
+from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
+from nanigpt.data.dataset import PackedDataset
+from nanigpt.data.shuffle import permute
+from nanigpt.data.token_cache import open_tokens, tokenize_corpus
+from nanigpt.data.tokenizer import ByteTokenizer
+from nanigpt.errors import UsageError
+
+
+def dataset(text_file, sequence_length=32):
+    made = PackedDataset(
+        corpus=TextCorpus(path=str(text_file)),
+        tokenizer=ByteTokenizer(),
+        sequence_length=sequence_length,
+    )
+    made.setup()
+    return made
+
+
+def test_tokens_are_the_documents_each_with_its_end(text_file):
+    corpus = TextCorpus(path=str(text_file))
+    folder = tokenize_corpus(corpus, ByteTokenizer())
+    for split in (TRAIN, VALIDATION):
+        expected = [
+            t for s, text in corpus.documents() if s == split for t in [*text.encode(), 256]
+        ]
+        assert open_tokens(folder, split).tolist() == expected
+
+
+def test_the_cache_is_found_again_and_renewed(text_file):
+    corpus = TextCorpus(path=str(text_file))
+    first = tokenize_corpus(corpus, ByteTokenizer())
+    stamp = (first / "train.bin").stat().st_mtime_ns
+    assert tokenize_corpus(corpus, ByteTokenizer()) == first
+    assert (first / "train.bin").stat().st_mtime_ns == stamp
+    text_file.write_text("something else\n" * 50)
+    assert tokenize_corpus(corpus, ByteTokenizer()) != first
+
+
+def test_labels_are_the_next_tokens(text_file):
+    data = dataset(text_file)
+    batch = data.train_batch(range(5), seed=0)
+    assert batch.tokens_BL.shape == batch.labels_BL.shape == (5, 32)
+    assert torch.equal(batch.tokens_BL[:, 1:], batch.labels_BL[:, :-1])
+
+
+def test_an_epoch_has_every_sequence_once_in_an_order_of_its_own(text_file):
+    data = dataset(text_file)
+    n = data.n_sequences(TRAIN)
+    stream = open_tokens(tokenize_corpus(data.corpus, data.tokenizer), TRAIN)
+    expected = sorted(stream[: n * 32].reshape(n, 32).tolist())
+    epochs = [data.train_batch(range(e * n, e * n + n), seed=0).tokens_BL.tolist() for e in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == expected
+    assert epochs[0] != epochs[1]
+    assert epochs[0] != data.train_batch(range(n), seed=1).tokens_BL.tolist()
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_is_in(text_file):
+    data = dataset(text_file)
+    whole = data.train_batch(range(100, 116), seed=3).tokens_BL
+    parts = [data.train_batch(range(a, a + 4), seed=3).tokens_BL for a in range(100, 116, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 12345])
+def test_permutation_is_a_bijection(size):
+    order = permute(np.arange(size), size=size, seed=1, epoch=2)
+    assert sorted(order.tolist()) == list(range(size))
+
+
+def test_permutation_looks_random():
+    order = permute(np.arange(10_000), size=10_000, seed=0, epoch=0)
+    assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    other = permute(np.arange(10_000), size=10_000, seed=1, epoch=0)
+    assert (order == other).sum() < 20
+
+
+def test_a_corpus_too_small_is_refused_with_its_size(tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text("a few words\n" * 20)
+    with pytest.raises(UsageError, match=r"each split needs at least sequence_length \+ 1 = 65"):
+        dataset(path, sequence_length=64)
