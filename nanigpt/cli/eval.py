@@ -7,7 +7,8 @@ import json
 
 from absl import flags
 
-from nanigpt.cli.restored import define_run_flag, restored, trainer_of
+from nanigpt.cli.restored import restore
+from nanigpt.cli.run_flag import define_run_flag
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -15,10 +16,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer = trainer_of(values)
-    with restored(values, trainer) as (world, progress):
-        trainer.check(world)
-        result = trainer.evaluation.run(trainer.model, trainer.loss, trainer.data, world)
-        if world.is_main:
-            print(json.dumps({"step": progress.step, **result}))
+    trainer, world, progress = restore(values)
+    trainer.check(world)
+    result = trainer.evaluation.run(trainer.model, trainer.loss, trainer.data, world)
+    if world.is_main:
+        print(json.dumps({"step": progress.step, **result}))
     return 0

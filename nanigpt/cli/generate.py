@@ -5,7 +5,8 @@ nanigpt generate --run=runs/llama3_debug --prompt="def " --max_new_tokens=200
 
 from absl import flags
 
-from nanigpt.cli.restored import define_run_flag, restored, trainer_of
+from nanigpt.cli.restored import restore
+from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.training.sample import Sampler
 
 
@@ -21,7 +22,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer = trainer_of(values)
+    trainer, world, _ = restore(values)
     sampler = Sampler(
         prompt=values.prompt,
         max_new_tokens=values.max_new_tokens,
@@ -29,8 +30,7 @@ def run(values: flags.FlagValues) -> int:
         top_k=values.top_k,
         seed=values.seed,
     )
-    with restored(values, trainer) as (world, _):
-        text = sampler.run(trainer.model, trainer.data.tokenizer)
-        if world.is_main:
-            print(text)
+    text = sampler.run(trainer.model, trainer.data.tokenizer)
+    if world.is_main:
+        print(text)
     return 0

@@ -51,7 +51,14 @@ def _run(name: str, argv: list[str]) -> int:
         return 0
     if rest:
         raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
-    return command.run(values)
+    status = command.run(values)
+    # Here what the command held is gone. After an error the group is left alone: other ranks may be
+    # in the middle of a collective, and destroying it would wait for them forever.
+    if "torch.distributed" in sys.modules:
+        from nanigpt.parallel.world import stop_world
+
+        stop_world()
+    return status
 
 
 def _flag_help(values: flags.FlagValues) -> str:

@@ -8,18 +8,17 @@ torchrun --nproc-per-node=2 -m nanigpt train --config=config:llama3_debug
 from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
+from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.config.build import build
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
-from nanigpt.parallel.world import start_world, stop_world
+from nanigpt.parallel.world import start_world
 from nanigpt.training.run_directory import RunDirectory
 
 
 def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values, default_directive="config:llama3_debug")
-    flags.DEFINE_string(
-        "run", None, "directory of the run (default: runs/RECIPE)", flag_values=values
-    )
+    define_run_flag(values, "directory of the run (default: runs/RECIPE)")
 
 
 def run(values: flags.FlagValues) -> int:
@@ -29,14 +28,11 @@ def run(values: flags.FlagValues) -> int:
     directory = RunDirectory(path)
     claim = claim_run(directory.config, cfg)
     world = start_world(trainer.device)
-    try:
-        trainer.check(world)
-        if world.is_main:
-            print(f"run {directory.path}", flush=True)
-            claim.write()
-            record_launch(directory, world)
-        world.barrier()
-        trainer.run(directory, world)
-    finally:
-        stop_world()
+    trainer.check(world)
+    if world.is_main:
+        print(f"run {directory.path}", flush=True)
+        claim.write()
+        record_launch(directory, world)
+    world.barrier()
+    trainer.run(directory, world)
     return 0

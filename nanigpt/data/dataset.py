@@ -88,4 +88,5 @@ class PackedDataset:
         length, tokens = self.sequence_length, self._tokens[split]
         rows = [tokens[i * length : i * length + length + 1] for i in sequences]
         rows_BL = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return Batch(tokens_BL=rows_BL[:, :-1], labels_BL=rows_BL[:, 1:])
+        # Copies, so that masking a label leaves the token that it was made from.
+        return Batch(tokens_BL=rows_BL[:, :-1].clone(), labels_BL=rows_BL[:, 1:].clone())

@@ -1,10 +1,12 @@
 """Checkpoints that are whole or absent, and resume bit for bit."""
 
+import contextlib
 import json
-import logging
 import os
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +16,6 @@ from torch import nn
 from nanigpt.errors import UsageError
 from nanigpt.parallel.world import World
 from nanigpt.training.run_directory import RunDirectory
-
-log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})")
 
@@ -71,7 +71,8 @@ class Checkpointer:
             "optimizer": _optimizer_state(model, optimizer),
             "rng": _rng_state(world),
         }
-        dcp.save(state, checkpoint_id=temporary, no_dist=world.size == 1)
+        with _alone_without_warning(world) as alone:
+            dcp.save(state, checkpoint_id=temporary, no_dist=alone)
         if world.is_main:
             (temporary / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
             if run.config.exists():
@@ -113,7 +114,8 @@ class Checkpointer:
             n_stored = len({key.split(".")[1] for key in stored if key.startswith("rng.")})
             if n_stored == world.size and all(f"rng.{k}" in stored for k in _flat(rng)):
                 state["rng"] = rng
-        dcp.load(state, storage_reader=reader, no_dist=world.size == 1)
+        with _alone_without_warning(world) as alone:
+            dcp.load(state, storage_reader=reader, no_dist=alone)
         if "rng" in state:
             _set_rng_state(state["rng"], world)
         return Progress(**json.loads((folder / "progress.json").read_text()))
@@ -170,6 +172,14 @@ def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -
     if problems:
         more = f" and {len(problems) - 5} more" if problems[5:] else ""
         raise UsageError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
+
+
+@contextlib.contextmanager
+def _alone_without_warning(world: World) -> Iterator[bool]:
+    """Whether this process is the only one, which upstream warns of though it was asked for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield world.size == 1
 
 
 def _synchronize(folder: Path) -> None:

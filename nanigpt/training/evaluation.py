@@ -56,7 +56,7 @@ class Evaluation:
         for start in range(0, n, stride):
             begin = start + world.rank * self.batch_size
             batch = dataset.validation_batch(chosen[begin : begin + self.batch_size] or chosen[:1])
-            labels_BL = batch.labels_BL.clone()
+            labels_BL = batch.labels_BL
             if begin >= n:
                 labels_BL.fill_(IGNORED)
             labels = labels_BL[labels_BL != IGNORED]

@@ -26,7 +26,11 @@ def test_edits_without_a_base_edit_the_default():
 
 
 def test_order_counts():
-    directives = ["--config=config:llama3_debug", "--config=set:steps=40", "--config=fiddler:steps(60)"]
+    directives = [
+        "--config=config:llama3_debug",
+        "--config=set:steps=40",
+        "--config=fiddler:steps(60)",
+    ]
     assert parse(*directives).config.steps == 60
     assert parse(directives[0], directives[2], directives[1]).config.steps == 40
 

@@ -36,9 +36,12 @@ def published_name(name: str) -> str:
 
 
 def model_pair(*, tied: bool, n_kv_heads: int, factor: float | None):
-    sizes = dict(dim=32, n_layers=3, n_heads=4, hidden_dim=56, vocab_size=97)
     cfg = llama3_model(
-        **sizes,
+        dim=32,
+        n_layers=3,
+        n_heads=4,
+        hidden_dim=56,
+        vocab_size=97,
         n_kv_heads=n_kv_heads,
         sequence_length=256,
         rope_scaling_factor=factor,
@@ -93,7 +96,9 @@ def test_logits_and_gradients_equal_those_of_transformers(tied, n_kv_heads, fact
     their_gradients = {name: p.grad for name, p in theirs.named_parameters()}
     compared = 0
     for name, p in ours.named_parameters():
-        torch.testing.assert_close(p.grad, their_gradients[published_name(name)], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            p.grad, their_gradients[published_name(name)], atol=1e-5, rtol=1e-4
+        )
         compared += 1
     assert compared == len(their_gradients)
 

@@ -20,7 +20,7 @@ def model():
 
 def test_greedy_decoding_with_the_cache_equals_decoding_without(model):
     prompt = [5, 90, 17, 200]
-    kwargs = dict(max_new_tokens=50, temperature=0)
+    kwargs = {"max_new_tokens": 50, "temperature": 0}
     cached = list(generate(model, prompt, **kwargs))
     assert cached == list(generate(model, prompt, use_cache=False, **kwargs))
     assert len(cached) == 50

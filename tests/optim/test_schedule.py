@@ -10,7 +10,11 @@ def curve(schedule, steps):
 
 
 def test_warm_up_is_linear_and_reaches_the_peak():
-    for schedule in (Cosine(warmup_steps=4), Linear(warmup_steps=4), WarmupStableDecay(warmup_steps=4)):
+    for schedule in (
+        Cosine(warmup_steps=4),
+        Linear(warmup_steps=4),
+        WarmupStableDecay(warmup_steps=4),
+    ):
         assert curve(schedule, 20)[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 

@@ -1,0 +1,13 @@
+"""The `--run` flag, which commands share."""
+
+from absl import flags
+
+
+def define_run_flag(values: flags.FlagValues, help_text: str = "directory of the run") -> None:
+    """Defines `--run`, and `--run_dir` as another name of it.
+
+    Before Python 3.12.7, torchrun takes a program's `--run` for an ambiguous abbreviation of its
+    own `--run-path` and stops; it lets `--run_dir` pass.
+    """
+    flags.DEFINE_string("run", None, help_text, flag_values=values)
+    flags.DEFINE_alias("run_dir", "run", flag_values=values)

@@ -1,0 +1,103 @@
+"""Run on several ranks by test_fsdp.py: compares a sharded model with the whole one.
+
+Usage: torchrun --nproc-per-node=2 -m tests.parallel.sharded_model RESULTS.json
+"""
+
+import json
+import sys
+import traceback
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from nanigpt.config.build import build
+from nanigpt.parallel.world import start_world, stop_world
+from tests.support import built_model, tiny
+
+
+def sharded_model(cfg, world):
+    trainer = build(cfg)
+    trainer.setup_model(world)
+    return trainer
+
+
+def untied(world):
+    check_weights_and_gradients(tiny(), world)
+
+
+def tied(world):
+    cfg = tiny(recipe="llama3_1b")
+    model = check_weights_and_gradients(cfg, world)
+    assert model.head.weight is model.embedding.weight
+    state = model.state_dict()
+    assert state["head.weight"]._local_tensor.data_ptr() == (
+        state["embedding.weight"]._local_tensor.data_ptr()
+    )
+    buffers = {id(b) for _, b in model.named_buffers(remove_duplicate=False)}
+    assert len(buffers) == 1, "one RoPE table"
+
+
+def check_weights_and_gradients(cfg, world):
+    trainer = sharded_model(cfg, world)
+    whole = built_model(cfg)
+    assert [n for n, _ in trainer.model.named_parameters()] == [
+        n for n, _ in whole.named_parameters()
+    ]
+    for name, p in trainer.model.named_parameters():
+        assert isinstance(p, DTensor), name
+        assert torch.equal(p.full_tensor(), whole.get_parameter(name)), name
+    tokens = torch.randint(512, (4, 33), generator=torch.Generator().manual_seed(0))
+    mine = tokens[2 * world.rank : 2 * world.rank + 2]
+    for rows, model in ((tokens, whole), (mine, trainer.model)):
+        loss = trainer.loss(model(rows[:, :-1]), rows[:, 1:]) / tokens[:, 1:].numel()
+        loss.backward()
+    for name, p in trainer.model.named_parameters():
+        expected = whole.get_parameter(name).grad
+        torch.testing.assert_close(p.grad.full_tensor(), expected, atol=1e-6, rtol=1e-4)
+    return trainer.model
+
+
+def masked(world):
+    """Ranks with different numbers of labels: the mean is over all labels, not over ranks."""
+    cfg = tiny("set:global_batch_size=4")
+    trainer = sharded_model(cfg, world)
+    trainer.data.setup()
+    batch = trainer.data.train_batch(range(4), seed=0)
+    batch.labels_BL[0, 5:] = -100
+    batch.labels_BL[1] = -100
+    valid = batch.labels_BL != -100
+    whole = built_model(cfg)
+    expected = torch.nn.functional.cross_entropy(
+        whole(batch.tokens_BL)[valid], batch.labels_BL[valid]
+    )
+    expected.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters()])
+    begin = 2 * world.rank
+    microbatches = [
+        type(batch)(batch.tokens_BL[i : i + 1], batch.labels_BL[i : i + 1])
+        for i in range(begin, begin + 2)
+    ]
+    optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
+    row = trainer.train_step(optimizer, microbatches, world)
+    torch.testing.assert_close(row["loss"], expected.detach())
+    torch.testing.assert_close(row["grad_norm"], norm, rtol=1e-4, atol=1e-6)
+
+
+def main(results: str) -> None:
+    world = start_world("cpu")
+    outcome = {}
+    for case in (untied, tied, masked):
+        try:
+            case(world)
+            outcome[case.__name__] = "ok"
+        except Exception:  # reported by the test, with the traceback
+            outcome[case.__name__] = f"rank {world.rank}\n{traceback.format_exc()}"
+            break
+    if world.is_main:
+        with open(results, "w") as stream:
+            json.dump(outcome, stream)
+    stop_world()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,145 @@
+"""Checkpoints: whole or absent, and resuming bit for bit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from nanigpt.config.build import build
+from nanigpt.errors import UsageError
+from nanigpt.models.init import initialize, materialize
+from nanigpt.parallel.world import start_world
+from nanigpt.training.checkpoint import Checkpointer, Progress, list_checkpoints
+from nanigpt.training.metrics import drop_rows_after
+from nanigpt.training.run_directory import RunDirectory
+from tests.models.test_init import Shared
+from tests.support import metrics, tiny, train
+
+MEASURED = ("loss", "grad_norm", "lr", "tokens", "val_loss", "val_bits_per_byte")
+
+
+def numbers(rows):
+    return [{k: row[k] for k in MEASURED if k in row} for row in rows]
+
+
+def cut_back(path, step):
+    """What a run killed just after its checkpoint of `step` left behind, and a bit more."""
+    for checkpoint in list_checkpoints(RunDirectory(path)):
+        if int(checkpoint.name.removeprefix("step_")) > step:
+            shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("recipe", ["llama3_debug", "llama3_1b"])
+def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe):
+    cfg = tiny(recipe=recipe)
+    whole = train(cfg, tmp_path)
+    final = torch.load(_export(cfg, tmp_path, "whole.pt"))
+    cut_back(tmp_path, 10)
+    resumed = train(cfg, tmp_path)
+    assert [row["step"] for row in resumed] == list(range(1, 21))
+    assert numbers(resumed) == numbers(whole)
+    for name, tensor in torch.load(_export(cfg, tmp_path, "resumed.pt")).items():
+        assert torch.equal(tensor, final[name]), name
+
+
+def _export(cfg, path, name):
+    trainer = build(cfg)
+    assert trainer.restore(RunDirectory(path), start_world("cpu")).step == 20
+    torch.save(trainer.model.state_dict(), path / name)
+    return path / name
+
+
+def test_the_rng_state_is_restored(tmp_path):
+    run, world = RunDirectory(tmp_path), start_world("cpu")
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    torch.manual_seed(7)
+    Checkpointer().save(run, world, model, optimizer, Progress(step=1))
+    expected = torch.rand(5)
+    torch.manual_seed(8)
+    Checkpointer().load_latest(run, world, model, optimizer)
+    assert torch.equal(torch.rand(5), expected)
+
+
+def test_an_incomplete_checkpoint_is_never_chosen(tmp_path):
+    cfg = tiny()
+    train(cfg, tmp_path)
+    run = RunDirectory(tmp_path)
+    [first, last] = list_checkpoints(run)
+    incomplete = last.with_name(".step_00000020.incomplete")
+    last.rename(incomplete)
+    (incomplete / ".metadata").unlink()
+    trainer = build(cfg)
+    assert trainer.restore(run, start_world("cpu")).step == 10
+    assert train(cfg, tmp_path)[-1]["step"] == 20  # and it is no obstacle to saving step 20
+    assert [p.name for p in list_checkpoints(run)] == [first.name, last.name]
+    assert not incomplete.exists()
+
+
+def test_a_checkpoint_is_complete_in_itself(tmp_path):
+    run, world = RunDirectory(tmp_path), start_world("cpu")
+    run.config.write_text("{}")
+    model = nn.Linear(2, 2)
+    progress = Progress(step=3, samples=24, tokens=1536)
+    folder = Checkpointer().save(run, world, model, torch.optim.AdamW(model.parameters()), progress)
+    assert json.loads((folder / "progress.json").read_text()) == vars(progress)
+    assert (folder / "config.json").read_text() == "{}"
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    run, world = RunDirectory(tmp_path), start_world("cpu")
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in range(1, 6):
+        Checkpointer(keep=2).save(run, world, model, optimizer, Progress(step=step))
+    assert [p.name for p in list_checkpoints(run)] == ["step_00000004", "step_00000005"]
+
+
+def test_shared_tensors_are_stored_once_and_stay_shared(tmp_path):
+    from torch.distributed.checkpoint import FileSystemReader
+
+    run, world = RunDirectory(tmp_path), start_world("cpu")
+    model = Shared()
+    materialize(model, "cpu")
+    initialize(model, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters())
+    folder = Checkpointer().save(run, world, model, optimizer, Progress(step=1))
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    assert {k for k in stored if k.startswith("model.")} == {
+        "model.parts.0.weight",
+        "model.parts.0.table",
+    }
+    with torch.no_grad():
+        model.parts[2].weight.zero_()
+        model.parts[1].table.zero_()
+    Checkpointer().load_latest(run, world, model, optimizer)
+    assert model.parts[2].weight is model.parts[0].weight
+    assert model.parts[2].weight.tolist() == [3.0] * 4
+    assert model.parts[2].table is model.parts[1].table
+    assert model.parts[1].table.tolist() == [7.0] * 2
+
+
+def test_another_model_is_refused(tmp_path):
+    train(tiny("fiddler:steps(2)"), tmp_path)
+    with pytest.raises(UsageError, match=r"is of another model: embedding.weight is \[512, 128\]"):
+        build(tiny("fiddler:vocab_size(600)")).restore(RunDirectory(tmp_path), start_world("cpu"))
+
+
+def test_a_run_without_checkpoint_cannot_be_restored(tmp_path):
+    with pytest.raises(UsageError, match="no checkpoint yet"):
+        build(tiny()).restore(RunDirectory(tmp_path), start_world("cpu"))
+
+
+def test_a_run_can_be_prolonged(tmp_path):
+    train(tiny("set:steps=4", "set:schedule.warmup_steps=1"), tmp_path)
+    rows = train(tiny("set:steps=6", "set:schedule.warmup_steps=1"), tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_rows_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    drop_rows_after(path, 2)
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
