@@ -55,22 +55,20 @@ def test_first_loss_of_the_debug_recipe_at_full_size():
     assert abs(loss.item() / math.log(2048) - 1) < 0.05
 
 
-def test_405b_builds_on_meta_within_5_seconds_and_2_gb():
+def test_405b_builds_on_meta_within_2_gb():
+    """tools/bench/startup.py measures how long it takes."""
     code = """
-import resource, time, torch
+import resource
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
-started = time.process_time()
 model = build(compose(["config:llama3_405b"])).model
-seconds = time.process_time() - started
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, model.n_parameters())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, model.n_parameters())
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    seconds, gib, parameters = map(float, done.stdout.split())
+    gib, parameters = map(float, done.stdout.split())
     assert parameters == PARAMETERS["llama3_405b"]
-    assert seconds < 5
     assert gib < 2
 
 

@@ -1,0 +1,184 @@
+"""Commands as a user runs them."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+
+from nanigpt.config.flag import compose
+from nanigpt.config.run_config import load_run
+from tests.data.test_tokenizer import train_bpe
+from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run, and what its training printed."""
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    return path, succeed(nanigpt("train", *flags(*TINY), f"--run={path}"))
+
+
+def test_training_prints_plain_lines(run):
+    path, out = run
+    lines = out.splitlines()
+    assert lines[0] == f"run {path}"
+    first = next(line for line in lines if line.startswith("step  1/20"))
+    for part in ("loss", "grad norm", "lr", "tokens/s", "ms/step", "peak", "GiB", "ETA"):
+        assert part in first
+    assert "MFU" not in first  # a CPU's peak is not known
+    assert any(line.startswith("step 20/20  validation loss") for line in lines)
+    assert "--- sample of 'def '\ndef " in out
+
+
+def test_the_run_directory_is_complete(run):
+    path, _ = run
+    assert load_run(str(path)) == tiny()
+    launch = json.loads((path / "launches.jsonl").read_text())
+    assert launch["argv"] == ["train", *flags(*TINY), f"--run={path}"]
+    assert launch["versions"]["torch"].startswith("2.")
+    assert launch["processes"] == 1
+    assert set(launch) >= {"time", "git", "python", "platform", "device"}
+    assert {p.name for p in path.iterdir()} == {
+        "config.json",
+        "launches.jsonl",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+    }
+
+
+def test_eval_gives_what_training_logged(run):
+    path, _ = run
+    result = json.loads(succeed(nanigpt("eval", f"--run={path}")).splitlines()[-1])
+    last = metrics(path)[-1]
+    assert result == {k: last[k] for k in ("step", "val_loss", "val_bits_per_byte")}
+
+
+def test_eval_on_two_processes(run):
+    path, _ = run
+    out = succeed(torchrun(2, "-m", "nanigpt", "eval", f"--run_dir={path}"))
+    result = json.loads(out.splitlines()[-1])
+    assert result["val_loss"] == pytest.approx(metrics(path)[-1]["val_loss"], rel=1e-5)
+
+
+def test_generate(run):
+    path, _ = run
+    command = ("generate", f"--run={path}", "--prompt=def ", "--max_new_tokens=40")
+    greedy = succeed(nanigpt(*command, "--temperature=0"))
+    assert greedy.startswith("def ")
+    sampled = [succeed(nanigpt(*command, f"--seed={seed}", "--top_k=50")) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_killed_at_any_step_the_same_command_goes_on(run, tmp_path):
+    path = tmp_path / "killed"
+    command = (
+        "-m",
+        "nanigpt",
+        "train",
+        *flags(*TINY),
+        f"--run={path}",
+        *flags("set:metrics.log_interval=1"),
+    )
+    for wanted in (4, 13):  # before the first checkpoint, and after it
+        process = start(*command)
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and process.poll() is None:
+            if (path / "metrics.jsonl").exists() and len(metrics_so_far(path)) >= wanted:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, "ended before it could be killed"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    out = succeed(finish(start(*command), 120))
+    assert "resuming after step 10" in out
+    assert [row["step"] for row in metrics(path)] == list(range(1, 21))
+    assert [row["loss"] for row in metrics(path)] == [row["loss"] for row in metrics(run[0])]
+    assert len((path / "launches.jsonl").read_text().splitlines()) == 3
+
+
+def metrics_so_far(path):
+    return (path / "metrics.jsonl").read_text().splitlines()
+
+
+def test_the_default_run_directory_is_named_after_the_recipe(tmp_path):
+    short = flags(*TINY, "fiddler:steps(2)")
+    out = succeed(nanigpt("train", *short, cwd=tmp_path))
+    assert out.startswith("run runs/llama3_debug\n")
+    again = succeed(nanigpt("train", *short, cwd=tmp_path))
+    assert "already at step 2 of 2" in again
+    other = succeed(nanigpt("train", *short, *flags("set:seed=1"), cwd=tmp_path))
+    assert other.startswith("run runs/llama3_debug-")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
+    tokenizer = tmp_path / "tokenizer.json"
+    train_bpe(tokenizer)
+    corpus = text_file
+    if kind == "jsonl":
+        corpus = tmp_path / "rows.jsonl"
+        rows = [json.dumps({"text": line}) for line in text_file.read_text().splitlines()]
+        corpus.write_text("\n".join(rows))
+    edits = (
+        f"set:data.corpus.path={corpus}",
+        f"fiddler:tokenizer('{tokenizer}')",
+        "fiddler:steps(3)",
+    )
+    out = succeed(nanigpt("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))
+    assert "validation loss" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["trian"], "nanigpt: unknown command 'trian'; did you mean 'train'?"),
+        (["train", "--config=config:llama3_debg"], "nanigpt: --config=config:llama3_debg: unknown recipe 'llama3_debg'; did you mean 'llama3_debug'?"),
+        (["train", "--config=fiddler:debug_scal"], "nanigpt: --config=fiddler:debug_scal: unknown fiddler 'debug_scal'; did you mean 'debug_scale'?"),
+        (["train", "--config=set:optimizer.lrr=1"], "nanigpt: --config=set:optimizer.lrr=1: optimizer (adamw) has no 'lrr'; did you mean 'lr'?"),
+        (["train", "--config=set:data.corpus.path=/nowhere"], "nanigpt: data.corpus.path: no file matches '/nowhere'"),
+        (["train", "--config=set:optimizer.lr=fast"], "nanigpt: --config=set:optimizer.lr=fast: optimizer.lr=fast: expected float, not str"),
+        (["train", "--rum=x"], "nanigpt: train: Unknown command line flag 'rum'. Did you mean: run"),
+        (["train", "config:llama3_debug"], "nanigpt: train: unexpected argument 'config:llama3_debug'"),
+        (["generate"], "nanigpt: --run is missing"),
+        (["eval", "--run=/nowhere/run"], "nanigpt: --run=/nowhere/run: no run there"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_status_2(arguments, message, tmp_path):
+    done = nanigpt(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generating_past_the_context_is_refused(run):
+    done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=1000")
+    assert done.returncode == 2
+    assert "exceeds the model's context of 64 tokens" in done.stderr
+
+
+def test_help_lists_recipes_and_fiddlers():
+    out = succeed(nanigpt("--help"))
+    for name in ("train", "llama3_405b", "debug_scale", "generate"):
+        assert name in out
+    assert "--config" in succeed(nanigpt("train", "--help"))
+
+
+def test_a_mistake_imports_nothing_heavy_beyond_torch():
+    """What makes an answer fast; tools/bench/startup.py measures how fast."""
+    code = """
+import sys
+from nanigpt.cli.main import main
+assert main(["train", "--config=config:lama"]) == 2
+heavy = ["datasets", "transformers", "tokenizers", "tensorboard", "pandas", "pyarrow",
+         "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint"]
+print([name for name in heavy if name in sys.modules])
+"""
+    assert succeed(finish(start("-c", code), 60)).splitlines()[-1] == "[]"
+
+
+def test_compose_reads_what_the_command_line_does():
+    assert compose(list(TINY)) == tiny()
