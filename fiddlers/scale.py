@@ -11,6 +11,9 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
+# float16 would need loss scaling, which there is not.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 def set_all(cfg: fdl.Config, tag: type[fdl.Tag], value: object) -> None:
     """Sets every argument with the tag.
@@ -42,6 +45,14 @@ def sequence_length(cfg: fdl.Config[Trainer], n: int) -> None:
 def vocab_size(cfg: fdl.Config[Trainer], n: int) -> None:
     """Gives embedding and head n rows."""
     set_all(cfg, tags.VocabSize, n)
+
+
+@fiddler
+def compute_dtype(cfg: fdl.Config[Trainer], name: str) -> None:
+    """Computes in float32 or bfloat16; weights stay float32."""
+    if name not in _DTYPES:
+        raise UsageError(f"compute_dtype({name!r}): expected one of {', '.join(_DTYPES)}")
+    set_all(cfg, tags.ComputeDType, _DTYPES[name])
 
 
 @fiddler

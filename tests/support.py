@@ -31,9 +31,9 @@ def built_model(cfg: fdl.Config, *, seed: int = 0):
     return model
 
 
-def train(cfg: fdl.Config, path: Path) -> list[dict]:
+def train(cfg: fdl.Config, path: Path, *, device: str = "cpu") -> list[dict]:
     """Trains in this process; returns the rows of metrics.jsonl."""
-    build(cfg).run(RunDirectory(path), start_world("cpu"))
+    build(cfg).run(RunDirectory(path), start_world(device))
     return metrics(path)
 
 

@@ -76,6 +76,13 @@ class Trainer:
                 f"{model.max_sequence_length} positions; set both with "
                 f"--config='fiddler:sequence_length({data.sequence_length})'"
             )
+        gathered, computed = parallelizer.fsdp.param_dtype, model.embedding.compute_dtype
+        if gathered != computed:
+            raise ValueError(
+                f"parallelizer.fsdp.param_dtype={gathered}, model.embedding.compute_dtype={computed}: "
+                "expected equal, or losses would depend on the number of processes; set both with "
+                "--config=\"fiddler:compute_dtype('bfloat16')\""
+            )
         self.model = model
         self.data = data
         self.loss = loss

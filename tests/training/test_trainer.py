@@ -105,9 +105,7 @@ def test_masked_labels_weigh_nothing_in_any_microbatch():
 
 
 def test_bf16_trains_with_fp32_weights(tmp_path):
-    cfg = tiny(
-        "set:steps=3", "set:schedule.warmup_steps=1", "set:model.embedding.compute_dtype=bf16"
-    )
+    cfg = tiny("set:steps=3", "set:schedule.warmup_steps=1", "fiddler:compute_dtype('bfloat16')")
     assert len(train(cfg, tmp_path)) == 3
     trainer = build(cfg)
     trainer.restore(RunDirectory(tmp_path), start_world("cpu"))
@@ -136,6 +134,7 @@ def test_tensorboard_has_the_curves(tmp_path):
         (["set:steps=0"], "steps=0: expected at least 1"),
         (["set:schedule.warmup_steps=20"], r"not below steps=20; lower it, or use .*steps\(20\)"),
         (["set:data.sequence_length=128"], r"exceeds the model's 64 positions.*sequence_length\(128"),
+        (["set:model.embedding.compute_dtype=bf16"], "expected equal.*compute_dtype"),
         (["set:max_grad_norm=0"], "max_grad_norm=0"),
         (["set:global_batch_size=0"], "global_batch_size=0"),
         (["set:model.layers[0].activation_checkpointing=some"], "expected one of none, full"),
