@@ -120,12 +120,17 @@ def llama3_debug() -> fdl.Config[Trainer]:
         compute_dtype=torch.float32,
     )
     cfg = pretraining(
-        model, lr=2e-3, steps=300, warmup_steps=20, global_batch_size=8, sequence_length=256
+        model, lr=1e-3, steps=700, warmup_steps=20, global_batch_size=4, sequence_length=128
     )
-    cfg.evaluation.interval = 50
+    # Two minutes are few tokens: small batches make many steps of them, and the model has twice the
+    # positions that it trains on, to write with.
+    cfg.model.embedding.initializer.std = 0.2
+    cfg.evaluation.interval = 100
     cfg.evaluation.n_sequences = 64
-    cfg.checkpointer.interval = 50
+    cfg.checkpointer.interval = 100
     cfg.sampler.prompt = "def "
+    cfg.sampler.max_new_tokens = 120
+    cfg.sampler.temperature = 0.6
     return cfg
 
 

@@ -2,10 +2,11 @@
 
 import fiddle as fdl
 import torch
-from fiddle import daglish, selectors, tagging
+from fiddle import daglish, selectors
 
 from nanigpt import tags
 from nanigpt.config.registry import fiddler
+from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import RotaryEmbedding
@@ -15,36 +16,25 @@ from nanigpt.training.trainer import Trainer
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def set_all(cfg: fdl.Config, tag: type[fdl.Tag], value: object) -> None:
-    """Sets every argument with the tag.
-
-    Raises:
-        UsageError: no argument of the config has it.
-    """
-    if tag not in tagging.list_tags(cfg, add_superclasses=True):
-        raise UsageError(f"no argument of this config has the tag {tag.__name__}")
-    fdl.set_tagged(cfg, tag=tag, value=value)
-
-
 @fiddler
 def steps(cfg: fdl.Config[Trainer], n: int) -> None:
     """Trains for n steps, and scales the warm-up with them."""
     if n < 1:
         raise UsageError(f"steps({n}): expected at least 1")
     cfg.schedule.warmup_steps = cfg.schedule.warmup_steps * n // cfg.steps
-    set_all(cfg, tags.Steps, n)
+    set_tag(cfg, tags.Steps, n)
 
 
 @fiddler
 def sequence_length(cfg: fdl.Config[Trainer], n: int) -> None:
     """Trains on sequences of n tokens, and gives the model as many positions."""
-    set_all(cfg, tags.SequenceLength, n)
+    set_tag(cfg, tags.SequenceLength, n)
 
 
 @fiddler
 def vocab_size(cfg: fdl.Config[Trainer], n: int) -> None:
     """Gives embedding and head n rows."""
-    set_all(cfg, tags.VocabSize, n)
+    set_tag(cfg, tags.VocabSize, n)
 
 
 @fiddler
@@ -52,7 +42,7 @@ def compute_dtype(cfg: fdl.Config[Trainer], name: str) -> None:
     """Computes in float32 or bfloat16; weights stay float32."""
     if name not in _DTYPES:
         raise UsageError(f"compute_dtype({name!r}): expected one of {', '.join(_DTYPES)}")
-    set_all(cfg, tags.ComputeDType, _DTYPES[name])
+    set_tag(cfg, tags.ComputeDType, _DTYPES[name])
 
 
 @fiddler
@@ -70,11 +60,11 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
         decoder.layers = decoder.layers[:2]
-    set_all(cfg, tags.VocabSize, 512)
-    set_all(cfg, tags.SequenceLength, 64)
-    set_all(cfg, tags.ComputeDType, torch.float32)
-    set_all(cfg, tags.GlobalBatchSize, 8)
-    set_all(cfg, tags.LocalBatchSize, None)
+    set_tag(cfg, tags.VocabSize, 512)
+    set_tag(cfg, tags.SequenceLength, 64)
+    set_tag(cfg, tags.ComputeDType, torch.float32)
+    set_tag(cfg, tags.GlobalBatchSize, 8)
+    set_tag(cfg, tags.LocalBatchSize, None)
     steps(cfg, 20)
     cfg.evaluation.interval = 10
     cfg.evaluation.n_sequences = 16

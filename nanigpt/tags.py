@@ -23,7 +23,7 @@ class Steps(Tag):
 
 
 class Seed(Tag):
-    """Seed of initial weights, sample order and sampling."""
+    """Seed of initial weights and sample order."""
 
 
 class SequenceLength(Tag):
@@ -48,6 +48,10 @@ class Width(Tag):
 
 class Initializer(Tag):
     """Initial distribution of a weight matrix."""
+
+
+class BiasInitializer(Tag):
+    """Initial value of a linear layer's bias; None for no bias."""
 
 
 class GainInitializer(Tag):

@@ -4,11 +4,14 @@ nanigpt eval --run=runs/llama3_debug
 """
 
 import json
+import logging
 
 from absl import flags
 
-from nanigpt.cli.restored import restore
 from nanigpt.cli.run_flag import define_run_flag
+from nanigpt.cli.trainer import restore
+
+log = logging.getLogger(__name__)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -18,6 +21,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     trainer, world, progress = restore(values)
     trainer.check(world)
+    if world.is_main and progress.text != trainer.data.digest:
+        log.warning("the text is not that of the checkpoint: this is another validation loss")
     result = trainer.evaluation.run(trainer.model, trainer.loss, trainer.data, world)
     if world.is_main:
         print(json.dumps({"step": progress.step, **result}))

@@ -3,10 +3,13 @@
 nanigpt generate --run=runs/llama3_debug --prompt="def " --max_new_tokens=200
 """
 
+import torch
 from absl import flags
 
-from nanigpt.cli.restored import restore
+from nanigpt import tags
 from nanigpt.cli.run_flag import define_run_flag
+from nanigpt.cli.trainer import restore
+from nanigpt.errors import UsageError
 from nanigpt.training.sample import Sampler
 
 
@@ -18,18 +21,30 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "top_k", None, "sample among the k likeliest tokens only", flag_values=values
     )
-    flags.DEFINE_integer("seed", 0, "of the random stream", flag_values=values)
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "of the random stream",
+        lower_bound=0,
+        upper_bound=2**63 - 1,
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer, world, _ = restore(values)
-    sampler = Sampler(
-        prompt=values.prompt,
-        max_new_tokens=values.max_new_tokens,
-        temperature=values.temperature,
-        top_k=values.top_k,
-        seed=values.seed,
-    )
+    try:
+        sampler = Sampler(
+            prompt=values.prompt,
+            max_new_tokens=values.max_new_tokens,
+            temperature=values.temperature,
+            top_k=values.top_k,
+            seed=values.seed,
+        )
+    except ValueError as error:
+        raise UsageError(f"generate: {error}") from error
+    # Weights are float32 anyhow, and only in float32 is greedy decoding with the cache, which
+    # multiplies other shapes, sure to choose what decoding without it does.
+    trainer, world, _ = restore(values, tags={tags.ComputeDType: torch.float32})
     text = sampler.run(trainer.model, trainer.data.tokenizer)
     if world.is_main:
         print(text)

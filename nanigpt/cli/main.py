@@ -8,7 +8,7 @@ import sys
 from absl import flags
 
 from nanigpt.config.registry import nearest
-from nanigpt.errors import UsageError
+from nanigpt.errors import RankError, UsageError
 
 COMMANDS = {
     "train": "train a run, or resume it",
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     try:
         return _run(argv[0], argv[1:])
     except UsageError as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank makes the same mistake
+        # Ranks of one node mostly make the same mistake: the first speaks for them.
+        if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
             print(f"nanigpt: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

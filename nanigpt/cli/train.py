@@ -9,7 +9,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
-from nanigpt.config.build import build
+from nanigpt.cli.trainer import build_trainer
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
 from nanigpt.parallel.world import start_world
@@ -23,15 +23,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     cfg = values.config
-    trainer = build(cfg)
+    trainer = build_trainer(cfg)
     path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
     directory = RunDirectory(path)
-    claim = claim_run(directory.config, cfg)
     world = start_world(trainer.device)
     trainer.check(world)
     if world.is_main:
+        directory.lock()
+        claim_run(directory.config, cfg, started=directory.started)
         print(f"run {directory.path}", flush=True)
-        claim.write()
         record_launch(directory, world)
     world.barrier()
     trainer.run(directory, world)

@@ -1,5 +1,7 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
+from pathlib import Path
+
 import fiddle as fdl
 from absl import flags
 from fiddle.absl_flags import FiddleFlag
@@ -95,12 +97,12 @@ def compose(directives: list[str]) -> fdl.Buildable:
 
 
 def recipe_name(directives: list[str]) -> str:
-    """A name for runs of these directives: that of the recipe or the config file's folder."""
+    """A name for runs of these directives: that of the recipe or of the recorded run."""
     expression = directives[0].partition(":")[2]
     if _kind(directives[0]) == "config":
         return Call.parse(expression).name
-    folder = expression.rpartition("/")[0].rpartition("/")[2]
-    return folder or expression.partition(".")[0]
+    path = Path(expression).resolve()
+    return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
 
 
 def _kind(directive: str) -> str:

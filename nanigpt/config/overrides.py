@@ -1,13 +1,14 @@
 """`set:PATH=VALUE`: one argument of a DAG, typed by its annotation."""
 
 import ast
+import collections.abc
 import types
 import typing
 from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.paths import check_element, follow, join, parse_path
+from nanigpt.config.paths import Element, check_element, follow, join, parse_path
 from nanigpt.errors import UsageError
 
 _DTYPES = {
@@ -33,10 +34,10 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
     *parents, last = parse_path(path.strip())
     node, walked, annotation = cfg, "", Any
     for element in parents:
+        annotation = _child_annotation(node, element, annotation)
         node, walked = follow(node, element, walked), join(walked, element)
     check_element(node, last, walked)
-    if isinstance(last, str):
-        annotation = _annotation(node, last)
+    annotation = _child_annotation(node, last, annotation)
     try:
         value = parse_value(text, annotation)
     except ValueError as error:
@@ -72,10 +73,11 @@ def parse_value(text: str, annotation: Any) -> Any:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    simple = [t for t in allowed if t in (int, float, str, bool, types.NoneType)]
-    if len(simple) < len(allowed):
-        return value  # containers and components: the component itself checks them
-    if type(value) in allowed:
+    if Any in allowed or type(value) in allowed:
+        return value
+    if type(value) in [typing.get_origin(t) for t in allowed]:
+        return value  # a list, tuple or dict; the component checks its elements
+    if value in [choice for t in allowed for choice in _choices(t)]:
         return value
     if float in allowed and type(value) is int:
         return float(value)
@@ -83,14 +85,43 @@ def parse_value(text: str, annotation: Any) -> Any:
         return int(value)
     if str in allowed:
         return text
-    names = " or ".join("None" if t is types.NoneType else t.__name__ for t in simple)
-    raise ValueError(f"expected {names}, not {type(value).__name__}")
+    names = " or ".join(_name(t) for t in allowed)
+    advice = ""
+    if any(_is_component(t) for t in allowed):
+        advice = "; set its arguments one by one, or exchange it with a fiddler"
+    raise ValueError(f"expected {names}, not {type(value).__name__}{advice}")
 
 
-def _annotation(node: fdl.Buildable, name: str) -> Any:
-    function = fdl.get_callable(node)
-    target = function.__init__ if isinstance(function, type) else function
-    return typing.get_type_hints(target).get(name, Any)
+def _child_annotation(parent: Any, element: Element, annotation: Any) -> Any:
+    """The annotation of a child, where `annotation` is its parent's."""
+    if isinstance(element, str):
+        function = fdl.get_callable(parent)
+        target = function.__init__ if isinstance(function, type) else function
+        return typing.get_type_hints(target).get(element, Any)
+    arguments = typing.get_args(annotation)
+    if isinstance(element, tuple):
+        return arguments[1] if len(arguments) == 2 else Any
+    return arguments[0] if typing.get_origin(annotation) is list else Any
+
+
+def _choices(annotation: Any) -> tuple[Any, ...]:
+    return typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+
+
+def _is_component(annotation: Any) -> bool:
+    plain = (int, float, str, bool, types.NoneType)
+    origin = typing.get_origin(annotation)
+    return annotation not in plain and origin not in (list, tuple, dict, typing.Literal)
+
+
+def _name(annotation: Any) -> str:
+    if annotation is types.NoneType:
+        return "None"
+    if typing.get_origin(annotation) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(annotation)))
+    if typing.get_origin(annotation) is collections.abc.Callable:
+        return "a callable"
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _allowed_types(annotation: Any) -> list[Any]:

@@ -38,6 +38,8 @@ class AllowList(serialization.PyrefPolicy):
             return symbol in self._FIDDLE
         if module == "torch":
             return symbol in _DTYPES
+        if module.startswith(("nanigpt.cli", "nanigpt.config")):
+            return False  # no components, but commands and file access
         return package in extension_packages()
 
     def allows_value(self, value: Any) -> bool:

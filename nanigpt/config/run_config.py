@@ -1,31 +1,14 @@
 """Which config a run directory belongs to."""
 
-import os
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fiddle as fdl
 
 from nanigpt.config.record import differences, dump, load, short_hash
+from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to write a run's config."""
-
-    path: Path
-    text: str
-
-    def write(self) -> None:
-        """Replaces the file at once, so that a kill leaves the old or the new one."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".config.", dir=self.path.parent)
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(self.text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.path)
+from nanigpt.files import write_atomically
 
 
 def choose_run(folder: str, name: str, cfg: fdl.Buildable) -> str:
@@ -40,27 +23,33 @@ def choose_run(folder: str, name: str, cfg: fdl.Buildable) -> str:
     return str(path)
 
 
-def claim_run(path: Path, cfg: fdl.Buildable) -> Claim:
-    """Checks that the run whose config lies at `path` is this config's, or new.
+def claim_run(path: Path, cfg: fdl.Buildable, *, started: bool) -> None:
+    """Records `cfg` at `path`, unless a run of another config started there.
 
-    The number of steps may differ: that prolongs a run.
+    The number of steps may grow: that prolongs a run.
 
     Raises:
-        UsageError: another config was recorded there; the message names what differs.
+        UsageError: another config was recorded; the message names what differs.
     """
-    if path.exists():
-        changed = [d for d in differences(load(path), cfg) if not d.startswith("steps: ")]
+    text = dump(cfg)
+    if path.exists() and started:
+        old = load(path)
+        changed = [d for d in differences(old, cfg) if not _grows(d, old, cfg)]
         if changed:
             more = f" and {len(changed) - 5} more" if changed[5:] else ""
             raise UsageError(
                 f"{path.parent} holds a run of another config ({'; '.join(changed[:5])}{more}); "
                 "give this one a directory of its own with --run=DIR"
             )
-    return Claim(path, dump(cfg))
+    write_atomically(path, text)
 
 
-def load_run(path: str) -> fdl.Buildable:
-    """The config recorded in a run directory.
+def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:
+    return difference.startswith("steps: ") and new.steps > old.steps
+
+
+def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.Buildable:
+    """The config recorded in a run directory, with some tags set to other values.
 
     Raises:
         UsageError: there is no run at `path`; the message names those beside it.
@@ -70,4 +59,7 @@ def load_run(path: str) -> fdl.Buildable:
         beside = sorted(p.parent.name for p in Path(path).parent.glob("*/config.json"))
         known = f"; in {Path(path).parent} there are {', '.join(beside)}" if beside else ""
         raise UsageError(f"--run={path}: no run there{known}")
-    return load(recorded)
+    cfg = load(recorded)
+    for tag, value in (tags or {}).items():
+        set_tag(cfg, tag, value)
+    return cfg

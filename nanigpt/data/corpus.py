@@ -82,8 +82,10 @@ class TextCorpus:
         """
         if self.path is None:
             return _standard_library()
+        if not self.path:
+            raise UsageError("data.corpus.path is empty; expected a file, a folder or a glob")
         path = Path(self.path).expanduser()
-        pattern = str(path / "**" / "*") if path.is_dir() else str(path)
+        pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
         files = [str(path)] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [str(Path(f).resolve()) for f in files if Path(f).is_file()]
         if not files:
@@ -106,8 +108,10 @@ class TextCorpus:
             return
         import datasets
 
-        rows = datasets.load_dataset(kind, data_files=file, split="train", streaming=True)
         try:
+            rows = datasets.load_dataset(
+                kind, data_files=glob.escape(file), split="train", streaming=True
+            )
             for i, row in enumerate(rows):
                 text = row.get(self.text_field)
                 if not isinstance(text, str):
@@ -152,11 +156,14 @@ def _read_text(file: str) -> str:
         if file.endswith(".py"):  # may declare another encoding in its first lines
             with tokenize.open(file) as stream:
                 return stream.read()
-        return Path(file).read_text(encoding="utf-8")
+        with open(file, encoding="utf-8", newline="") as stream:  # line ends as they are
+            return stream.read()
     except (UnicodeDecodeError, SyntaxError) as error:
         raise UsageError(
             f"data.corpus.path: {file} is not UTF-8 text ({error}); convert it first"
         ) from error
+    except OSError as error:
+        raise UsageError(f"data.corpus.path: cannot read {file} ({error.strerror})") from error
 
 
 def _standard_library() -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from nanigpt import tags
 from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
 from nanigpt.data.shuffle import permute
-from nanigpt.data.token_cache import open_tokens, tokenize_corpus
+from nanigpt.data.token_cache import open_tokens, tokenize_corpus, tokens_digest
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.errors import UsageError
 
@@ -45,14 +45,20 @@ class PackedDataset:
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
         self._tokens: dict[str, np.ndarray] = {}
+        self.digest = ""
 
     def setup(self) -> None:
-        """Tokenizes the corpus, or finds the tokens of an earlier run.
+        """Tokenizes the corpus, or finds the tokens of an earlier run; done once.
+
+        Afterwards `digest` tells texts apart.
 
         Raises:
             UsageError: the corpus cannot be read, or has not one sequence for each split.
         """
+        if self._tokens:
+            return
         folder = tokenize_corpus(self.corpus, self.tokenizer)
+        self.digest = tokens_digest(folder)
         self._tokens = {split: open_tokens(folder, split) for split in (TRAIN, VALIDATION)}
         short = [s for s in self._tokens if self.n_sequences(s) == 0]
         if short:

@@ -1,11 +1,11 @@
 """A corpus as two flat files of token ids, made once and then memory-mapped."""
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from nanigpt.data.corpus import TRAIN, VALIDATION
+from nanigpt.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 1  # counts changes of what is written here
+_FORMAT = 2  # counts changes of what is written here
 _BATCH_CHARACTERS = 1 << 22
 
 
@@ -31,23 +32,33 @@ def tokenize_corpus(corpus, tokenizer) -> Path:
     """Tokenizes both splits into a folder of the cache, unless it is there, and returns the folder.
 
     Documents follow each other, each ended by the tokenizer's `end_id`. The folder appears whole or
-    not at all; two processes may make it at the same time.
+    not at all. Where several processes ask for it, one makes it and the others wait, without a
+    collective that could time out.
+
+    Raises:
+        UsageError: the text cannot be read, or the cache cannot be written.
     """
     key = f"{_FORMAT}/{corpus.identity()}/{tokenizer.identity()}"
     name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
     folder = cache_folder() / "tokens" / name
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
+    temporary = folder.with_name(f".{name}.incomplete")
     try:
-        _write(corpus, tokenizer, temporary)
-        os.replace(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, with the same tokens
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name(f".{name}.lock"), "w")
+    except OSError as error:
+        raise UsageError(
+            f"the token cache {folder.parent} cannot be written ({error.strerror}); name another "
+            "folder in NANIGPT_CACHE"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():  # else another process made it meanwhile
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            _write(corpus, tokenizer, temporary)
+            os.replace(temporary, folder)
     return folder
 
 
@@ -59,10 +70,16 @@ def open_tokens(folder: Path, split: str) -> np.ndarray:
     return np.memmap(folder / f"{split}.bin", dtype=meta["dtype"], mode="r")
 
 
+def tokens_digest(folder: Path) -> str:
+    """Equal for equal tokens, whatever files they came from."""
+    return json.loads((folder / "meta.json").read_text())["digest"]
+
+
 def _write(corpus, tokenizer, folder: Path) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts = {TRAIN: 0, VALIDATION: 0}
     characters, started, reported = 0, time.monotonic(), time.monotonic()
+    digest = hashlib.blake2b(digest_size=16)
     streams = {split: open(folder / f"{split}.bin", "wb") for split in counts}
     try:
         for batch in _batches(corpus.documents()):
@@ -71,6 +88,7 @@ def _write(corpus, tokenizer, folder: Path) -> None:
             ):
                 tokens = np.append(ids, tokenizer.end_id).astype(dtype)
                 streams[split].write(tokens.tobytes())
+                digest.update(split.encode() + tokens.tobytes())
                 counts[split] += len(tokens)
                 characters += len(text)
             if time.monotonic() - reported > 5:
@@ -80,7 +98,8 @@ def _write(corpus, tokenizer, folder: Path) -> None:
     finally:
         for stream in streams.values():
             stream.close()
-    (folder / "meta.json").write_text(json.dumps({"dtype": dtype.name, "tokens": counts}))
+    meta = {"dtype": dtype.name, "tokens": counts, "digest": digest.hexdigest()}
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:

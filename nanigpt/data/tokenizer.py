@@ -62,6 +62,9 @@ class HuggingFaceTokenizer:
                     f"data.tokenizer.path: {self.path!r} is not a Hugging Face tokenizer.json "
                     f"({error})"
                 ) from error
+            # A file may carry settings for batches of a fixed length, which would cut the corpus.
+            self._loaded.no_truncation()
+            self._loaded.no_padding()
         return self._loaded
 
     @property

@@ -35,9 +35,10 @@ class Attention(nn.Module):
         rope: RotaryEmbedding,
     ):
         super().__init__()
-        if n_heads % n_kv_heads:
+        if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(
-                f"n_heads={n_heads}, n_kv_heads={n_kv_heads}: expected n_kv_heads to divide n_heads"
+                f"n_heads={n_heads}, n_kv_heads={n_kv_heads}: "
+                "expected positive numbers, the second a divisor of the first"
             )
         expected = {
             "wq.out_dim": (wq.out_dim, n_heads * head_dim),

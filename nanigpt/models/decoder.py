@@ -75,6 +75,8 @@ class Decoder(nn.Module):
         head: Linear | TiedHead,
     ):
         super().__init__()
+        if not layers:
+            raise ValueError("layers=[]: expected at least one block")
         dim = embedding.dim
         expected = {"norm.dim": (norm.dim, dim), "head.in_dim": (head.in_dim, dim)}
         expected["head.out_dim"] = (head.out_dim, embedding.vocab_size)

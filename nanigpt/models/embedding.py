@@ -16,6 +16,10 @@ from nanigpt.models.init import Initializer
 class Embedding(nn.Module):
     """Rows of a `[vocab_size, dim]` table, in `compute_dtype`: here activations get their dtype."""
 
+    # The gradient of a row adds up over every position of its token: thousands of terms of a sum
+    # that bf16 cannot hold. So the table is looked up, and sharded tables are gathered, in float32.
+    gathered_in_float32 = True
+
     def __init__(
         self,
         *,

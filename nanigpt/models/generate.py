@@ -40,12 +40,7 @@ def generate(
     """
     if not prompt:
         raise ValueError("the prompt is empty: expected at least one token")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: expected at least 1, or None")
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
     context = model.max_sequence_length
     if len(prompt) + max_new_tokens > context:
         raise ValueError(
@@ -69,6 +64,16 @@ def generate(
         tokens_BL = torch.cat([tokens_BL, new_BL], dim=1)
 
 
+def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None) -> None:
+    """Raises ValueError where an argument of `generate` is out of range."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k={top_k}: expected at least 1, or None")
+
+
 def _sample(
     logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> torch.Tensor:
@@ -77,4 +82,5 @@ def _sample(
     if top_k is not None and top_k < logits_V.numel():
         threshold = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < threshold, -torch.inf)
+    logits_V = logits_V - logits_V.max()  # so that no temperature, however low, overflows
     return torch.multinomial((logits_V / temperature).softmax(-1), 1, generator=generator)

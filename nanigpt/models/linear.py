@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
-from nanigpt.models.init import Constant, Initializer
+from nanigpt.models.init import Initializer
 
 
 class Linear(nn.Module):
@@ -18,6 +18,11 @@ class Linear(nn.Module):
 
     Weights follow the activations' dtype: the master weight is float32 and is cast where it is
     used, so one process computes what FSDP's mixed precision computes on many.
+
+    Args:
+        initializer: of the weight.
+        bias: initialiser of the bias, or None for no bias.
+        float8: must be None; the tag is where float8 training will be chosen per layer.
     """
 
     def __init__(
@@ -26,7 +31,7 @@ class Linear(nn.Module):
         in_dim: Annotated[int, tags.Width],
         out_dim: Annotated[int, tags.Width],
         initializer: Annotated[Initializer, tags.Initializer],
-        bias: bool = False,
+        bias: Annotated[Initializer | None, tags.BiasInitializer] = None,
         float8: Annotated[str | None, tags.Float8] = None,
     ):
         super().__init__()
@@ -40,10 +45,11 @@ class Linear(nn.Module):
         self.out_dim = out_dim
         self.initializer = initializer
         self.weight = nn.Parameter(torch.empty(out_dim, in_dim, device="meta"))
-        self.bias = nn.Parameter(torch.empty(out_dim, device="meta")) if bias else None
+        self.bias_initializer = bias
+        self.bias = None if bias is None else nn.Parameter(torch.empty(out_dim, device="meta"))
 
     def initializers(self) -> dict[str, Initializer]:
-        return {"weight": self.initializer, "bias": Constant(value=0.0)}
+        return {"weight": self.initializer, "bias": self.bias_initializer}
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x_BLD.dtype)

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 
 from nanigpt import tags
+from nanigpt.errors import UsageError
 
 
 def adamw(
@@ -19,7 +20,15 @@ def adamw(
     """AdamW (Loshchilov and Hutter, 2019) over two groups: matrices, and all else undecayed.
 
     Upstream's fused kernel is taken, which exists for CPU and CUDA alike.
+
+    Raises:
+        UsageError: an argument is out of range.
     """
+    for name, value in {"lr": lr, "weight_decay": weight_decay, "eps": eps}.items():
+        if not value >= 0:
+            raise UsageError(f"optimizer.{name}={value}: expected 0 or more")
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UsageError(f"optimizer.betas={betas}: expected two numbers from 0 to below 1")
     trained = [(name, p) for name, p in named_parameters if p.requires_grad]
     groups = [
         {"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},

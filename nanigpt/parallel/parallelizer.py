@@ -15,7 +15,8 @@ class FullyShardedDataParallel:
     Parameters are gathered group by group, as the model's `shard_groups()` says.
 
     Args:
-        param_dtype: dtype that gathered parameters, and so their communication, have.
+        param_dtype: dtype that gathered parameters, and so their communication, have. Modules that
+            say `gathered_in_float32`, and what is in no group, stay in float32.
         reduce_dtype: dtype that gradients are summed in.
         reshard_after_forward: free gathered parameters after a group's forward pass and gather
             them again in the backward pass.
@@ -36,19 +37,22 @@ class FullyShardedDataParallel:
         """Shards `model`, still on meta, in place over the one-dimensional `mesh`."""
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        policy = MixedPrecisionPolicy(
-            param_dtype=self.param_dtype,
-            reduce_dtype=self.reduce_dtype,
-            cast_forward_inputs=False,  # the embedding decides the activations' dtype
-        )
+        def policy(param_dtype: torch.dtype) -> MixedPrecisionPolicy:
+            return MixedPrecisionPolicy(
+                param_dtype=param_dtype,
+                reduce_dtype=self.reduce_dtype,
+                cast_forward_inputs=False,  # the embedding decides the activations' dtype
+            )
+
         for group in model.shard_groups():
+            exact = any(getattr(module, "gathered_in_float32", False) for module in group)
             fully_shard(
                 group if len(group) > 1 else group[0],
                 mesh=mesh,
-                mp_policy=policy,
+                mp_policy=policy(torch.float32 if exact else self.param_dtype),
                 reshard_after_forward=self.reshard_after_forward,
             )
-        fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy(torch.float32))
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 # The loss is divided by the tokens of all ranks, so gradients are summed. A factor

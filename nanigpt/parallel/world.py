@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
-from nanigpt.errors import UsageError
+from nanigpt.errors import RankError, UsageError
 
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process, number of processes, rank within its node, and its device."""
+    """Rank of this process, number of processes, and the device that it computes on."""
 
     rank: int
     size: int
-    local_rank: int
     device: torch.device
 
     @property
@@ -55,19 +54,19 @@ def start_world(device: str = "auto") -> World:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():
-            raise UsageError(
+            raise RankError(
                 f"local rank {local_rank} has no GPU: this node has {torch.cuda.device_count()}; "
                 "lower --nproc-per-node or set device='cpu'"
             )
         torch.cuda.set_device(local_rank)
     here = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
     if size == 1:
-        return World(rank=0, size=1, local_rank=0, device=here)
+        return World(rank=0, size=1, device=here)
     if not dist.is_initialized():
         dist.init_process_group(
             "nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None
         )
-    return World(dist.get_rank(), dist.get_world_size(), local_rank, here)
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
 
 
 def stop_world() -> None:

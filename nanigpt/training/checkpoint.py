@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,19 +18,24 @@ from nanigpt.errors import UsageError
 from nanigpt.parallel.world import World
 from nanigpt.training.run_directory import RunDirectory
 
+log = logging.getLogger(__name__)
+
 _NAME = re.compile(r"step_(\d{8})")
+_MANIFEST = "checkpoint.json"  # progress, and the size of every other file
 
 
 @dataclass
 class Progress:
-    """How far a run is: optimizer steps done, training samples and tokens consumed.
+    """How far a run is: optimizer steps done, training samples and tokens consumed, of which text.
 
-    Learning rate schedule and data order are pure functions of these numbers.
+    Learning rate schedule and data order are pure functions of these numbers. `text` is the digest
+    of the tokens.
     """
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
+    text: str = ""
 
 
 class Checkpointer:
@@ -74,15 +80,17 @@ class Checkpointer:
         with _alone_without_warning(world) as alone:
             dcp.save(state, checkpoint_id=temporary, no_dist=alone)
         if world.is_main:
-            (temporary / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
             if run.config.exists():
                 shutil.copy(run.config, temporary / "config.json")
+            sizes = {p.name: p.stat().st_size for p in temporary.iterdir()}
+            manifest = {"progress": asdict(progress), "files": sizes}
+            (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n")
             _synchronize(temporary)
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             os.replace(temporary, final)
             _synchronize(run.checkpoints)
             for old in list_checkpoints(run)[: -self.keep] if self.keep else []:
-                shutil.rmtree(old)
+                _remove(old)
         world.barrier()
         return final
 
@@ -93,17 +101,16 @@ class Checkpointer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Progress | None:
-        """Loads the newest checkpoint in place, on any number of ranks; None where there is none.
+        """Loads the newest whole checkpoint in place, on any number of ranks; None without one.
 
         Without an optimizer only the model is read. Random states are restored where the checkpoint
         was written by as many ranks as there are.
         """
-        found = list_checkpoints(run)
-        if not found:
+        folder = next(filter(_is_whole, reversed(list_checkpoints(run))), None)
+        if folder is None:
             return None
         import torch.distributed.checkpoint as dcp
 
-        folder = found[-1]
         reader = dcp.FileSystemReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         state = {"model": model_state(model)}
@@ -118,7 +125,7 @@ class Checkpointer:
             dcp.load(state, storage_reader=reader, no_dist=alone)
         if "rng" in state:
             _set_rng_state(state["rng"], world)
-        return Progress(**json.loads((folder / "progress.json").read_text()))
+        return Progress(**json.loads((folder / _MANIFEST).read_text())["progress"])
 
 
 def list_checkpoints(run: RunDirectory) -> list[Path]:
@@ -126,6 +133,28 @@ def list_checkpoints(run: RunDirectory) -> list[Path]:
     if not run.checkpoints.is_dir():
         return []
     return sorted(p for p in run.checkpoints.iterdir() if _NAME.fullmatch(p.name))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether every file is there at its size: a disk may fail, and a copy may be cut short."""
+    try:
+        sizes = json.loads((checkpoint / _MANIFEST).read_text())["files"]
+        damaged = [n for n, size in sizes.items() if (checkpoint / n).stat().st_size != size]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("%s is incomplete (%s): passed over", checkpoint, error)
+        return False
+    if damaged:
+        log.warning("%s is incomplete (size of %s): passed over", checkpoint, ", ".join(damaged))
+    return not damaged
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes away the name at once, so that a kill leaves no half checkpoint under it."""
+    if checkpoint.exists():
+        doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(checkpoint, doomed)
+        shutil.rmtree(doomed)
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:

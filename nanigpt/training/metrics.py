@@ -2,16 +2,20 @@
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from nanigpt.files import write_atomically
 from nanigpt.parallel.world import World
 from nanigpt.training.console import Console
 from nanigpt.training.hardware import peak_flops, peak_memory
-from nanigpt.training.run_directory import RunDirectory, write_atomically
+from nanigpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -112,14 +116,15 @@ def drop_rows_after(path: Path, step: int) -> None:
     """Keeps the whole rows of `metrics.jsonl` up to `step`."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    kept, lines = [], path.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # the last line of a run that was killed while writing
-            break
-        if row["step"] <= step:
-            kept.append(line + "\n")
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (json.JSONDecodeError, KeyError, TypeError):
+            # The last line is cut where a run was killed while writing; no other should be.
+            if number < len(lines):
+                log.warning("%s: line %d is no row of a step; dropped", path, number)
     write_atomically(path, "".join(kept))
 
 

@@ -1,8 +1,10 @@
 """Where everything of one run lies."""
 
+import fcntl
 import os
-import tempfile
 from pathlib import Path
+
+from nanigpt.errors import UsageError
 
 
 class RunDirectory:
@@ -17,6 +19,34 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+
+    def lock(self) -> None:
+        """Makes the directory, and keeps other processes from training in it while this one lives.
+
+        Raises:
+            UsageError: another process trains there, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise UsageError(f"--run={self.path}: cannot be written ({error.strerror})") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.seek(0)
+            raise UsageError(
+                f"--run={self.path}: process {self._lock.read().strip()} trains there now; wait, "
+                "or give this run a directory of its own"
+            ) from error
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was trained here."""
+        return self.metrics.exists() or self.checkpoints.exists()
 
     @property
     def config(self) -> Path:
@@ -37,15 +67,3 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that other processes see whole, old or new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(descriptor, "w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)

@@ -3,7 +3,7 @@
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
-from nanigpt.models.generate import generate
+from nanigpt.models.generate import check_sampling, generate
 
 
 class Sampler:
@@ -26,34 +26,54 @@ class Sampler:
         top_k: int | None = None,
         seed: int = 0,
     ):
+        check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.top_k = top_k
         self.seed = seed
 
-    def run(self, model: Decoder, tokenizer: ByteTokenizer | HuggingFaceTokenizer) -> str:
+    def run(
+        self,
+        model: Decoder,
+        tokenizer: ByteTokenizer | HuggingFaceTokenizer,
+        *,
+        shorten: bool = False,
+    ) -> str:
         """Returns prompt and continuation. All ranks call it and get the same text.
 
+        Args:
+            shorten: where the text would exceed the model's context, keep the end of the prompt and
+                sample fewer tokens.
+
         Raises:
-            UsageError: an argument is out of range, or the text would exceed the model's context.
+            UsageError: the prompt is not text, or the whole would exceed the model's context.
         """
+        try:
+            encoded = tokenizer.encode([self.prompt])[0].tolist()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the prompt is not UTF-8 text ({error})") from error
         # A document begins after the end of the one before.
-        prompt = [tokenizer.end_id, *tokenizer.encode([self.prompt])[0].tolist()]
+        prompt, max_new_tokens = [tokenizer.end_id, *encoded], self.max_new_tokens
+        if shorten:
+            prompt = prompt[-max(model.max_sequence_length // 2, 1) :]
+            max_new_tokens = min(max_new_tokens, model.max_sequence_length - len(prompt))
+            if max_new_tokens < 1:
+                return self.prompt
         was_training = model.training
         model.eval()
         try:
             new = generate(
                 model,
                 prompt,
-                max_new_tokens=self.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 temperature=self.temperature,
                 top_k=self.top_k,
                 seed=self.seed,
                 stop_id=tokenizer.end_id,
                 n_tokens=tokenizer.vocab_size,
             )
-            return tokenizer.decode([*prompt[1:], *new])
+            return self.prompt + tokenizer.decode(list(new))
         except ValueError as error:
             raise UsageError(str(error)) from error
         finally:

@@ -1,5 +1,7 @@
 """The training loop, and the root of every run's DAG."""
 
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Annotated
 
@@ -19,6 +21,8 @@ from nanigpt.training.loss import IGNORED, CrossEntropy
 from nanigpt.training.metrics import Metrics
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.sample import Sampler
+
+log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -79,8 +83,9 @@ class Trainer:
         gathered, computed = parallelizer.fsdp.param_dtype, model.embedding.compute_dtype
         if gathered != computed:
             raise ValueError(
-                f"parallelizer.fsdp.param_dtype={gathered}, model.embedding.compute_dtype={computed}: "
-                "expected equal, or losses would depend on the number of processes; set both with "
+                f"parallelizer.fsdp.param_dtype={gathered}, "
+                f"model.embedding.compute_dtype={computed}: expected equal, or "
+                "losses would depend on the number of processes; set both with "
                 "--config=\"fiddler:compute_dtype('bfloat16')\""
             )
         self.model = model
@@ -113,6 +118,9 @@ class Trainer:
         peaks = [group["lr"] for group in optimizer.param_groups]
         resumed = self.checkpointer.load_latest(run, world, self.model, optimizer)
         progress = resumed or Progress()
+        if resumed and resumed.text != self.data.digest and world.is_main:
+            log.warning("the text is not that of the checkpoint: resuming on other samples")
+        progress.text = self.data.digest
         self.metrics.open(
             run,
             world,
@@ -122,29 +130,29 @@ class Trainer:
         )
         if world.is_main:
             self._describe(world, progress)
-        while progress.step < self.steps:
-            factor = self.schedule(progress.step, self.steps)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
-            microbatches = self.microbatches(progress, accumulation, world)
-            row = self.train_step(optimizer, microbatches, world)
+        with contextlib.closing(self.metrics):  # also after Ctrl-C: rows and terminal are whole
+            while progress.step < self.steps:
+                factor = self.schedule(progress.step, self.steps)
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * factor
+                microbatches = self.microbatches(progress, accumulation, world)
+                row = self.train_step(optimizer, microbatches, world)
 
-            progress.step += 1
-            progress.samples += self.global_batch_size
-            tokens = self.global_batch_size * self.data.sequence_length
-            progress.tokens += tokens
-            row = {"step": progress.step, **row, "lr": optimizer.param_groups[0]["lr"]}
-            row["tokens"] = progress.tokens
-            if self.evaluation.is_due(progress.step, self.steps):
-                with self.metrics.paused():
-                    row |= self.evaluation.run(self.model, self.loss, self.data, world)
-            self.metrics.record(row, tokens=tokens)
-            if self.checkpointer.is_due(progress.step, self.steps):
-                # A checkpoint promises that every earlier step has its row.
-                self.metrics.flush()
-                with self.metrics.paused():
-                    self.checkpointer.save(run, world, self.model, optimizer, progress)
-        self.metrics.close()
+                progress.step += 1
+                progress.samples += self.global_batch_size
+                tokens = self.global_batch_size * self.data.sequence_length
+                progress.tokens += tokens
+                row = {"step": progress.step, **row, "lr": optimizer.param_groups[0]["lr"]}
+                row["tokens"] = progress.tokens
+                if self.evaluation.is_due(progress.step, self.steps):
+                    with self.metrics.paused():
+                        row |= self.evaluation.run(self.model, self.loss, self.data, world)
+                self.metrics.record(row, tokens=tokens)
+                if self.checkpointer.is_due(progress.step, self.steps):
+                    # A checkpoint promises that every earlier step has its row.
+                    self.metrics.flush()
+                    with self.metrics.paused():
+                        self.checkpointer.save(run, world, self.model, optimizer, progress)
         self._show_sample(world)
         return progress
 
@@ -202,8 +210,8 @@ class Trainer:
         """Makes the text ready on every rank, and checks what only processes and files can tell.
 
         Raises:
-            UsageError: the text cannot be read, the tokenizer has more ids than the model, or the
-                global batch does not divide.
+            UsageError: the text cannot be read, the tokenizer has more ids than the model, the
+                global batch does not divide, or the optimizer refuses its arguments.
         """
         self.accumulation_steps(world)
         size, rows = self.data.tokenizer.vocab_size, self.model.vocab_size
@@ -212,10 +220,8 @@ class Trainer:
                 f"data.tokenizer has {size} ids, the model's vocab_size is {rows}: expected at "
                 f"least as many; use --config='fiddler:vocab_size({size})' after the tokenizer"
             )
-        if world.local_rank == 0:
-            self.data.setup()  # the other ranks of the node then find the tokens made
-        world.barrier()
         self.data.setup()
+        self.optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])  # checks its arguments
 
     def setup_model(self, world: World) -> None:
         """Shards the model, gives it memory, fills it. In this order no rank holds it whole."""
@@ -248,6 +254,6 @@ class Trainer:
             show(f"resuming after step {progress.step}")
 
     def _show_sample(self, world: World) -> None:
-        text = self.sampler.run(self.model, self.data.tokenizer)
+        text = self.sampler.run(self.model, self.data.tokenizer, shorten=True)
         if world.is_main:
             print(f"--- sample of {self.sampler.prompt!r}\n{text}\n---", flush=True)
