@@ -98,10 +98,11 @@ def _child_annotation(parent: Any, element: Element, annotation: Any) -> Any:
         function = fdl.get_callable(parent)
         target = function.__init__ if isinstance(function, type) else function
         return typing.get_type_hints(target).get(element, Any)
-    arguments = typing.get_args(annotation)
-    if isinstance(element, tuple):
-        return arguments[1] if len(arguments) == 2 else Any
-    return arguments[0] if typing.get_origin(annotation) is list else Any
+    kind = dict if isinstance(element, tuple) else list
+    for part in _allowed_types(annotation):
+        if typing.get_origin(part) is kind:
+            return typing.get_args(part)[-1]
+    return Any
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from nanigpt.config.flag import compose
 from nanigpt.config.run_config import load_run
 from tests.data.test_tokenizer import train_bpe
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
@@ -46,6 +45,7 @@ def test_the_run_directory_is_complete(run):
         "metrics.jsonl",
         "tensorboard",
         "checkpoints",
+        ".lock",
     }
 
 
@@ -180,5 +180,56 @@ print([name for name in heavy if name in sys.modules])
     assert succeed(finish(start("-c", code), 60)).splitlines()[-1] == "[]"
 
 
-def test_compose_reads_what_the_command_line_does():
-    assert compose(list(TINY)) == tiny()
+def test_a_second_process_on_the_same_run_is_refused(tmp_path):
+    path = tmp_path / "run"
+    command = ("train", *flags(*TINY, "fiddler:steps(400)"), f"--run={path}")
+    first = start("-m", "nanigpt", *command)
+    try:
+        deadline = time.monotonic() + 60
+        while not (path / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        second = nanigpt(*command)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert second.returncode == 2
+    assert f"process {first.pid} trains there now" in second.stderr
+
+
+def test_an_unwritable_place_is_named(monkeypatch):
+    done = nanigpt("train", *flags(*TINY), "--run=/proc/run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "nanigpt: --run=/proc/run: cannot be written" in done.stderr
+    monkeypatch.setenv("NANIGPT_CACHE", "/proc/cache")
+    done = nanigpt("train", *flags(*TINY))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "name another folder in NANIGPT_CACHE" in done.stderr
+
+
+def test_a_mistake_of_one_rank_is_printed_by_it(monkeypatch, capsys):
+    import torch
+
+    from nanigpt.cli.main import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", *flags(*TINY)]) == 2
+    assert "local rank 1 has no GPU: this node has 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--temperature=-1", "temperature=-1.0: expected 0 (greedy) or more"),
+        ("--temperature=nan", "temperature=nan"),
+        ("--top_k=0", "top_k=0"),
+        ("--seed=-1", "seed"),
+        (b"--prompt=\xff", "the prompt is not UTF-8"),
+    ],
+)
+def test_wrong_sampling_is_refused(run, argument, message):
+    done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=5", argument)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr

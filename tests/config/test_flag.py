@@ -89,6 +89,9 @@ def test_run_names():
     assert recipe_name(["config:llama3_debug", "set:steps=3"]) == "llama3_debug"
     assert recipe_name(["config_file:runs/mine/config.json"]) == "mine"
     assert recipe_name(["config_file:mine.json"]) == "mine"
+    for odd in ("../config.json", "./config.json", "/config.json", "config.json"):
+        name = recipe_name([f"config_file:{odd}"])
+        assert name and "/" not in name and name not in (".", "..")
 
 
 @pytest.mark.parametrize("recipe", ["llama3_debug", "llama3_1b", "llama3_405b"])

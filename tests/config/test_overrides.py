@@ -32,6 +32,8 @@ from tests.config.components import Whole, whole
         ("pair=(0.8, 0.9)", (0.8, 0.9)),
         ("table['a']=5", 5),
         ("name=a=b", "a=b"),
+        ("mode=slow", "slow"),
+        ("parts=[]", []),
     ],
 )
 def test_values(assignment, expected):
@@ -57,6 +59,11 @@ def test_values(assignment, expected):
         ("count.x=3", "count is not set, so nothing lies below it"),
         ("name.x=3", "name is str 'w': it has no arguments"),
         ("count", "expected PATH=VALUE"),
+        ("parts[0]=7", r"parts\[0\]=7: expected Part, not int; set its arguments one by one"),
+        ("parts=7", "parts=7: expected list, not int"),
+        ("pair=0.9", "pair=0.9: expected tuple, not float"),
+        ("mode=medium", "expected one of 'fast', 'slow', not str"),
+        ("table['a']=x", "expected int, not str"),
         ("a..b=1", "is not a path"),
         ("__fn_or_cls__.__init__=1", "__fn_or_cls__ is not an argument"),
         ("parts[0].__fn_or_cls__=1", "__fn_or_cls__ is not an argument"),

@@ -54,6 +54,8 @@ def test_a_lambda_cannot_be_recorded():
         ("nanigpt.training.checkpoint", "shutil.rmtree"),
         ("fiddle._src.absl_flags.utils", "importlib.import_module"),
         ("torch", "load"),
+        ("nanigpt.cli.main", "main"),
+        ("nanigpt.config.run_config", "claim_run"),
     ],
 )
 def test_a_config_file_names_only_what_is_allowed(tmp_path, module, symbol):
@@ -88,21 +90,25 @@ def test_what_is_not_a_config_is_refused(tmp_path, text):
 
 def test_differences_name_path_and_values():
     changed = differences(tiny(), tiny("set:steps=7", "set:optimizer.lr=0.5"))
-    assert changed == ["optimizer.lr: 0.002 -> 0.5", "steps: 20 -> 7"]
+    assert changed == ["optimizer.lr: 0.001 -> 0.5", "steps: 20 -> 7"]
     assert differences(tiny(), tiny()) == []
 
 
 def test_a_run_directory_belongs_to_one_config(tmp_path):
     cfg, other = tiny(), tiny("set:optimizer.lr=0.5")
     assert choose_run(str(tmp_path), "a", cfg) == str(tmp_path / "a")
-    claim_run(tmp_path / "a" / "config.json", cfg).write()
+    recorded = tmp_path / "a" / "config.json"
+    claim_run(recorded, other, started=False)
+    claim_run(recorded, cfg, started=False)  # nothing was trained on the first claim
     assert load_run(str(tmp_path / "a")) == cfg
     assert choose_run(str(tmp_path), "a", cfg) == str(tmp_path / "a")
     beside = choose_run(str(tmp_path), "a", other)
     assert beside.startswith(str(tmp_path / "a-"))
     assert choose_run(str(tmp_path), "a", other) == beside
-    with pytest.raises(UsageError, match="another config.*optimizer.lr: 0.002 -> 0.5"):
-        claim_run(tmp_path / "a" / "config.json", other)
-    claim_run(tmp_path / "a" / "config.json", tiny("set:steps=30"))  # prolongs the run
+    with pytest.raises(UsageError, match="another config.*optimizer.lr: 0.001 -> 0.5"):
+        claim_run(recorded, other, started=True)
+    claim_run(recorded, tiny("set:steps=30"), started=True)  # prolongs the run
+    with pytest.raises(UsageError, match="steps: 30 -> 15"):
+        claim_run(recorded, tiny("set:steps=15"), started=True)
     with pytest.raises(UsageError, match=r"no run there; in .* there are a"):
         load_run(str(tmp_path / "b"))

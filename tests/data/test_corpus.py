@@ -58,6 +58,16 @@ def test_many_files_by_glob_or_folder(tmp_path):
     assert set(fewer["validation"])  # never empty, however few
 
 
+def test_names_with_brackets_and_line_ends_are_kept(tmp_path):
+    rows = tmp_path / "r[1].jsonl"
+    rows.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert sum(map(len, split(TextCorpus(path=str(rows))).values())) == 2
+    dos = tmp_path / "dos.txt"
+    dos.write_bytes(b"a line\r\nanother\r\n" * 50)
+    sides = split(TextCorpus(path=str(dos)))
+    assert sum(len(t) for texts in sides.values() for t in texts) == dos.stat().st_size
+
+
 def test_equal_texts_go_to_the_same_side(tmp_path):
     for i in range(300):
         (tmp_path / f"{i}.txt").write_text(f"text number {i % 30}\n")
@@ -89,6 +99,12 @@ def test_mistakes_are_named(tmp_path):
     latin.write_bytes("naïve".encode("latin-1"))
     with pytest.raises(UsageError, match=r"latin.txt is not UTF-8.*convert"):
         split(TextCorpus(path=str(latin)))
+    fake = tmp_path / "fake.parquet"
+    fake.write_text("not parquet")
+    with pytest.raises(UsageError, match=r"cannot read .*fake.parquet"):
+        split(TextCorpus(path=str(fake)))
+    with pytest.raises(UsageError, match="path is empty"):
+        split(TextCorpus(path=""))
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(UsageError, match=r"cannot read .*broken.jsonl"):

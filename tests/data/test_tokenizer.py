@@ -75,6 +75,19 @@ def test_a_missing_file_and_a_wrong_one_are_named(tmp_path):
         _ = HuggingFaceTokenizer(path=str(wrong)).vocab_size
 
 
+def test_settings_for_fixed_lengths_do_not_cut_the_corpus(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    train_bpe(path)
+    stored = tokenizers.Tokenizer.from_file(str(path))
+    stored.enable_truncation(4)
+    stored.enable_padding(length=8)
+    stored.save(str(path))
+    tokenizer = HuggingFaceTokenizer(path=str(path))
+    ids = tokenizer.encode([TEXT, "x"])
+    assert tokenizer.decode(ids[0].tolist()) == TEXT
+    assert len(ids[1]) == 1
+
+
 def test_the_end_token_can_be_named(tmp_path):
     path = tmp_path / "tokenizer.json"
     train_bpe(path, end="<stop>")

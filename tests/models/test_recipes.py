@@ -55,6 +55,20 @@ def test_first_loss_of_the_debug_recipe_at_full_size():
     assert abs(loss.item() / math.log(2048) - 1) < 0.05
 
 
+@pytest.mark.slow
+def test_first_loss_of_llama3_1b_at_full_size():
+    model = built_model(
+        compose(
+            ["config:llama3_1b", "fiddler:compute_dtype('float32')", "fiddler:sequence_length(64)"]
+        )
+    )
+    tokens = torch.randint(128_256, (2, 33), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert abs(loss.item() / math.log(128_256) - 1) < 0.05
+
+
 def test_405b_builds_on_meta_within_2_gb():
     """tools/bench/startup.py measures how long it takes."""
     code = """

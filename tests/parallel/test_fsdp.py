@@ -69,7 +69,7 @@ def test_a_checkpoint_of_two_processes_goes_on_in_one(two, single, tmp_path):
     assert_equal_curves(train(tiny(), path), single)
 
 
-@pytest.mark.parametrize("case", ["untied", "tied", "masked"])
+@pytest.mark.parametrize("case", ["untied", "tied", "masked", "bf16"])
 def test_sharded_model_against_whole_model(case, sharded):
     """Initial weights, gradients, sharing: see sharded_model.py, which ran on two ranks."""
     assert sharded[case] == "ok", sharded[case]

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, and resuming bit for bit."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -78,13 +79,63 @@ def test_an_incomplete_checkpoint_is_never_chosen(tmp_path):
     assert not incomplete.exists()
 
 
+@pytest.mark.parametrize("damage", ["no metadata", "no manifest", "cut short", "empty"])
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, damage, caplog):
+    path = tmp_path / "run"
+    shutil.copytree(finished, path)
+    last = path / "checkpoints" / "step_00000020"
+    if damage == "no metadata":
+        (last / ".metadata").unlink()
+    elif damage == "no manifest":
+        (last / "checkpoint.json").unlink()
+    elif damage == "cut short":
+        os.truncate(last / "__0_0.distcp", 1000)
+    else:
+        shutil.rmtree(last)
+        last.mkdir()
+    assert build(tiny()).restore(RunDirectory(path), start_world("cpu")).step == 10
+    assert "step_00000020 is incomplete" in caplog.text
+    assert [row["step"] for row in train(tiny(), path)] == list(range(1, 21))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("finished")
+    train(tiny(), path)
+    return path
+
+
+def test_rope_stays_one_right_table_through_state_dict_and_checkpoint(finished):
+    """The table is derived from the config and is stored in neither; it must survive both."""
+    trainer = build(tiny())
+    trainer.restore(RunDirectory(finished), start_world("cpu"))
+    model = trainer.model
+    model.load_state_dict(model.state_dict())
+    tables = dict(model.named_buffers(remove_duplicate=False))
+    assert list(tables) == [f"layers.{i}.attention.rope.cos_sin_2MF" for i in range(2)]
+    assert len({id(table) for table in tables.values()}) == 1
+    angle = torch.outer(torch.arange(64.0), 500_000.0 ** -(torch.arange(0, 8, 2) / 8))
+    expected = torch.stack([angle.cos(), angle.sin()])
+    torch.testing.assert_close(tables["layers.1.attention.rope.cos_sin_2MF"], expected)
+
+
+def test_a_change_of_the_text_is_told(text_file, tmp_path, caplog):
+    cfg = tiny(f"set:data.corpus.path={text_file}", "fiddler:steps(4)")
+    train(cfg, tmp_path / "run")
+    text_file.write_text(text_file.read_text()[:30_000])
+    train(cfg, tmp_path / "run")
+    assert "the text is not that of the checkpoint" in caplog.text
+
+
 def test_a_checkpoint_is_complete_in_itself(tmp_path):
     run, world = RunDirectory(tmp_path), start_world("cpu")
     run.config.write_text("{}")
     model = nn.Linear(2, 2)
     progress = Progress(step=3, samples=24, tokens=1536)
     folder = Checkpointer().save(run, world, model, torch.optim.AdamW(model.parameters()), progress)
-    assert json.loads((folder / "progress.json").read_text()) == vars(progress)
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    assert manifest["progress"] == vars(progress)
+    assert manifest["files"].keys() == {".metadata", "__0_0.distcp", "config.json"}
     assert (folder / "config.json").read_text() == "{}"
 
 
@@ -136,6 +187,13 @@ def test_a_run_can_be_prolonged(tmp_path):
     train(tiny("set:steps=4", "set:schedule.warmup_steps=1"), tmp_path)
     rows = train(tiny("set:steps=6", "set:schedule.warmup_steps=1"), tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_broken_row_costs_no_other(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    drop_rows_after(tmp_path / "metrics.jsonl", 3)
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 3]
+    assert "line 2 is no row of a step" in caplog.text
 
 
 def test_rows_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path):

@@ -136,6 +136,13 @@ def test_tensorboard_has_the_curves(tmp_path):
         (["set:data.sequence_length=128"], r"exceeds the model's 64 positions.*sequence_length\(128"),
         (["set:model.embedding.compute_dtype=bf16"], "expected equal.*compute_dtype"),
         (["set:max_grad_norm=0"], "max_grad_norm=0"),
+        (["set:sampler.temperature=-1"], "sampler: temperature=-1.0: expected 0"),
+        (["set:sampler.max_new_tokens=0"], "sampler: max_new_tokens=0"),
+        (["set:sampler=3"], "sampler=3: expected Sampler, not int"),
+        (["set:optimizer=3"], "optimizer=3: expected a callable, not int"),
+        (["set:model.layers[0]=7"], "expected TransformerBlock, not int"),
+        (["set:model.layers=[]"], "layers=.*expected at least one block"),
+        (["set:model.layers[0].attention.n_kv_heads=0"], "n_kv_heads=0: expected positive"),
         (["set:global_batch_size=0"], "global_batch_size=0"),
         (["set:model.layers[0].activation_checkpointing=some"], "expected one of none, full"),
         (["set:model.layers[0].attention.wq.float8=rowwise"], "trains without float8"),
@@ -151,6 +158,9 @@ def test_wrong_arguments_are_refused_when_built(edits, message):
     [
         (["set:local_batch_size=3"], "8 is not a multiple of local batch 3 x 1"),
         (["set:data.corpus.path=/nowhere.txt"], "no file matches '/nowhere.txt'"),
+        (["set:optimizer.lr=-1"], "optimizer.lr=-1.0: expected 0 or more"),
+        (["set:optimizer.weight_decay=-1"], "optimizer.weight_decay=-1.0"),
+        (["set:optimizer.betas=(0.9, 1.0)"], "optimizer.betas"),
         (["fiddler:vocab_size(100)"], r"has 257 ids, the model's vocab_size is 100.*vocab_size\(257"),
     ],
 )  # fmt: skip
@@ -182,6 +192,28 @@ def test_evaluation_weighs_tokens_and_bytes(tmp_path):
     assert result["val_loss"] == pytest.approx(total.item() / (16 * 64), rel=1e-5)
     bits = total.item() / n_bytes.item() / torch.log(torch.tensor(2.0)).item()
     assert result["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+def test_a_sample_longer_than_the_context_is_shortened(tmp_path, capsys):
+    cfg = tiny("fiddler:steps(2)", "set:sampler.max_new_tokens=5000")
+    assert len(train(cfg, tmp_path)) == 2
+    assert "--- sample of 'def '\ndef " in capsys.readouterr().out
+
+
+def test_an_interrupted_run_has_its_rows(tmp_path, monkeypatch):
+    trainer = build(tiny("set:metrics.log_interval=100"))
+    steps = iter(range(6))
+    plain = trainer.train_step
+
+    def interrupted(*args):
+        if next(steps) == 5:
+            raise KeyboardInterrupt
+        return plain(*args)
+
+    monkeypatch.setattr(trainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(RunDirectory(tmp_path), start_world("cpu"))
+    assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 def test_rows_are_json_one_a_line(tmp_path):
