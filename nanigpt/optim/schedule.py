@@ -4,10 +4,11 @@
 counted from 0. All warm up linearly from `1 / warmup_steps` and differ in what follows.
 """
 
+import abc
 import math
 
 
-class Schedule:
+class Schedule(abc.ABC):
     """Linear warm-up, then `decay` of the fraction of the remaining steps that has passed.
 
     Args:
@@ -30,9 +31,9 @@ class Schedule:
         progress = (step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1)
         return self.final + (1 - self.final) * self.decay(min(progress, 1.0))
 
+    @abc.abstractmethod
     def decay(self, progress: float) -> float:
         """Maps 0 (end of warm-up) to 1 and 1 (last step) to 0."""
-        raise NotImplementedError(f"{type(self).__name__} defines no decay")
 
 
 class Cosine(Schedule):
