@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar on a terminal, plain lines in a log."""
 
+import os
 import sys
 import time
 
@@ -53,8 +54,11 @@ class Console:
     def print(self, text: str) -> None:
         if self._progress is not None:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
+            return
+        try:
             print(text, flush=True)
+        except BrokenPipeError:  # the reader, such as `head`, has left; the run goes on without it
+            sys.stdout = open(os.devnull, "w")
 
     def close(self) -> None:
         if self._progress is not None:

@@ -196,6 +196,16 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path):
     assert f"process {first.pid} trains there now" in second.stderr
 
 
+def test_a_run_goes_on_when_its_reader_leaves(tmp_path):
+    process = start("-m", "nanigpt", "train", *flags(*TINY), f"--run={tmp_path / 'run'}")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    finish(process, 60)
+    assert process.returncode == 0
+    assert len(metrics(tmp_path / "run")) == 20
+
+
 def test_an_unwritable_place_is_named(monkeypatch):
     done = nanigpt("train", *flags(*TINY), "--run=/proc/run")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
