@@ -72,7 +72,7 @@ def _flag_help(values: flags.FlagValues) -> str:
 
 
 def _help() -> str:
-    from nanigpt.config.registry import fiddlers, recipes
+    from nanigpt.config.registry import components, fiddlers, recipes
 
     def table(functions: dict) -> list[str]:
         return [f"  {name:<18} {f.__doc__.splitlines()[0]}" for name, f in functions.items()]
@@ -86,6 +86,8 @@ def _help() -> str:
             *table(recipes()),
             "\nFiddlers, --config=fiddler:NAME or fiddler:NAME(args):",
             *table(fiddlers()),
+            "\nComponents, --config='set:PATH=@NAME(args)':",
+            *table(components()),
         ]
     )
 

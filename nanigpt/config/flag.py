@@ -8,16 +8,18 @@ from fiddle.absl_flags import FiddleFlag
 
 from nanigpt.config import registry
 from nanigpt.config.call import Call
-from nanigpt.config.overrides import apply_override
+from nanigpt.config.overrides import apply_override, apply_tag
 from nanigpt.config.record import load
+from nanigpt.config.run_config import load_run
 from nanigpt.errors import UsageError
 
-_BASES = ("config", "config_file")
-_EDITS = ("fiddler", "set")
+_BASES = ("config", "config_file", "run")
+_EDITS = ("fiddler", "set", "tag")
 
 
 class ConfigFlag(FiddleFlag):
-    """`config:RECIPE`, `config_file:PATH`, `fiddler:NAME(args)` and `set:PATH=VALUE`.
+    """`config:RECIPE`, `config_file:PATH`, `run:DIR`; `fiddler:NAME(args)`, `set:PATH=VALUE`,
+    `tag:TAG=VALUE`.
 
     Names come from the registry only. A failed directive leaves nothing half done: reading the
     value again fails again.
@@ -59,8 +61,8 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: str | Non
         parser=flags.ArgumentParser(),
         serializer=None,
         help_string=(
-            "config:RECIPE | config_file:PATH, then any of fiddler:NAME(args), set:PATH=VALUE; "
-            "repeat the flag, order counts"
+            "config:RECIPE | config_file:PATH | run:DIR, then any of fiddler:NAME(args), "
+            "set:PATH=VALUE, tag:TAG=VALUE; repeat the flag, order counts"
         ),
     )
     flags.DEFINE_flag(flag, flag_values=values)
@@ -80,19 +82,23 @@ def compose(directives: list[str]) -> fdl.Buildable:
             if kind in _BASES and i > 0:
                 raise UsageError(f"a second base; {directives[0]!r} came before")
             if kind not in _BASES and i == 0:
-                raise UsageError("expected config:RECIPE or config_file:PATH first")
+                raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
             if kind == "config":
                 cfg = _recipe(expression)
             elif kind == "config_file":
                 cfg = load(expression)
+            elif kind == "run":
+                cfg = load_run(expression)
             elif kind == "fiddler":
-                cfg = _apply_fiddler(cfg, expression)
+                _apply_fiddler(cfg, expression)
+            elif kind == "tag":
+                apply_tag(cfg, expression)
             else:
                 apply_override(cfg, expression)
         except UsageError as error:
             raise UsageError(f"--config={directive}: {error}") from error
     if cfg is None:
-        raise UsageError("--config: expected config:RECIPE or config_file:PATH")
+        raise UsageError("--config: expected config:RECIPE, config_file:PATH or run:DIR")
     return cfg
 
 
@@ -102,6 +108,8 @@ def recipe_name(directives: list[str]) -> str:
     if _kind(directives[0]) == "config":
         return Call.parse(expression).name
     path = Path(expression).resolve()
+    if _kind(directives[0]) == "run":
+        return path.name
     return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
 
 
@@ -124,9 +132,8 @@ def _recipe(expression: str) -> fdl.Buildable:
     return cfg
 
 
-def _apply_fiddler(cfg: fdl.Buildable, expression: str) -> fdl.Buildable:
+def _apply_fiddler(cfg: fdl.Buildable, expression: str) -> None:
     call = Call.parse(expression)
     result = call.apply(registry.find_fiddler(call.name), cfg)
     if result is not None:
         raise UsageError(f"fiddler {call.name} returned a value; expected an edit in place")
-    return cfg

@@ -1,4 +1,4 @@
-"""Paths into a DAG: `model.layers[-1].attention.wq.out_dim`."""
+"""Paths into a DAG: `model.layers[-1].attention.wq.out_dim`, `model.layers[::4]`."""
 
 import inspect
 import re
@@ -11,14 +11,18 @@ from nanigpt.config.registry import nearest
 from nanigpt.errors import UsageError
 
 _PART = re.compile(
-    r"\.?(?P<name>[A-Za-z_]\w*)|\[(?P<index>-?\d+)\]|\[(?P<quote>['\"])(?P<key>.*?)(?P=quote)\]"
+    r"\.?(?P<name>[A-Za-z_]\w*)"
+    r"|\[(?P<index>-?\d+)\]"
+    r"|\[(?P<slice>\*|(?:-?\d+)?:(?:-?\d+)?(?::(?:-?[1-9]\d*)?)?)\]"
+    r"|\[(?P<quote>['\"])(?P<key>.*?)(?P=quote)\]"
 )
 
-Element = str | int | tuple[str]  # an argument's name, a list's index, a dict's key
+# An argument's name, a list's index, several of a list's indices, a dict's key.
+Element = str | int | slice | tuple[str]
 
 
 def parse_path(text: str) -> list[Element]:
-    """Splits a path into arguments (str), list indices (int) and dict keys (1-tuples).
+    """Splits a path into arguments (str), list indices (int, slice) and dict keys (1-tuples).
 
     Raises:
         UsageError: it is not a path, or names something private (`__fn_or_cls__`).
@@ -35,6 +39,10 @@ def parse_path(text: str) -> list[Element]:
             elements.append(match["name"])
         elif match["index"]:
             elements.append(int(match["index"]))
+        elif match["slice"]:
+            bounds = "" if match["slice"] == "*" else match["slice"]
+            parts = [int(part) if part else None for part in bounds.split(":")]
+            elements.append(slice(*parts) if bounds else slice(None))
         else:
             elements.append((match["key"],))
         position = match.end()
@@ -96,6 +104,9 @@ def join(walked: str, element: Element) -> str:
     """The path of a child of `walked`, as `parse_path` reads it."""
     if isinstance(element, str):
         return f"{walked}.{element}" if walked else element
+    if isinstance(element, slice):
+        bounds = [element.start, element.stop, *([element.step] if element.step else [])]
+        return f"{walked}[{':'.join('' if b is None else str(b) for b in bounds)}]"
     return f"{walked}[{element[0]!r}]" if isinstance(element, tuple) else f"{walked}[{element}]"
 
 

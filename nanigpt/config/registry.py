@@ -1,9 +1,9 @@
-"""Recipes and fiddlers by name.
+"""Recipes, fiddlers and component factories by name.
 
-`@recipe` and `@fiddler` register the functions of the packages `experiments` and `fiddlers`, and of
-every module that another installed distribution names under the entry point group `nanigpt`. A name
-from the command line is looked up here and nowhere else: nothing is imported by a name that a user
-typed.
+`@recipe`, `@fiddler` and `@component` register the functions of the packages `experiments` and
+`fiddlers`, and of every module that another installed distribution names under the entry point group
+`nanigpt`. A name from the command line is looked up here and nowhere else: nothing is imported by a
+name that a user typed.
 """
 
 import difflib
@@ -20,6 +20,7 @@ _ENTRY_POINTS = "nanigpt"
 
 _recipes: dict[str, Callable] = {}
 _fiddlers: dict[str, Callable] = {}
+_components: dict[str, Callable] = {}
 _loaded = False
 
 
@@ -33,6 +34,11 @@ def fiddler(function: Callable) -> Callable:
     return _register(_fiddlers, "fiddler", function)
 
 
+def component(function: Callable) -> Callable:
+    """Registers a function that returns a component's config: `set:PATH=@NAME(...)`."""
+    return _register(_components, "component", function)
+
+
 def recipes() -> dict[str, Callable]:
     _load()
     return dict(sorted(_recipes.items()))
@@ -41,6 +47,11 @@ def recipes() -> dict[str, Callable]:
 def fiddlers() -> dict[str, Callable]:
     _load()
     return dict(sorted(_fiddlers.items()))
+
+
+def components() -> dict[str, Callable]:
+    _load()
+    return dict(sorted(_components.items()))
 
 
 @functools.cache  # reading entry points scans every installed distribution
@@ -66,6 +77,15 @@ def find_fiddler(name: str) -> Callable:
         UsageError: there is none; the message names the nearest.
     """
     return _find(fiddlers(), "fiddler", name)
+
+
+def find_component(name: str) -> Callable:
+    """The component factory of this name.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    return _find(components(), "component", name)
 
 
 def nearest(name: str, known: list[str]) -> str:

@@ -73,9 +73,16 @@ def test_legacy_flags_of_fiddle_are_unknown():
         (["config:llama3_debug", "fiddler:steps(open('x'))"], "expected a name, or a name with literal"),
         (["config:llama3_debug", "set:optimizer.lrr=1"], r"optimizer \(adamw\) has no 'lrr'; did you mean 'lr'"),
         (["config:llama3_debug", "config:llama3_1b"], "a second base"),
-        (["fiddler:debug_scale"], "expected config:RECIPE or config_file:PATH first"),
+        (["fiddler:debug_scale"], "expected config:RECIPE, config_file:PATH or run:DIR first"),
         (["confg:llama3_debug"], "did you mean 'config'"),
-        (["llama3_debug"], "expected one of config:..., config_file:..., fiddler:..., set:..."),
+        (["llama3_debug"], "expected one of config:..., config_file:..., run:..., fiddler:..., set:..., tag:..."),
+        (["config:llama3_debug", "tag:LearningRat=1"], "no argument of this config has the tag 'LearningRat'; did you mean 'LearningRate'"),
+        (["config:llama3_debug", "tag:LearningRate"], "expected TAG=VALUE"),
+        (["config:llama3_debug", "set:schedule=@linaer"], "unknown component 'linaer'; did you mean 'linear'"),
+        (["config:llama3_debug", "set:schedule=@adamw"], "schedule=@adamw: expected Schedule, not adamw"),
+        (["config:llama3_debug", "set:optimizer=@linear"], "optimizer=@linear: expected a callable, not Linear"),
+        (["config:llama3_debug", "set:schedule=@linear(3, 4, 5)"], r"too many positional arguments; expected linear\(warmup_steps"),
+        (["run:/nowhere"], "--run=/nowhere: no run there"),
         (["config_file:/nowhere.json"], "no config file '/nowhere.json'"),
         ([], "expected config:RECIPE"),
     ],
@@ -83,6 +90,32 @@ def test_legacy_flags_of_fiddle_are_unknown():
 def test_mistakes(directives, message):
     with pytest.raises(UsageError, match=message):
         compose(directives)
+
+
+def test_components_are_exchanged():
+    cfg = compose(
+        [
+            "config:llama3_debug",
+            "set:schedule=@warmup_stable_decay(warmup_steps=5)",
+            "set:optimizer=@adamw(lr=0.25)",
+            "tag:WeightDecay=0.5",
+            "set:steps=10",
+        ]
+    )
+    trainer = fdl.build(cfg)
+    assert type(trainer.schedule).__name__ == "WarmupStableDecay"
+    assert trainer.optimizer.keywords == {"lr": 0.25, "weight_decay": 0.5}
+
+
+def test_one_tag_reaches_data_and_model():
+    trainer = fdl.build(compose(["config:llama3_1b", "tag:SequenceLength=2**9"]))
+    assert trainer.data.sequence_length == trainer.model.max_sequence_length == 512
+
+
+def test_a_run_is_a_base(tmp_path):
+    (tmp_path / "config.json").write_text(dump(tiny("set:steps=33")))
+    assert compose([f"run:{tmp_path}"]).steps == 33
+    assert recipe_name([f"run:{tmp_path}"]) == tmp_path.name
 
 
 def test_run_names():

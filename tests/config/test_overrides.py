@@ -4,7 +4,7 @@ import fiddle as fdl
 import pytest
 import torch
 
-from nanigpt.config.overrides import apply_override
+from nanigpt.config.overrides import apply_override, apply_tag
 from nanigpt.errors import UsageError
 from tests.config.components import Whole, whole
 
@@ -74,6 +74,63 @@ def test_mistakes_are_named_and_change_nothing(assignment, message):
     with pytest.raises(UsageError, match=message):
         apply_override(cfg, assignment)
     assert cfg == whole()
+
+
+@pytest.mark.parametrize(
+    "path, sizes",
+    [
+        ("parts[*].size", [9, 9, 9]),
+        ("parts[1:].size", [9, 9, 9]),  # the last node is the first one, shared
+        ("parts[1:2].size", [3, 9, 3]),
+        ("parts[::2].size", [9, 3, 9]),
+        ("parts[-2:-1].size", [3, 9, 3]),
+    ],
+)
+def test_globs(path, sizes):
+    cfg = whole()
+    apply_override(cfg, f"{path}=9")
+    assert [part.size for part in fdl.build(cfg).parts] == sizes
+
+
+def test_a_glob_that_fails_somewhere_sets_nothing():
+    cfg = whole()
+    with pytest.raises(UsageError, match=r"parts\[5:\] matches none of 3 elements"):
+        apply_override(cfg, "parts[5:].size=9")
+    with pytest.raises(UsageError, match="name is no list"):
+        apply_override(cfg, "name[*].size=9")
+    cfg.parts[1].size = fdl.Config(whole)
+    before = [part.size for part in cfg.parts]
+    with pytest.raises(UsageError, match=r"parts\[0\].size is not set"):
+        apply_override(cfg, "parts[*].size.count=9")
+    assert [part.size for part in cfg.parts] == before
+
+
+def test_tags():
+    cfg = whole()
+    apply_tag(cfg, "Rate=2e-1")
+    assert [part.rate for part in cfg.parts] == [0.2, 0.2, 0.2]
+    with pytest.raises(
+        UsageError, match="no argument of this config has the tag 'Rat'; did you mean 'Rate'"
+    ):
+        apply_tag(cfg, "Rat=1")
+    with pytest.raises(UsageError, match=r"parts\[0\].rate=fast: expected float, not str"):
+        apply_tag(cfg, "Rate=fast")
+    assert [part.rate for part in cfg.parts] == [0.2, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    "text, value", [("2**10", 1024), ("2 * 512", 1024), ("-3+4", 1), ("6/2", 3), ("7//2", 3)]
+)
+def test_arithmetic(text, value):
+    cfg = whole()
+    apply_override(cfg, f"count={text}")
+    assert (cfg.count, type(cfg.count)) == (value, int)
+
+
+@pytest.mark.parametrize("text", ["7/2", "2**2**99", "1/0", "abs(-1)", "count+1"])
+def test_what_is_no_arithmetic_is_no_number(text):
+    with pytest.raises(UsageError, match=r"expected int"):
+        apply_override(whole(), f"count={text}")
 
 
 def test_a_shared_node_stays_shared():

@@ -1,0 +1,48 @@
+"""Components that a command line can exchange: `set:schedule=@linear(warmup_steps=100)`."""
+
+import fiddle as fdl
+
+from nanigpt.config.registry import component
+from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.optim.adamw import adamw as make_adamw
+from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
+
+
+@component
+def adamw(lr: float = 3e-4, weight_decay: float = 0.1) -> fdl.Partial:
+    """AdamW, decaying matrices only."""
+    return fdl.Partial(make_adamw, lr=lr, weight_decay=weight_decay)
+
+
+@component
+def cosine(warmup_steps: int = 0, final: float = 0.1) -> fdl.Config[Cosine]:
+    """Warm-up, then half a cosine wave."""
+    return fdl.Config(Cosine, warmup_steps=warmup_steps, final=final)
+
+
+@component
+def linear(warmup_steps: int = 0, final: float = 0.0) -> fdl.Config[Linear]:
+    """Warm-up, then a straight line."""
+    return fdl.Config(Linear, warmup_steps=warmup_steps, final=final)
+
+
+@component
+def warmup_stable_decay(
+    warmup_steps: int = 0, final: float = 0.0, decay_fraction: float = 0.2
+) -> fdl.Config[WarmupStableDecay]:
+    """Warm-up, the peak, then a straight line at the end."""
+    return fdl.Config(
+        WarmupStableDecay, warmup_steps=warmup_steps, final=final, decay_fraction=decay_fraction
+    )
+
+
+@component
+def byte_tokenizer() -> fdl.Config[ByteTokenizer]:
+    """Bytes as ids."""
+    return fdl.Config(ByteTokenizer)
+
+
+@component
+def huggingface_tokenizer(path: str) -> fdl.Config[HuggingFaceTokenizer]:
+    """A Hugging Face tokenizer.json."""
+    return fdl.Config(HuggingFaceTokenizer, path=path)
