@@ -15,11 +15,12 @@ from nanigpt.training.run_directory import RunDirectory
 _PACKAGES = ("nanigpt", "torch", "fiddle", "absl-py", "datasets", "tokenizers", "numpy")
 
 
-def record_launch(run: RunDirectory, world: World) -> None:
+def record_launch(run: RunDirectory, world: World, *, fingerprint: str) -> None:
     """Appends one object to the run's launches.jsonl."""
     launch = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv[1:],
+        "fingerprint": fingerprint,
         "processes": world.size,
         "device": world.device.type,
         "python": platform.python_version(),

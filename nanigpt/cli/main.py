@@ -13,6 +13,7 @@ from nanigpt.errors import RankError, UsageError
 COMMANDS = {
     "train": "train a run, or resume it",
     "eval": "validation loss of a run's newest checkpoint",
+    "fingerprint": "print the content hash of a config",
     "generate": "sample text from a run's newest checkpoint",
 }
 

@@ -10,15 +10,26 @@ from absl import flags
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import build_trainer
+from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
+from nanigpt.errors import RankError
 from nanigpt.parallel.world import start_world
 from nanigpt.training.run_directory import RunDirectory
+
+# What a resumed run may change without becoming another run: what it shows and keeps.
+_MAY_CHANGE = ("metrics", "sampler", "evaluation", "checkpointer", "device")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values, default_directive="config:llama3_debug")
     define_run_flag(values, "directory of the run (default: runs/RECIPE)")
+    flags.DEFINE_bool(
+        "allow_config_change",
+        False,
+        "go on with a run whose recorded config differs",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
@@ -27,12 +38,26 @@ def run(values: flags.FlagValues) -> int:
     path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
     directory = RunDirectory(path)
     world = start_world(trainer.device)
+    identity = fingerprint(cfg)
+    if len(set(world.gather(identity))) > 1:
+        raise RankError(
+            f"rank {world.rank} has a config of fingerprint {identity}, other ranks have another: "
+            "start all with the same command line and the same code"
+        )
     trainer.check(world)
     if world.is_main:
         directory.lock()
-        claim_run(directory.config, cfg, started=directory.started)
-        print(f"run {directory.path}", flush=True)
-        record_launch(directory, world)
+        changed = claim_run(
+            directory.config,
+            cfg,
+            started=directory.started,
+            may_change=_MAY_CHANGE,
+            allow_config_change=values.allow_config_change,
+        )
+        print(f"run {directory.path}, config {identity[:8]}", flush=True)
+        for change in changed:
+            print(f"changed since the last launch: {change}")
+        record_launch(directory, world, fingerprint=identity)
     world.barrier()
     trainer.run(directory, world)
     return 0

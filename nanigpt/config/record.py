@@ -1,7 +1,6 @@
 """Configs as JSON: written beside a run's results, and loaded back equal."""
 
 import collections
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -99,11 +98,6 @@ def load(path: str | Path) -> fdl.Buildable:
     if not isinstance(cfg, fdl.Buildable):
         raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
     return cfg
-
-
-def short_hash(cfg: fdl.Buildable) -> str:
-    """Eight characters that tell configs apart."""
-    return hashlib.blake2b(dump(cfg).encode(), digest_size=4).hexdigest()
 
 
 def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:

@@ -1,9 +1,9 @@
 """Recipes, fiddlers and component factories by name.
 
 `@recipe`, `@fiddler` and `@component` register the functions of the packages `experiments` and
-`fiddlers`, and of every module that another installed distribution names under the entry point group
-`nanigpt`. A name from the command line is looked up here and nowhere else: nothing is imported by a
-name that a user typed.
+`fiddlers`, and of every module that another installed distribution names under the entry point
+group `nanigpt`. A name from the command line is looked up here and nowhere else: nothing is
+imported by a name that a user typed.
 """
 
 import difflib

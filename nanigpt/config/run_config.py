@@ -5,47 +5,76 @@ from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.record import differences, dump, load, short_hash
+from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.record import differences, dump, load
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
 from nanigpt.files import write_atomically
 
 
 def choose_run(folder: str, name: str, cfg: fdl.Buildable) -> str:
-    """`folder/name`, or where that is another config's, `folder/name-HASH` of this one.
+    """`folder/name`, or where that is another config's, `folder/name-FINGERPRINT` of this one.
 
     The same command thus finds its own run again.
     """
     path = Path(folder) / name
     recorded = path / "config.json"
-    if recorded.exists() and differences(load(recorded), cfg):
-        return f"{path}-{short_hash(cfg)}"
+    if recorded.exists() and fingerprint(load(recorded)) != fingerprint(cfg):
+        return f"{path}-{fingerprint(cfg)[:8]}"
     return str(path)
 
 
-def claim_run(path: Path, cfg: fdl.Buildable, *, started: bool) -> None:
+def claim_run(
+    path: Path,
+    cfg: fdl.Buildable,
+    *,
+    started: bool,
+    may_change: tuple[str, ...] = (),
+    allow_config_change: bool = False,
+) -> list[str]:
     """Records `cfg` at `path`, unless a run of another config started there.
 
-    The number of steps may grow: that prolongs a run.
+    Args:
+        started: something was trained; before that any config may take the place.
+        may_change: paths below which a change is no other run, such as logging.
+        allow_config_change: the user said that every change is meant.
+
+    Returns:
+        What changed, as `path: old -> new`.
 
     Raises:
-        UsageError: another config was recorded; the message names what differs.
+        UsageError: another config was recorded; the message names what differs and what of it would
+            be allowed.
     """
-    text = dump(cfg)
+    text, changed = dump(cfg), []
     if path.exists() and started:
         old = load(path)
-        changed = [d for d in differences(old, cfg) if not _grows(d, old, cfg)]
-        if changed:
-            more = f" and {len(changed) - 5} more" if changed[5:] else ""
+        if fingerprint(old) != fingerprint(cfg):
+            changed = differences(old, cfg) or ["sharing of nodes"]
+        allowed = [d for d in changed if _may_change(d, may_change) or _grows(d, old, cfg)]
+        refused = [d for d in changed if d not in allowed]
+        if refused and not allow_config_change:
+            others = f" (allowed would be: {_some(allowed)})" if allowed else ""
             raise UsageError(
-                f"{path.parent} holds a run of another config ({'; '.join(changed[:5])}{more}); "
-                "give this one a directory of its own with --run=DIR"
+                f"{path.parent} holds a run of another config: {_some(refused)}{others}; give this "
+                "one a directory of its own with --run=DIR, or go on there with "
+                "--allow_config_change"
             )
     write_atomically(path, text)
+    return changed
+
+
+def _may_change(difference: str, paths: tuple[str, ...]) -> bool:
+    return any(difference.startswith((f"{path}.", f"{path}:")) for path in paths)
 
 
 def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:
     return difference.startswith("steps: ") and new.steps > old.steps
+
+
+def _some(differences: list[str]) -> str:
+    more = f" and {len(differences) - 5} more" if differences[5:] else ""
+    return "; ".join(differences[:5]) + more
 
 
 def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.Buildable:

@@ -28,6 +28,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def gather(self, text: str) -> list[str]:
+        """The texts of all ranks, in their order, on every rank."""
+        texts = [text] * self.size
+        if self.size > 1:
+            dist.all_gather_object(texts, text)
+        return texts
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier()

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.run_config import load_run
 from tests.data.test_tokenizer import train_bpe
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
 def test_training_prints_plain_lines(run):
     path, out = run
     lines = out.splitlines()
-    assert lines[0] == f"run {path}"
+    assert lines[0] == f"run {path}, config {fingerprint(tiny())[:8]}"
     first = next(line for line in lines if line.startswith("step  1/20"))
     for part in ("loss", "grad norm", "lr", "tokens/s", "ms/step", "peak", "GiB", "ETA"):
         assert part in first
@@ -38,6 +39,7 @@ def test_the_run_directory_is_complete(run):
     assert launch["argv"] == ["train", *flags(*TINY), f"--run={path}"]
     assert launch["versions"]["torch"].startswith("2.")
     assert launch["processes"] == 1
+    assert launch["fingerprint"] == fingerprint(tiny())
     assert set(launch) >= {"time", "git", "python", "platform", "device"}
     assert {p.name for p in path.iterdir()} == {
         "config.json",
@@ -106,7 +108,7 @@ def metrics_so_far(path):
 def test_the_default_run_directory_is_named_after_the_recipe(tmp_path):
     short = flags(*TINY, "fiddler:steps(2)")
     out = succeed(nanigpt("train", *short, cwd=tmp_path))
-    assert out.startswith("run runs/llama3_debug\n")
+    assert out.startswith("run runs/llama3_debug, config ")
     again = succeed(nanigpt("train", *short, cwd=tmp_path))
     assert "already at step 2 of 2" in again
     other = succeed(nanigpt("train", *short, *flags("set:seed=1"), cwd=tmp_path))
@@ -158,6 +160,12 @@ def test_generating_past_the_context_is_refused(run):
     done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=1000")
     assert done.returncode == 2
     assert "exceeds the model's context of 64 tokens" in done.stderr
+
+
+def test_fingerprint_of_a_run_and_of_its_command(run):
+    by_name = succeed(nanigpt("fingerprint", *flags(*TINY)))
+    assert by_name == succeed(nanigpt("fingerprint", f"--config=run:{run[0]}"))
+    assert by_name != succeed(nanigpt("fingerprint", *flags(*TINY, "tag:Seed=1")))
 
 
 def test_help_lists_recipes_and_fiddlers():

@@ -105,10 +105,22 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
     beside = choose_run(str(tmp_path), "a", other)
     assert beside.startswith(str(tmp_path / "a-"))
     assert choose_run(str(tmp_path), "a", other) == beside
-    with pytest.raises(UsageError, match="another config.*optimizer.lr: 0.001 -> 0.5"):
+    with pytest.raises(
+        UsageError, match="another config: optimizer.lr: 0.001 -> 0.5; .*--allow_config_change"
+    ):
         claim_run(recorded, other, started=True)
     claim_run(recorded, tiny("set:steps=30"), started=True)  # prolongs the run
     with pytest.raises(UsageError, match="steps: 30 -> 15"):
         claim_run(recorded, tiny("set:steps=15"), started=True)
+    logging = tiny("set:steps=40", "set:metrics.log_interval=3")
+    assert claim_run(recorded, logging, started=True, may_change=("metrics",)) == [
+        "metrics.log_interval: 10 -> 3",
+        "steps: 30 -> 40",
+    ]
+    with pytest.raises(UsageError, match=r"allowed would be: metrics.log_interval: 3 -> 10"):
+        claim_run(recorded, other, started=True, may_change=("metrics",))
+    assert load_run(str(tmp_path / "a")) == logging
+    claim_run(recorded, other, started=True, allow_config_change=True)
+    assert load_run(str(tmp_path / "a")) == other
     with pytest.raises(UsageError, match=r"no run there; in .* there are a"):
         load_run(str(tmp_path / "b"))

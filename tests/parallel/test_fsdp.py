@@ -83,6 +83,19 @@ def sharded(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+def test_ranks_of_different_configs_are_refused(tmp_path):
+    code = (
+        "import os, sys; from nanigpt.cli.main import main; "
+        "sys.exit(main([*sys.argv[1:], '--config=set:seed=' + os.environ['RANK']]))"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    done = torchrun(2, str(script), "train", *flags(*TINY), f"--run_dir={tmp_path / 'run'}")
+    assert done.returncode != 0
+    assert "has a config of fingerprint" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_batch_that_does_not_divide_is_refused_on_every_rank(tmp_path):
     arguments = [*flags(*TINY, "set:local_batch_size=3"), f"--run_dir={tmp_path / 'run'}"]
     done = torchrun(2, "-m", "nanigpt", "train", *arguments)

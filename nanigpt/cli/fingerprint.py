@@ -1,0 +1,18 @@
+"""Print the content fingerprint of a config: equal for configs that build the same run.
+
+nanigpt fingerprint --config=config:llama3_8b --config=tag:LearningRate=1e-4
+"""
+
+from absl import flags
+
+from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.flag import define_config_flag
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    define_config_flag(values, default_directive="config:llama3_debug")
+
+
+def run(values: flags.FlagValues) -> int:
+    print(fingerprint(values.config))
+    return 0
