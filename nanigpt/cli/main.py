@@ -13,6 +13,8 @@ from nanigpt.errors import RankError, UsageError
 COMMANDS = {
     "train": "train a run, or resume it",
     "eval": "validation loss of a run's newest checkpoint",
+    "show": "print a config",
+    "diff": "print what differs between two configs",
     "fingerprint": "print the content hash of a config",
     "generate": "sample text from a run's newest checkpoint",
 }
@@ -51,9 +53,12 @@ def _run(name: str, argv: list[str]) -> int:
     if values.help:
         print(f"{command.__doc__.strip()}\n\nFlags:\n{_flag_help(values)}")
         return 0
-    if rest:
+    if getattr(command, "TAKES_ARGUMENTS", False):
+        status = command.run(values, rest)
+    elif rest:
         raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
-    status = command.run(values)
+    else:
+        status = command.run(values)
     # Here what the command held is gone. After an error the group is left alone: other ranks may be
     # in the middle of a collective, and destroying it would wait for them forever.
     if "torch.distributed" in sys.modules:

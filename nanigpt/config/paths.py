@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import fiddle as fdl
@@ -110,17 +111,47 @@ def join(walked: str, element: Element) -> str:
     return f"{walked}[{element[0]!r}]" if isinstance(element, tuple) else f"{walked}[{element}]"
 
 
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (path, value) of everything in a DAG that has no children; a node's callable too."""
+@dataclass(frozen=True)
+class Node:
+    """What stands for a node in a flat view: how it builds, and what."""
+
+    kind: str
+    function: Any
+
+    def __str__(self) -> str:
+        name = getattr(self.function, "__name__", repr(self.function))
+        return name if self.kind == "Config" else f"{self.kind}[{name}]"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What stands for a node that was met before, at `path`."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"(the node {self.path or 'the root'})"
+
+
+def leaves(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yields (path, value) of everything in a DAG: values, nodes, and nodes met again."""
+    yield from _leaves(cfg, "", {})
+
+
+def _leaves(value: Any, path: str, first: dict[int, str]) -> Iterator[tuple[str, Any]]:
     if isinstance(value, fdl.Buildable):
-        yield path or "(root)", fdl.get_callable(value)
+        if id(value) in first:
+            yield path, Shared(first[id(value)])
+            return
+        first[id(value)] = path
+        yield path, Node(type(value).__name__, fdl.get_callable(value))
         children = fdl.ordered_arguments(value, include_defaults=True).items()
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value:
         children = [((key,), child) for key, child in value.items()]
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and any(isinstance(v, fdl.Buildable) for v in value):
         children = list(enumerate(value))
     else:
         yield path, value
         return
     for element, child in children:
-        yield from leaves(child, join(path, element))
+        yield from _leaves(child, join(path, element), first)

@@ -2,6 +2,8 @@
 
 import collections
 import json
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import fiddle as fdl
 import torch
 from fiddle._src.experimental import serialization  # the public module hides Serialization
 
-from nanigpt.config.paths import leaves
+from nanigpt.config.paths import Node, Shared, leaves
 from nanigpt.config.registry import extension_packages
 from nanigpt.errors import UsageError
 
@@ -20,6 +22,9 @@ _DTYPES = {
 }
 for _name in _DTYPES:
     serialization.register_constant("torch", _name, compare_by_identity=True)
+
+
+_ABSENT = object()
 
 
 class AllowList(serialization.PyrefPolicy):
@@ -102,16 +107,33 @@ def load(path: str | Path) -> fdl.Buildable:
 
 def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:
     """`path: old -> new` of each value that differs."""
-    before, after = dict(leaves(old)), dict(leaves(new))
     return [
-        f"{path}: {_show(before, path)} -> {_show(after, path)}"
-        for path in {**before, **after}
-        if before.get(path, ...) != after.get(path, ...)
+        f"{path}: {'(absent)' if a is None else a} -> {'(absent)' if b is None else b}"
+        for path, a, b in changes(old, new)
     ]
 
 
-def _show(values: dict[str, Any], path: str) -> str:
-    if path not in values:
-        return "(absent)"
-    value = values[path]
-    return getattr(value, "__name__", None) or repr(value)
+def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str | None, str | None]]:
+    """Yields (path, old, new) of each value that differs; None where a side lacks the path.
+
+    Of what only one side has, the topmost path alone is told.
+    """
+    before, after = dict(leaves(old)), dict(leaves(new))
+    below = ()  # how paths begin that lie below one which has children on one side only
+    for path in {**before, **after}:
+        if below and path.startswith(below):
+            continue
+        sides = [values.get(path, _ABSENT) for values in (before, after)]
+        # As the fingerprint has it: 1 is 1.0, but not True.
+        if sides[0] == sides[1] and isinstance(sides[0], bool) == isinstance(sides[1], bool):
+            continue
+        if isinstance(sides[0], Node) != isinstance(sides[1], Node):
+            below = (f"{path}.", f"{path}[")
+        yield path, *(None if side is _ABSENT else show_value(side) for side in sides)
+
+
+def show_value(value: Any) -> str:
+    """A value as a person would write it; a class or function by its name."""
+    if isinstance(value, (type, types.FunctionType)):
+        return value.__name__
+    return str(value) if isinstance(value, (Node, Shared)) else repr(value)

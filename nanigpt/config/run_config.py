@@ -50,7 +50,7 @@ def claim_run(
     if path.exists() and started:
         old = load(path)
         if fingerprint(old) != fingerprint(cfg):
-            changed = differences(old, cfg) or ["sharing of nodes"]
+            changed = differences(old, cfg)
         allowed = [d for d in changed if _may_change(d, may_change) or _grows(d, old, cfg)]
         refused = [d for d in changed if d not in allowed]
         if refused and not allow_config_change:

@@ -168,6 +168,15 @@ def test_fingerprint_of_a_run_and_of_its_command(run):
     assert by_name != succeed(nanigpt("fingerprint", *flags(*TINY, "tag:Seed=1")))
 
 
+def test_show_and_diff(run):
+    out = succeed(nanigpt("show", f"--config=run:{run[0]}"))
+    assert "layers[0:2]: TransformerBlock  x2" in out
+    command = " ".join([*TINY, "tag:LearningRate=0.5"])
+    assert succeed(nanigpt("diff", str(run[0]), command)) == "optimizer.lr: 0.001 -> 0.5\n"
+    done = nanigpt("diff", "config:llama3_debug")
+    assert (done.returncode, done.stderr) == (2, "nanigpt: diff: expected two configs, not 1\n")
+
+
 def test_help_lists_recipes_and_fiddlers():
     out = succeed(nanigpt("--help"))
     for name in ("train", "llama3_405b", "debug_scale", "generate"):

@@ -13,6 +13,7 @@ from nanigpt.config.registry import recipes
 from nanigpt.config.run_config import choose_run, claim_run, load_run
 from nanigpt.errors import UsageError
 from nanigpt.models.linear import Linear
+from tests.config.components import Part, whole
 from tests.support import tiny
 
 
@@ -92,6 +93,18 @@ def test_differences_name_path_and_values():
     changed = differences(tiny(), tiny("set:steps=7", "set:optimizer.lr=0.5"))
     assert changed == ["optimizer.lr: 0.001 -> 0.5", "steps: 20 -> 7"]
     assert differences(tiny(), tiny()) == []
+
+
+def test_differences_see_sharing_and_kinds_of_nodes():
+    cfg = whole()
+    cfg.parts[2] = fdl.Config(Part)
+    assert differences(whole(), cfg) == ["parts[2]: (the node parts[0]) -> Part"]
+    cfg = whole()
+    cfg.parts[1] = fdl.Partial(Part)
+    assert differences(whole(), cfg) == ["parts[1]: Part -> Partial[Part]"]
+    cfg = whole()
+    cfg.parts.append(fdl.Config(Part))
+    assert differences(whole(), cfg) == ["parts[3]: (absent) -> Part"]
 
 
 def test_a_run_directory_belongs_to_one_config(tmp_path):

@@ -1,0 +1,37 @@
+"""Print what differs between two configs. Each side is a run directory, a config file, or
+directives joined by spaces.
+
+  nanigpt diff runs/llama3_debug 'config:llama3_debug tag:LearningRate=1e-4'
+  nanigpt diff config:llama3_1b config:llama3_3b --format=json
+"""
+
+from pathlib import Path
+
+import fiddle as fdl
+from absl import flags
+
+from nanigpt.config.diff import FORMATS, diff, render
+from nanigpt.config.flag import compose
+from nanigpt.errors import UsageError
+
+TAKES_ARGUMENTS = True
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("format", "text", FORMATS, "how to print it", flag_values=values)
+
+
+def run(values: flags.FlagValues, arguments: list[str]) -> int:
+    if len(arguments) != 2:
+        raise UsageError(f"diff: expected two configs, not {len(arguments)}")
+    old, new = map(_config, arguments)
+    print(render(diff(old, new), format=values.format))
+    return 0
+
+
+def _config(side: str) -> fdl.Buildable:
+    if Path(side).is_dir():
+        return compose([f"run:{side}"])
+    if Path(side).is_file():
+        return compose([f"config_file:{side}"])
+    return compose(side.split())
