@@ -13,6 +13,7 @@ from nanigpt.errors import RankError, UsageError
 COMMANDS = {
     "train": "train a run, or resume it",
     "eval": "validation loss of a run's newest checkpoint",
+    "check": "check a config without running it",
     "show": "print a config",
     "diff": "print what differs between two configs",
     "fingerprint": "print the content hash of a config",

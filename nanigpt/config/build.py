@@ -1,28 +1,23 @@
 """From a config to the objects that it describes."""
 
-import re
 from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.check import collect_build, problems
 from nanigpt.errors import UsageError
-
-_WHERE = re.compile(r"at <root>(?P<path>[\w.\[\]'\"]*)")
 
 
 def build(cfg: fdl.Buildable) -> Any:
-    """`fdl.build`, with a refused argument reported by its place in the config.
+    """`fdl.build` after a check: what is wrong is reported all at once, by its place in the config.
 
     Raises:
-        UsageError: a component refused its arguments, or one that it requires is missing.
+        UsageError: arguments are missing, of a wrong type or refused; one line for each.
     """
-    try:
-        return fdl.build(cfg)
-    except (ValueError, TypeError) as error:
-        # Fiddle re-raises a component's exception with the place appended to its message.
-        cause = getattr(error, "proxy_base_exception", None)
-        found = _WHERE.search(getattr(error, "proxy_message", ""))
-        if cause is None or found is None:
-            raise
-        where = found["path"].lstrip(".") or "the root"
-        raise UsageError(f"{where}: {cause}") from error
+    found = problems(cfg)
+    if not found:
+        built, found = collect_build(cfg)
+    if found:
+        many = len(found) > 1
+        raise UsageError("\n  ".join([f"{len(found)} problems:", *found]) if many else found[0])
+    return built

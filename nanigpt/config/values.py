@@ -67,11 +67,10 @@ def parse_value(text: str, annotation: Any) -> Any:
         return int(value)
     if str in allowed:
         return text
-    names = " or ".join(_name(t) for t in allowed)
     advice = ""
     if any(_is_component(t) for t in allowed):
         advice = "; set its arguments one by one, or exchange it by @NAME or a fiddler"
-    raise ValueError(f"expected {names}, not {type(value).__name__}{advice}")
+    raise ValueError(f"expected {describe(allowed)}, not {type(value).__name__}{advice}")
 
 
 def argument_annotation(node: fdl.Buildable, name: str) -> Any:
@@ -94,6 +93,11 @@ def types_of(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [t for part in typing.get_args(annotation) for t in types_of(part)]
     return [annotation]
+
+
+def describe(allowed: list[Any]) -> str:
+    """The types as a person would name them: `int or None`."""
+    return " or ".join(_name(t) for t in allowed)
 
 
 def _literal(text: str) -> Any:
@@ -133,7 +137,7 @@ def _component(text: str, allowed: list[Any]) -> fdl.Buildable:
         return node
     classes = tuple(t for t in allowed if isinstance(t, type))
     if isinstance(node, fdl.Partial) or not (isinstance(made, type) and issubclass(made, classes)):
-        raise ValueError(f"expected {' or '.join(map(_name, allowed))}, not {made.__name__}")
+        raise ValueError(f"expected {describe(allowed)}, not {made.__name__}")
     return node
 
 

@@ -168,6 +168,16 @@ def test_fingerprint_of_a_run_and_of_its_command(run):
     assert by_name != succeed(nanigpt("fingerprint", *flags(*TINY, "tag:Seed=1")))
 
 
+def test_check():
+    out = succeed(nanigpt("check", "--config=config:llama3_405b"))
+    assert out.startswith("no problems; 405,853,388,800 parameters")
+    done = nanigpt("check", *flags("set:data.sequence_length=0", "set:evaluation.interval=0"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "nanigpt: 2 problems:"
+    assert "  data: sequence_length=0: expected at least 1\n" in done.stderr
+    assert "  evaluation: interval=0" in done.stderr
+
+
 def test_show_and_diff(run):
     out = succeed(nanigpt("show", f"--config=run:{run[0]}"))
     assert "layers[0:2]: TransformerBlock  x2" in out
