@@ -101,7 +101,7 @@ def test_every_constructor_speaks_and_parents_of_the_failed_are_silent():
     cfg = whole()
     cfg.parts[1].size = -1
     cfg.parts.append(fdl.Config(Part, size=-5))
-    built, said = collect_build(cfg)
+    _, said = collect_build(cfg)
     assert said == [
         "parts[1]: size=-1: expected 0 or more",
         "parts[3]: size=-5: expected 0 or more",
