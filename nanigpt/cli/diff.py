@@ -6,8 +6,8 @@ directives joined by spaces.
 """
 
 from pathlib import Path
+from typing import Any
 
-import fiddle as fdl
 from absl import flags
 
 from nanigpt.config.diff import FORMATS, diff, render
@@ -29,7 +29,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     return 0
 
 
-def _config(side: str) -> fdl.Buildable:
+def _config(side: str) -> Any:
     if Path(side).is_dir():
         return compose([f"run:{side}"])
     if Path(side).is_file():
