@@ -29,11 +29,18 @@ def adamw(
             raise UsageError(f"optimizer.{name}={value}: expected 0 or more")
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UsageError(f"optimizer.betas={betas}: expected two numbers from 0 to below 1")
+    return torch.optim.AdamW(
+        parameter_groups(named_parameters, weight_decay), lr=lr, betas=betas, eps=eps, fused=True
+    )
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
+) -> list[dict]:
+    """Trained parameters in two groups, of which that of matrices decays; none is empty."""
     trained = [(name, p) for name, p in named_parameters if p.requires_grad]
     groups = [
         {"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True
-    )
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,45 @@
+"""Golden texts of the recipes: a change of any shows as a reviewable diff.
+
+./tools/run python -m tests.golden        rewrites them
+"""
+
+import re
+from pathlib import Path
+
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+from nanigpt.config.registry import recipes
+from nanigpt.config.show import render
+from nanigpt.models.init import named_state
+from nanigpt.optim.adamw import parameter_groups
+
+FOLDER = Path(__file__).parent
+
+
+def golden_text(recipe: str) -> str:
+    """The resolved config, then shape, initialiser and weight decay of each parameter."""
+    cfg = compose([f"config:{recipe}"])
+    trainer = build(cfg)
+    decay = {
+        name: group["weight_decay"]
+        for group in parameter_groups(trainer.model.named_parameters(), cfg.optimizer.weight_decay)
+        for name, _ in group["params"]
+    }
+    rows: dict[str, list[str]] = {}
+    for name, module, local, tensor in named_state(trainer.model):
+        if name in decay:
+            initializer = module.initializers()[local]
+            values = ", ".join(f"{k}={v}" for k, v in vars(initializer).items())
+            row = (
+                f"{list(tensor.shape)}  {type(initializer).__name__}({values})  "
+                f"weight decay {decay[name]}"
+            )
+            rows.setdefault(re.sub(r"\.\d+\.", ".*.", name) + f"  {row}", []).append(name)
+    parameters = [f"{row}  x{len(names)}" for row, names in rows.items()]
+    return "\n".join([render(cfg), "", "parameters", *parameters, ""])
+
+
+def rewrite() -> None:
+    for recipe in recipes():
+        (FOLDER / f"{recipe}.txt").write_text(golden_text(recipe))
+        print(FOLDER / f"{recipe}.txt")

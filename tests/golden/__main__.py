@@ -1,0 +1,5 @@
+"""Rewrites the golden texts."""
+
+from tests.golden import rewrite
+
+rewrite()
