@@ -12,9 +12,6 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
-# float16 would need loss scaling, which there is not.
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @fiddler
 def steps(cfg: fdl.Config[Trainer], n: int) -> None:
@@ -23,26 +20,6 @@ def steps(cfg: fdl.Config[Trainer], n: int) -> None:
         raise UsageError(f"steps({n}): expected at least 1")
     cfg.schedule.warmup_steps = cfg.schedule.warmup_steps * n // cfg.steps
     set_tag(cfg, tags.Steps, n)
-
-
-@fiddler
-def sequence_length(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Trains on sequences of n tokens, and gives the model as many positions."""
-    set_tag(cfg, tags.SequenceLength, n)
-
-
-@fiddler
-def vocab_size(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Gives embedding and head n rows."""
-    set_tag(cfg, tags.VocabSize, n)
-
-
-@fiddler
-def compute_dtype(cfg: fdl.Config[Trainer], name: str) -> None:
-    """Computes in float32 or bfloat16; weights stay float32."""
-    if name not in _DTYPES:
-        raise UsageError(f"compute_dtype({name!r}): expected one of {', '.join(_DTYPES)}")
-    set_tag(cfg, tags.ComputeDType, _DTYPES[name])
 
 
 @fiddler

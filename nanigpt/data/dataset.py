@@ -66,7 +66,7 @@ class PackedDataset:
             raise UsageError(
                 f"data.corpus.path: the corpus has {have} tokens; each split needs at least "
                 f"sequence_length + 1 = {self.sequence_length + 1}. Give more text, a shorter "
-                "sequence (fiddler:sequence_length(N)) or another data.corpus.validation_fraction"
+                "sequence (tag:SequenceLength=N) or another data.corpus.validation_fraction"
             )
 
     def n_sequences(self, split: str) -> int:

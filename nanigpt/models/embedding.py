@@ -31,8 +31,11 @@ class Embedding(nn.Module):
         super().__init__()
         if vocab_size <= 0 or dim <= 0:
             raise ValueError(f"vocab_size={vocab_size}, dim={dim}: expected positive sizes")
-        if not compute_dtype.is_floating_point:
-            raise ValueError(f"compute_dtype={compute_dtype}: expected a floating-point dtype")
+        if compute_dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"compute_dtype={compute_dtype}: expected float32 or bfloat16 (float16 would need "
+                "loss scaling, which there is not)"
+            )
         self.vocab_size = vocab_size
         self.dim = dim
         self.compute_dtype = compute_dtype

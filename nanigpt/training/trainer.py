@@ -78,7 +78,7 @@ class Trainer:
             raise ValueError(
                 f"data.sequence_length={data.sequence_length} exceeds the model's "
                 f"{model.max_sequence_length} positions; set both with "
-                f"--config='fiddler:sequence_length({data.sequence_length})'"
+                f"--config='tag:SequenceLength={data.sequence_length}'"
             )
         gathered, computed = parallelizer.fsdp.param_dtype, model.embedding.compute_dtype
         if gathered != computed:
@@ -86,7 +86,7 @@ class Trainer:
                 f"parallelizer.fsdp.param_dtype={gathered}, "
                 f"model.embedding.compute_dtype={computed}: expected equal, or "
                 "losses would depend on the number of processes; set both with "
-                "--config=\"fiddler:compute_dtype('bfloat16')\""
+                '--config="tag:ComputeDType=bfloat16"'
             )
         self.model = model
         self.data = data
@@ -218,7 +218,7 @@ class Trainer:
         if size > rows:
             raise UsageError(
                 f"data.tokenizer has {size} ids, the model's vocab_size is {rows}: expected at "
-                f"least as many; use --config='fiddler:vocab_size({size})' after the tokenizer"
+                f"least as many; use --config='tag:VocabSize={size}' after the tokenizer"
             )
         self.data.setup()
         self.optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])  # checks its arguments

@@ -126,7 +126,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         corpus.write_text("\n".join(rows))
     edits = (
         f"set:data.corpus.path={corpus}",
-        f"fiddler:tokenizer('{tokenizer}')",
+        f"set:data.tokenizer=@huggingface_tokenizer('{tokenizer}')",
         "fiddler:steps(3)",
     )
     out = succeed(nanigpt("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))

@@ -133,9 +133,9 @@ def test_fiddlers_work_on_every_recipe(recipe):
         [
             f"config:{recipe}",
             "fiddler:steps(1000)",
-            "fiddler:sequence_length(128)",
-            "fiddler:vocab_size(1000)",
-            "fiddler:tokenizer('tokenizer.json')",
+            "tag:SequenceLength=128",
+            "tag:VocabSize=1000",
+            "set:data.tokenizer=@huggingface_tokenizer('tokenizer.json')",
         ]
     )
     trainer = fdl.build(cfg)

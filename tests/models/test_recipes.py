@@ -58,9 +58,7 @@ def test_first_loss_of_the_debug_recipe_at_full_size():
 @pytest.mark.slow
 def test_first_loss_of_llama3_1b_at_full_size():
     model = built_model(
-        compose(
-            ["config:llama3_1b", "fiddler:compute_dtype('float32')", "fiddler:sequence_length(64)"]
-        )
+        compose(["config:llama3_1b", "tag:ComputeDType=float32", "tag:SequenceLength=64"])
     )
     tokens = torch.randint(128_256, (2, 33), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -60,7 +60,7 @@ def check_weights_and_gradients(cfg, world):
 
 def bf16(world):
     """One byte occurs thousands of times: its row's gradient must not be summed in bf16."""
-    edits = ("fiddler:sequence_length(1024)", "fiddler:compute_dtype('bfloat16')")
+    edits = ("tag:SequenceLength=1024", "tag:ComputeDType=bfloat16")
     for recipe in ("llama3_debug", "llama3_1b"):  # untied, tied
         trainer = sharded_model(tiny(*edits, recipe=recipe), world)
         exact = built_model(tiny(edits[0], recipe=recipe))

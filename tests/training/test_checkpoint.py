@@ -175,7 +175,7 @@ def test_shared_tensors_are_stored_once_and_stay_shared(tmp_path):
 def test_another_model_is_refused(tmp_path):
     train(tiny("fiddler:steps(2)"), tmp_path)
     with pytest.raises(UsageError, match=r"is of another model: embedding.weight is \[512, 128\]"):
-        build(tiny("fiddler:vocab_size(600)")).restore(RunDirectory(tmp_path), start_world("cpu"))
+        build(tiny("tag:VocabSize=600")).restore(RunDirectory(tmp_path), start_world("cpu"))
 
 
 def test_a_run_without_checkpoint_cannot_be_restored(tmp_path):

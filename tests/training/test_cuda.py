@@ -21,7 +21,7 @@ def test_cuda_gives_the_losses_of_the_cpu(tmp_path):
 @pytest.mark.cuda
 def test_bf16_follows_fp32_on_cuda(tmp_path):
     curves = {
-        dtype: train(tiny(f"fiddler:compute_dtype('{dtype}')"), tmp_path / dtype, device="cuda")
+        dtype: train(tiny(f"tag:ComputeDType={dtype}"), tmp_path / dtype, device="cuda")
         for dtype in ("float32", "bfloat16")
     }
     for exact, rounded in zip(*curves.values(), strict=True):

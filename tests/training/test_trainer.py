@@ -105,7 +105,7 @@ def test_masked_labels_weigh_nothing_in_any_microbatch():
 
 
 def test_bf16_trains_with_fp32_weights(tmp_path):
-    cfg = tiny("set:steps=3", "set:schedule.warmup_steps=1", "fiddler:compute_dtype('bfloat16')")
+    cfg = tiny("set:steps=3", "set:schedule.warmup_steps=1", "tag:ComputeDType=bfloat16")
     assert len(train(cfg, tmp_path)) == 3
     trainer = build(cfg)
     trainer.restore(RunDirectory(tmp_path), start_world("cpu"))
@@ -133,7 +133,7 @@ def test_tensorboard_has_the_curves(tmp_path):
     [
         (["set:steps=0"], "steps=0: expected at least 1"),
         (["set:schedule.warmup_steps=20"], r"not below steps=20; lower it, or use .*steps\(20\)"),
-        (["set:data.sequence_length=128"], r"exceeds the model's 64 positions.*sequence_length\(128"),
+        (["set:data.sequence_length=128"], r"exceeds the model's 64 positions.*SequenceLength=128"),
         (["set:model.embedding.compute_dtype=bf16"], "expected equal.*compute_dtype"),
         (["set:max_grad_norm=0"], "max_grad_norm=0"),
         (["set:sampler.temperature=-1"], "sampler: temperature=-1.0: expected 0"),
@@ -161,7 +161,7 @@ def test_wrong_arguments_are_refused_when_built(edits, message):
         (["set:optimizer.lr=-1"], "optimizer.lr=-1.0: expected 0 or more"),
         (["set:optimizer.weight_decay=-1"], "optimizer.weight_decay=-1.0"),
         (["set:optimizer.betas=(0.9, 1.0)"], "optimizer.betas"),
-        (["fiddler:vocab_size(100)"], r"has 257 ids, the model's vocab_size is 100.*vocab_size\(257"),
+        (["tag:VocabSize=100"], r"has 257 ids, the model's vocab_size is 100.*VocabSize=257"),
     ],
 )  # fmt: skip
 def test_wrong_data_is_refused_before_any_step(edits, message, tmp_path):
