@@ -86,7 +86,7 @@ class Trainer:
                 f"parallelizer.fsdp.param_dtype={gathered}, "
                 f"model.embedding.compute_dtype={computed}: expected equal, or "
                 "losses would depend on the number of processes; set both with "
-                '--config="tag:ComputeDType=bfloat16"'
+                "--config=tag:ComputeDType=bfloat16"
             )
         self.model = model
         self.data = data

@@ -134,7 +134,7 @@ def test_tensorboard_has_the_curves(tmp_path):
         (["set:steps=0"], "steps=0: expected at least 1"),
         (["set:schedule.warmup_steps=20"], r"not below steps=20; lower it, or use .*steps\(20\)"),
         (["set:data.sequence_length=128"], r"exceeds the model's 64 positions.*SequenceLength=128"),
-        (["set:model.embedding.compute_dtype=bf16"], "expected equal.*compute_dtype"),
+        (["set:model.embedding.compute_dtype=bf16"], "expected equal.*tag:ComputeDType"),
         (["set:max_grad_norm=0"], "max_grad_norm=0"),
         (["set:sampler.temperature=-1"], "sampler: temperature=-1.0: expected 0"),
         (["set:sampler.max_new_tokens=0"], "sampler: max_new_tokens=0"),
