@@ -1,5 +1,8 @@
 """The one exception that means "the user can mend this"."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UsageError(ValueError):
     """A mistake in a command line, a config or an input file.
@@ -8,6 +11,42 @@ class UsageError(ValueError):
     prints it alone, without a traceback, and exits with status 2.
     """
 
+    def within(self, where: str) -> "UsageError":
+        """This error, its message preceded by where it arose."""
+        self.args = (f"{where}: {self}",)
+        return self
+
 
 class RankError(UsageError):
     """A mistake that only this process of several meets, so that each must print its own."""
+
+
+class UnknownName(UsageError):
+    """A name that is none of those known.
+
+    Attributes:
+        problem: what is wrong, without the names that would be right.
+        name: what was given.
+        near: the known names that are like it, best first.
+    """
+
+    def __init__(
+        self, problem: str, name: str, known: Iterable[str] = (), *, near: list[str] | None = None
+    ):
+        """`problem` is told with the names of `known` that are near, or as it is if `near` is
+        given."""
+        known = list(known)
+        self.problem, self.name = problem, name
+        self.near = near or _near(name, known)
+        if near is None:
+            if self.near:
+                problem += f"; did you mean {' or '.join(map(repr, self.near))}?"
+            else:
+                problem += f"; known: {', '.join(known) or 'none'}"
+        super().__init__(problem)
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    # One word of a longer name is no close match.
+    return close or [k for k in known if len(name) > 2 and name.lower() in k.lower()][:3]

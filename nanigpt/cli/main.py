@@ -7,8 +7,7 @@ import sys
 
 from absl import flags
 
-from nanigpt.config.registry import nearest
-from nanigpt.errors import RankError, UsageError
+from nanigpt.errors import RankError, UnknownName, UsageError
 
 COMMANDS = {
     "train": "train a run, or resume it",
@@ -41,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 def _run(name: str, argv: list[str]) -> int:
     if name not in COMMANDS:
-        raise UsageError(f"unknown command {name!r}; {nearest(name, list(COMMANDS))}")
+        raise UnknownName(f"unknown command {name!r}", name, COMMANDS)
     command = importlib.import_module(f"nanigpt.cli.{name}")
     # A set of flags of our own: fiddle.absl_flags adds legacy flags to absl's global one.
     values = flags.FlagValues()

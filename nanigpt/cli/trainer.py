@@ -38,6 +38,10 @@ def restore(
     """
     if values.run is None:
         raise UsageError("--run is missing; expected --run=runs/NAME")
-    trainer = build_trainer(load_run(values.run, tags=tags))
+    try:
+        cfg = load_run(values.run, tags=tags)
+    except UsageError as error:
+        raise error.within("--run") from error
+    trainer = build_trainer(cfg)
     world = start_world(trainer.device)
     return trainer, world, trainer.restore(RunDirectory(values.run), world)

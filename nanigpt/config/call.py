@@ -1,4 +1,4 @@
-"""`name` or `name(arguments)` of a directive, with literal arguments."""
+"""`name` or `name(arguments)` of a directive."""
 
 import ast
 import inspect
@@ -6,55 +6,70 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nanigpt.config.values import argument_annotation, parse_value
 from nanigpt.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Call:
-    """A name and the arguments that stand behind it."""
+    """A name and the source of the arguments that stand behind it."""
 
     name: str
-    args: tuple[Any, ...] = ()
-    kwargs: tuple[tuple[str, Any], ...] = ()
+    args: tuple[str, ...] = ()
+    kwargs: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> "Call":
-        """Reads `name`, `name()` or `name(1, key='value')`.
+        """Reads `name`, `name()` or `name(1, key=text)`.
 
         Raises:
-            UsageError: it is neither, or an argument is not a literal.
+            UsageError: it is neither.
         """
         if text.isidentifier():
             return cls(text)
         try:
             tree = ast.parse(text, mode="eval").body
-            if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
-                raise ValueError("not a call of a name")
-            args = tuple(ast.literal_eval(a) for a in tree.args)
-            kwargs = tuple((k.arg, ast.literal_eval(k.value)) for k in tree.keywords if k.arg)
-        except (SyntaxError, ValueError) as error:
-            raise UsageError(
-                f"{text!r}: expected a name, or a name with literal arguments such as "
-                "name(3, key='text')"
-            ) from error
-        return cls(tree.func.id, args, kwargs)
+        except SyntaxError:
+            tree = None
+        plain = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
+        starred = plain and (
+            any(isinstance(a, ast.Starred) for a in tree.args)
+            or any(k.arg is None for k in tree.keywords)
+        )
+        if not plain or starred:
+            raise UsageError(f"expected NAME or NAME(3, key=text), not {text!r}")
+
+        def source(node: ast.expr) -> str:
+            return ast.get_source_segment(text, node) or ""
+
+        args = tuple(source(a) for a in tree.args)
+        return cls(tree.func.id, args, tuple((k.arg, source(k.value)) for k in tree.keywords))
 
     def apply(self, function: Callable, *first: Any) -> Any:
-        """Calls `function(*first, *args, **kwargs)`.
+        """Calls `function(*first, *args, **kwargs)`, arguments typed by its annotations.
 
         Raises:
             UsageError: it does not take these arguments.
         """
-        signature = inspect.signature(function)
-        expected = ", ".join(str(p) for p in list(signature.parameters.values())[len(first) :])
+        parameters = list(inspect.signature(function).parameters.values())[len(first) :]
+        form = f"{self.name}({', '.join(map(str, parameters))})"
         try:
-            bound = signature.bind(*first, *self.args, **dict(self.kwargs))
+            signature = inspect.Signature(parameters)
+            bound = signature.bind(*self.args, **dict(self.kwargs))
         except TypeError as error:
-            raise UsageError(f"{error}; expected {self.name}({expected})") from error
-        for name, value in list(bound.arguments.items())[len(first) :]:
-            wanted = signature.parameters[name].annotation
-            if wanted in (int, float, str, bool) and type(value) is not wanted:
-                raise UsageError(
-                    f"{name}={value!r}: expected {wanted.__name__}, as in {self.name}({expected})"
-                )
-        return function(*bound.args, **bound.kwargs)
+            raise UsageError(f"{error}; expected {form}") from error
+        for name, text in bound.arguments.items():
+            try:
+                bound.arguments[name] = _argument(function, signature.parameters[name], text)
+            except ValueError as error:
+                raise UsageError(f"{name}={text}: {error}; it is {form}") from error
+        return function(*first, *bound.args, **bound.kwargs)
+
+
+def _argument(function: Callable, parameter: inspect.Parameter, text: Any) -> Any:
+    annotation = argument_annotation(function, parameter.name)
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        return tuple(parse_value(t, annotation) for t in text)
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return {key: parse_value(t, annotation) for key, t in text.items()}
+    return parse_value(text, annotation)

@@ -16,6 +16,7 @@ import torch
 import typeguard
 from fiddle import daglish
 
+from nanigpt.config.fingerprint import nameless
 from nanigpt.config.paths import join
 from nanigpt.config.values import describe, types_of
 
@@ -23,13 +24,14 @@ _ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
 
 
 def problems(cfg: fdl.Buildable) -> list[str]:
-    """Missing arguments, values and nodes of a wrong type, nodes shared by accident, lost tags."""
+    """Missing arguments, wrong types, nodes shared by accident, lost tags, and what has no name."""
     found = []
     for node, path in daglish.iterate(cfg):
         if isinstance(node, fdl.Buildable):
             where = daglish.path_str(path).removeprefix(".")
             for check in (_annotations, _missing, _types, _sharing):
                 found.extend(check(node, where))
+    found.extend(nameless(cfg))
     return list(dict.fromkeys(found))
 
 

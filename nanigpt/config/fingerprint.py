@@ -10,11 +10,14 @@ import hashlib
 import inspect
 import json
 import types
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.paths import join
+from nanigpt.config.leaves import Node, Shared, leaves
+from nanigpt.config.paths import arguments, join
 from nanigpt.errors import UsageError
 
 
@@ -28,6 +31,18 @@ def fingerprint(cfg: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def nameless(cfg: fdl.Buildable) -> Iterator[str]:
+    """What of a config has no content to compare, one message each."""
+    for path, value in leaves(cfg):
+        try:
+            if isinstance(value, Node):
+                _name(value.function, path)
+            elif not isinstance(value, Shared):
+                _canonical(value, path, {})
+        except UsageError as error:
+            yield str(error)
+
+
 def _canonical(value: Any, path: str, numbers: dict[int, int]) -> Any:
     """`value` as JSON in which equal content is equal text.
 
@@ -38,13 +53,13 @@ def _canonical(value: Any, path: str, numbers: dict[int, int]) -> Any:
         if id(value) in numbers:
             return {"shared": numbers[id(value)]}
         numbers[id(value)] = len(numbers)
-        arguments = fdl.ordered_arguments(value, include_defaults=True)
+        given = arguments(value)
         return {
             "node": type(value).__name__,
             "callable": _name(fdl.get_callable(value), path),
             "arguments": [
-                [name, _canonical(arguments[name], join(path, name), numbers)]
-                for name in sorted(arguments, key=str)
+                [name, _canonical(given[name], join(path, name), numbers)]
+                for name in sorted(given, key=str)
             ],
         }
     if isinstance(value, dict):
@@ -84,7 +99,13 @@ def _leaf(value: Any, path: str) -> Any:
 
 def _name(function: Any, path: str) -> str:
     name = getattr(function, "__qualname__", "")
-    if "<" in name or not name:  # <lambda>, <locals>
+    if name.endswith("<lambda>"):
+        code = function.__code__
+        raise UsageError(
+            f"{path or 'the root'}: a lambda ({Path(code.co_filename).name}:{code.co_firstlineno}) "
+            "has no name to record it by; name the function: def it at the top level of a module"
+        )
+    if "<" in name or not name:  # <locals>
         raise UsageError(
             f"{path or 'the root'}: {function!r} cannot be named from another process; "
             "define it at the top level of a module"

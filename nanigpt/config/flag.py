@@ -1,6 +1,10 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
+import shlex
+import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fiddle as fdl
 from absl import flags
@@ -9,9 +13,10 @@ from fiddle.absl_flags import FiddleFlag
 from nanigpt.config import registry
 from nanigpt.config.call import Call
 from nanigpt.config.overrides import apply_override, apply_tag
+from nanigpt.config.provenance import called_by, set_by
 from nanigpt.config.record import load
 from nanigpt.config.run_config import load_run
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName, UsageError
 
 _BASES = ("config", "config_file", "run")
 _EDITS = ("fiddler", "set", "tag")
@@ -36,7 +41,8 @@ class ConfigFlag(FiddleFlag):
     def directives(self) -> list[str]:
         """All directives, the default base included."""
         given = list(self.all_arguments)
-        if self._default_directive and (not given or _kind(given[0]) not in _BASES):
+        first = given[0].partition(":")[0] if given else "set"
+        if self._default_directive and first in _EDITS:
             return [self._default_directive, *given]
         return given
 
@@ -72,33 +78,18 @@ def compose(directives: list[str]) -> fdl.Buildable:
     """The config that the directives describe: one base, then edits in order.
 
     Raises:
-        UsageError: a directive is wrong; the message begins with it.
+        UsageError: a directive is wrong; the message begins with it and ends with what to try.
     """
+    if not directives:
+        directives = [""]
     cfg = None
     for i, directive in enumerate(directives):
         try:
-            kind = _kind(directive)
-            expression = directive.partition(":")[2]
-            if kind in _BASES and i > 0:
-                raise UsageError(f"a second base; {directives[0]!r} came before")
-            if kind not in _BASES and i == 0:
-                raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
-            if kind == "config":
-                cfg = _recipe(expression)
-            elif kind == "config_file":
-                cfg = load(expression)
-            elif kind == "run":
-                cfg = load_run(expression)
-            elif kind == "fiddler":
-                _apply_fiddler(cfg, expression)
-            elif kind == "tag":
-                apply_tag(cfg, expression)
-            else:
-                apply_override(cfg, expression)
+            cfg = _apply(cfg, directive, directives[0] if i else None)
         except UsageError as error:
-            raise UsageError(f"--config={directive}: {error}") from error
-    if cfg is None:
-        raise UsageError("--config: expected config:RECIPE, config_file:PATH or run:DIR")
+            advice = _try(directives[:i], directive, error)
+            told = str(error).removeprefix(f"{directive.partition(':')[2]}: ")
+            raise UsageError(f"--config={directive}: {told}\n  try: {advice}") from error
     return cfg
 
 
@@ -113,20 +104,66 @@ def recipe_name(directives: list[str]) -> str:
     return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
 
 
+def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.Buildable:
+    """The config after one directive, which is the first where there is no `base` yet."""
+    kind, expression = _kind(directive), directive.partition(":")[2]
+    if kind in _BASES and base is not None:
+        raise UsageError(f"a second base after {base!r}; keep one of the two")
+    if kind not in _BASES and base is None:
+        raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
+    if kind == "config":
+        return _recipe(expression)
+    if kind == "config_file":
+        return load(expression)
+    if kind == "run":
+        return load_run(expression)
+    if kind == "fiddler":
+        with called_by(f"--config={directive}"):
+            _apply_fiddler(cfg, expression)
+    else:
+        with set_by(f"--config={directive}"):
+            (apply_tag if kind == "tag" else apply_override)(cfg, expression)
+    return cfg
+
+
 def _kind(directive: str) -> str:
     kind, colon, _ = directive.partition(":")
     known = [*_BASES, *_EDITS]
-    if not colon or kind not in known:
-        raise UsageError(
-            f"expected one of {', '.join(f'{k}:...' for k in known)}"
-            + (f"; {registry.nearest(kind, known)}" if colon else "")
-        )
-    return kind
+    if colon and kind in known:
+        return kind
+    expected = f"expected one of {', '.join(f'{k}:...' for k in known)}"
+    raise UnknownName(expected, kind, known) if colon else UsageError(expected)
+
+
+def _try(before: list[str], directive: str, error: UsageError) -> str:
+    """A flag that is right with a near name, or the command that shows what there is."""
+    for name in error.near if isinstance(error, UnknownName) else ():
+        head, found, tail = directive.rpartition(error.name)
+        instead = f"{head}{name}{tail}"
+        if found and _is_right([*before, instead]):
+            return shlex.join([f"--config={instead}"])
+    kind, _, expression = directive.partition(":")
+    flags_before = [f"--config={d}" for d in before]
+    if before and kind == "set":
+        return shlex.join(["nanigpt", "show", *flags_before, "--format=flat"])
+    if kind in ("run", "config_file") and not Path(expression).exists():
+        return shlex.join(["ls", str(Path(expression).parent)])
+    return shlex.join(["nanigpt", "show", *flags_before, "--config=help"])
+
+
+def _is_right(directives: list[str]) -> bool:
+    try:
+        cfg = None
+        for i, directive in enumerate(directives):
+            cfg = _apply(cfg, directive, directives[0] if i else None)
+    except UsageError:
+        return False
+    return True
 
 
 def _recipe(expression: str) -> fdl.Buildable:
     call = Call.parse(expression)
-    cfg = call.apply(registry.find_recipe(call.name))
+    cfg = _call("recipe", call, registry.find_recipe(call.name))
     if not isinstance(cfg, fdl.Buildable):
         raise UsageError(f"recipe {call.name} returned {type(cfg).__name__}, not a config")
     return cfg
@@ -134,6 +171,18 @@ def _recipe(expression: str) -> fdl.Buildable:
 
 def _apply_fiddler(cfg: fdl.Buildable, expression: str) -> None:
     call = Call.parse(expression)
-    result = call.apply(registry.find_fiddler(call.name), cfg)
-    if result is not None:
+    if _call("fiddler", call, registry.find_fiddler(call.name), cfg) is not None:
         raise UsageError(f"fiddler {call.name} returned a value; expected an edit in place")
+
+
+def _call(kind: str, call: Call, function: Callable, *first: Any) -> Any:
+    try:
+        return call.apply(function, *first)
+    except UsageError:
+        raise
+    except Exception as error:  # it is written by users, and may not fit this config
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{kind} {call.name} failed at {Path(line.filename).name}:{line.lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

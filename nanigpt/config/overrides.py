@@ -1,58 +1,78 @@
 """`set:PATH=VALUE` and `tag:TAG=VALUE`: values of a DAG, typed by annotation."""
 
-from dataclasses import dataclass
+import collections.abc
+import typing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fiddle as fdl
 from fiddle import daglish, tagging
 
-from nanigpt.config.paths import Element, check_element, follow, join, parse_path
-from nanigpt.config.registry import nearest
-from nanigpt.config.values import argument_annotation, element_annotation, parse_value
-from nanigpt.errors import UsageError
+from nanigpt.config.call import Call
+from nanigpt.config.leaves import leaves
+from nanigpt.config.paths import Element, check_element, child, expand, join, parse_path
+from nanigpt.config.registry import find_component
+from nanigpt.config.values import (
+    argument_annotation,
+    describe,
+    element_annotation,
+    parse_value,
+    types_of,
+)
+from nanigpt.errors import UnknownName, UsageError
 
 
 @dataclass(frozen=True)
-class _Target:
-    """A place that takes a value: an argument of a node, or an element of a list or dict."""
+class _Place:
+    """An argument of a node, or what lies inside of it in lists, tuples and dicts."""
 
-    container: Any
-    element: Element
+    node: fdl.Buildable | None
+    argument: str
+    keys: tuple[Any, ...]
     path: str
     annotation: Any
 
+    def below(self, value: Any, element: Element) -> "_Place":
+        """The place of a child of `value`, which is what stands here."""
+        path = join(self.path, element)
+        if isinstance(element, str):
+            annotation = argument_annotation(fdl.get_callable(value), element)
+            return _Place(value, element, (), path, annotation)
+        key = element[0] if isinstance(element, tuple) else element
+        annotation = element_annotation(self.annotation, type(value), key)
+        return replace(self, keys=(*self.keys, key), path=path, annotation=annotation)
+
     def set(self, value: Any) -> None:
-        if isinstance(self.element, str):
-            setattr(self.container, self.element, value)
-        else:
-            key = self.element[0] if isinstance(self.element, tuple) else self.element
-            self.container[key] = value
+        """Containers are made anew: a default one is the class's own, and Fiddle's history knows
+        only arguments."""
+        if self.keys:
+            value = _with(getattr(self.node, self.argument), self.keys, value)
+        setattr(self.node, self.argument, value)
 
 
 def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
-    """Sets arguments, list elements or dict values of `cfg` in place: all that the path matches.
+    """Sets arguments, elements or dict values of `cfg` in place: all that the path matches.
 
     Raises:
         UsageError: the path leads nowhere, or the value is not of the argument's type.
     """
     path, text = _split(assignment, "PATH=VALUE")
     *parents, last = parse_path(path)
-    places = [(cfg, "", Any)]
-    for element in parents:
-        places = [
-            (follow(node, e, walked), join(walked, e), _child_annotation(node, e, annotation))
-            for node, walked, annotation in places
-            for e in _expand(node, element, walked)
-        ]
-    targets = []
-    for node, walked, annotation in places:
-        for e in _expand(node, last, walked):
-            check_element(node, e, walked)
-            if isinstance(node, tuple):
-                raise UsageError(f"{walked} is a tuple; set it whole: set:{walked}={node!r}")
-            targets.append(
-                _Target(node, e, join(walked, e), _child_annotation(node, e, annotation))
-            )
+    places = [(cfg, _Place(None, "", (), "", Any))]
+    try:
+        for element in parents:
+            places = [
+                (child(value, e, place.path), place.below(value, e))
+                for value, place in places
+                for e in expand(value, element, place.path)
+            ]
+        targets = []
+        for value, place in places:
+            for e in expand(value, last, place.path):
+                check_element(value, e, place.path)
+                targets.append(place.below(value, e))
+    except UnknownName as error:
+        raise _elsewhere(error, cfg, path) from error
     _set_all(targets, text)
 
 
@@ -65,28 +85,58 @@ def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
     name, text = _split(assignment, "TAG=VALUE")
     by_name = {t.__name__: t for t in tagging.list_tags(cfg, add_superclasses=True)}
     if name not in by_name:
-        raise UsageError(
-            f"no argument of this config has the tag {name!r}; {nearest(name, sorted(by_name))}"
-        )
-    targets = [
-        _Target(node, argument, join(_path(path), argument), argument_annotation(node, argument))
-        for node, path in daglish.iterate(cfg)
-        if isinstance(node, fdl.Buildable)
-        for argument, tags in node.__argument_tags__.items()
-        if any(issubclass(tag, by_name[name]) for tag in tags)
-    ]
+        problem = f"no argument of this config has the tag {name!r}"
+        raise UnknownName(problem, name, sorted(by_name))
+    targets = []
+    for node, path in daglish.iterate(cfg):
+        if isinstance(node, fdl.Buildable):
+            for argument, tags in node.__argument_tags__.items():
+                if any(issubclass(tag, by_name[name]) for tag in tags):
+                    place = _Place(None, "", (), daglish.path_str(path).removeprefix("."), Any)
+                    targets.append(place.below(node, argument))
     _set_all(targets, text)
 
 
-def _set_all(targets: list[_Target], text: str) -> None:
+def _set_all(targets: list[_Place], text: str) -> None:
     values = []
     for target in targets:  # all are read before any is set
         try:
-            values.append(parse_value(text, target.annotation))
+            values.append(_value(text, target.annotation))
         except ValueError as error:
-            raise UsageError(f"{target.path}={text}: {error}") from error
+            told = error if isinstance(error, UsageError) else UsageError(str(error))
+            raise told.within(f"{target.path}={text}") from error
     for target, value in zip(targets, values, strict=True):
         target.set(value)
+
+
+def _value(text: str, annotation: Any) -> Any:
+    if not text.startswith("@"):
+        return parse_value(text, annotation)
+    allowed = types_of(annotation)
+    call = Call.parse(text[1:])
+    node = call.apply(find_component(call.name))
+    made = fdl.get_callable(node)
+    callables = any(typing.get_origin(t) is collections.abc.Callable for t in allowed)
+    if Any in allowed or (isinstance(node, fdl.Partial) and callables):
+        return node
+    classes = tuple(t for t in allowed if isinstance(t, type))
+    if isinstance(node, fdl.Partial) or not (isinstance(made, type) and issubclass(made, classes)):
+        raise UsageError(f"expected {describe(allowed)}, not {made.__name__}")
+    return node
+
+
+def _with(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
+    """The container with the element at `keys` exchanged."""
+    if not keys:
+        return value
+    key, *rest = keys
+    if isinstance(container, dict):
+        return {**container, key: _with(container.get(key), tuple(rest), value)}
+    items = list(container)
+    items[key] = _with(items[key], tuple(rest), value)
+    if isinstance(container, list):
+        return items
+    return type(container)(*items) if hasattr(container, "_fields") else tuple(items)
 
 
 def _split(assignment: str, form: str) -> tuple[str, str]:
@@ -96,23 +146,10 @@ def _split(assignment: str, form: str) -> tuple[str, str]:
     return name.strip(), text
 
 
-def _expand(container: Any, element: Element, walked: str) -> list[Element]:
-    """The elements that a slice stands for; any other stands for itself."""
-    if not isinstance(element, slice):
-        return [element]
-    if not isinstance(container, (list, tuple)):
-        raise UsageError(f"{walked or 'the config'} is no list: it has no elements to choose from")
-    chosen = list(range(len(container))[element])
-    if not chosen:
-        raise UsageError(f"{join(walked, element)} matches none of {len(container)} elements")
-    return chosen
-
-
-def _child_annotation(parent: Any, element: Element, annotation: Any) -> Any:
-    if isinstance(element, str) and isinstance(parent, fdl.Buildable):
-        return argument_annotation(parent, element)
-    return element_annotation(annotation, dict if isinstance(element, tuple) else list)
-
-
-def _path(path: daglish.Path) -> str:
-    return daglish.path_str(path).removeprefix(".")
+def _elsewhere(error: UnknownName, cfg: fdl.Buildable, path: str) -> UnknownName:
+    """The error, or if other places do have an argument of that name, one that tells them."""
+    paths = [p for p, _ in leaves(cfg) if p.rpartition(".")[2] == error.name]
+    if not paths:
+        return error
+    more = f" (and {len(paths) - 1} more)" if paths[1:] else ""
+    return UnknownName(f"{error.problem}; there is {paths[0]}{more}", path, near=paths[:1])

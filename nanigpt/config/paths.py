@@ -1,15 +1,13 @@
 """Paths into a DAG: `model.layers[-1].attention.wq.out_dim`, `model.layers[::4]`."""
 
+import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.registry import nearest
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName, UsageError
 
 _PART = re.compile(
     r"\.?(?P<name>[A-Za-z_]\w*)"
@@ -52,44 +50,76 @@ def parse_path(text: str) -> list[Element]:
     return elements
 
 
-def follow(container: Any, element: Element, walked: str) -> Any:
+def child(container: Any, element: Element, walked: str) -> Any:
     """The child of `container`, which lies at the path `walked`.
 
     Raises:
-        UsageError: there is none; the message names what there is.
+        UsageError: there is none to go on from; the message names what there is.
     """
     check_element(container, element, walked)
     if isinstance(element, str):
-        if element not in fdl.ordered_arguments(container):
-            raise UsageError(f"{join(walked, element)} is not set, so nothing lies below it")
-        return getattr(container, element)
+        path = join(walked, element)
+        value = arguments(container).get(element, fdl.NO_VALUE)
+        if value is fdl.NO_VALUE:
+            raise UsageError(f"{path} is not set, so nothing lies below it")
+        plain = isinstance(value, (list, tuple, dict, int, float, str, type(None)))
+        if not plain and element not in fdl.ordered_arguments(container):
+            raise UsageError(
+                f"{path} is not set; its default, of {type(value).__name__}, belongs to the class, "
+                f"so nothing below it can be set: set {path} itself"
+            )
+        return value
+    if isinstance(element, tuple) and element[0] not in container:
+        problem = f"{walked or 'the config'} has no key {element[0]!r}"
+        raise UnknownName(problem, element[0], map(str, container))
     return container[element[0] if isinstance(element, tuple) else element]
 
 
+def expand(container: Any, element: Element, walked: str) -> list[Element]:
+    """The elements that a slice stands for; any other stands for itself."""
+    if not isinstance(element, slice):
+        return [element]
+    if not isinstance(container, (list, tuple)):
+        raise UsageError(
+            f"{walked or 'the config'} is {_kind(container)}, not a list: it has no elements to "
+            f"choose from"
+        )
+    chosen = list(range(len(container))[element])
+    if not chosen:
+        raise UsageError(f"{join(walked, element)} matches none of {len(container)} elements")
+    return chosen
+
+
 def check_element(container: Any, element: Element, walked: str) -> None:
-    """Raises UsageError where `container` at `walked` has no such child to read or set."""
+    """Raises UsageError where `container` at `walked` has no such child to set."""
     where = walked or "the config"
     if isinstance(element, str):
         if not isinstance(container, fdl.Buildable):
-            raise UsageError(
-                f"{where} is {type(container).__name__} {container!r}: it has no arguments"
-            )
+            advice = "; choose an index: [0], [-1], [*]" if isinstance(container, list) else ""
+            raise UsageError(f"{where} is {_kind(container)}: it has no {element!r}{advice}")
         known = argument_names(container)
         if element not in known:
             callable_name = fdl.get_callable(container).__name__
-            raise UsageError(
-                f"{where} ({callable_name}) has no {element!r}; {nearest(element, known)}"
-            )
+            problem = f"{where} ({callable_name}) has no {element!r}"
+            raise UnknownName(problem, element, known)
     elif isinstance(element, int):
         if not isinstance(container, (list, tuple)):
-            raise UsageError(f"{where} is {type(container).__name__}: it has no index [{element}]")
+            raise UsageError(f"{where} is {_kind(container)}: it has no index [{element}]")
         if not -len(container) <= element < len(container):
             raise UsageError(
                 f"{where} has {len(container)} elements: expected an index from "
                 f"{-len(container)} to {len(container) - 1}, not {element}"
             )
     elif not isinstance(container, dict):
-        raise UsageError(f"{where} is {type(container).__name__}: it has no keys")
+        raise UsageError(f"{where} is {_kind(container)}: it has no key {element[0]!r}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, fdl.Buildable):
+        return f"a config of {fdl.get_callable(value).__name__}"
+    if isinstance(value, (list, tuple, dict)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)
 
 
 def argument_names(node: fdl.Buildable) -> list[str]:
@@ -101,6 +131,19 @@ def argument_names(node: fdl.Buildable) -> list[str]:
     return names
 
 
+def arguments(node: fdl.Buildable) -> dict[str | int, Any]:
+    """What a node's callable will be given: values that were set, and defaults."""
+    values = fdl.ordered_arguments(node, include_defaults=True)
+    function = fdl.get_callable(node)
+    if dataclasses.is_dataclass(function):
+        made = {f.name: f.default_factory for f in dataclasses.fields(function)}
+        given = fdl.ordered_arguments(node)
+        for name in values:
+            if name not in given and made[name] is not dataclasses.MISSING:
+                values[name] = made[name]()  # Fiddle has a placeholder for it
+    return values
+
+
 def join(walked: str, element: Element) -> str:
     """The path of a child of `walked`, as `parse_path` reads it."""
     if isinstance(element, str):
@@ -109,49 +152,3 @@ def join(walked: str, element: Element) -> str:
         bounds = [element.start, element.stop, *([element.step] if element.step else [])]
         return f"{walked}[{':'.join('' if b is None else str(b) for b in bounds)}]"
     return f"{walked}[{element[0]!r}]" if isinstance(element, tuple) else f"{walked}[{element}]"
-
-
-@dataclass(frozen=True)
-class Node:
-    """What stands for a node in a flat view: how it builds, and what."""
-
-    kind: str
-    function: Any
-
-    def __str__(self) -> str:
-        name = getattr(self.function, "__name__", repr(self.function))
-        return name if self.kind == "Config" else f"{self.kind}[{name}]"
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What stands for a node that was met before, at `path`."""
-
-    path: str
-
-    def __str__(self) -> str:
-        return f"(the node {self.path or 'the root'})"
-
-
-def leaves(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yields (path, value) of everything in a DAG: values, nodes, and nodes met again."""
-    yield from _leaves(cfg, "", {})
-
-
-def _leaves(value: Any, path: str, first: dict[int, str]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, fdl.Buildable):
-        if id(value) in first:
-            yield path, Shared(first[id(value)])
-            return
-        first[id(value)] = path
-        yield path, Node(type(value).__name__, fdl.get_callable(value))
-        children = fdl.ordered_arguments(value, include_defaults=True).items()
-    elif isinstance(value, dict) and value:
-        children = [((key,), child) for key, child in value.items()]
-    elif isinstance(value, (list, tuple)) and any(isinstance(v, fdl.Buildable) for v in value):
-        children = list(enumerate(value))
-    else:
-        yield path, value
-        return
-    for element, child in children:
-        yield from _leaves(child, join(path, element), first)

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import fiddle as fdl
 import torch
 from fiddle._src.experimental import serialization  # the public module hides Serialization
 
-from nanigpt.config.paths import Node, Shared, leaves
+from nanigpt.config.leaves import Node, leaves, show_value
+from nanigpt.config.provenance import mark
 from nanigpt.config.registry import extension_packages
 from nanigpt.errors import UsageError
 
@@ -90,18 +90,19 @@ def load(path: str | Path) -> fdl.Buildable:
         UsageError: there is no such file, it is not a config, or it names what is not allowed.
     """
     if not Path(path).is_file():
-        raise UsageError(f"no config file {str(path)!r}")
+        raise UsageError(f"{path}: no such file")
     try:
         cfg = serialization.load_json(Path(path).read_text(), pyref_policy=AllowList())
     except serialization.PyrefPolicyError as error:
         raise UsageError(
             f"{path} names {error.module}.{error.symbol}, which a config file may not; allowed are "
-            f"{AllowList()}"
+            f"{AllowList()}, and of packages with an entry point of the group nanigpt"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise UsageError(f"{path} is not a config that this version can read: {error}") from error
     if not isinstance(cfg, fdl.Buildable):
         raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
+    mark(cfg, str(path))
     return cfg
 
 
@@ -130,10 +131,3 @@ def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str |
         if isinstance(sides[0], Node) != isinstance(sides[1], Node):
             below = (f"{path}.", f"{path}[")
         yield path, *(None if side is _ABSENT else show_value(side) for side in sides)
-
-
-def show_value(value: Any) -> str:
-    """A value as a person would write it; a class or function by its name."""
-    if isinstance(value, (type, types.FunctionType)):
-        return value.__name__
-    return str(value) if isinstance(value, (Node, Shared)) else repr(value)

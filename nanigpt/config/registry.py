@@ -6,14 +6,13 @@ group `nanigpt`. A name from the command line is looked up here and nowhere else
 imported by a name that a user typed.
 """
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
 from collections.abc import Callable
 
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName
 
 _PACKAGES = ("experiments", "fiddlers")
 _ENTRY_POINTS = "nanigpt"
@@ -65,7 +64,7 @@ def find_recipe(name: str) -> Callable:
     """The recipe of this name.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UnknownName: there is none; the message names the nearest.
     """
     return _find(recipes(), "recipe", name)
 
@@ -74,7 +73,7 @@ def find_fiddler(name: str) -> Callable:
     """The fiddler of this name.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UnknownName: there is none; the message names the nearest.
     """
     return _find(fiddlers(), "fiddler", name)
 
@@ -83,15 +82,9 @@ def find_component(name: str) -> Callable:
     """The component factory of this name.
 
     Raises:
-        UsageError: there is none; the message names the nearest.
+        UnknownName: there is none; the message names the nearest.
     """
     return _find(components(), "component", name)
-
-
-def nearest(name: str, known: list[str]) -> str:
-    """`; did you mean X?`, or the known names where none is near."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def _register(table: dict[str, Callable], kind: str, function: Callable) -> Callable:
@@ -107,7 +100,7 @@ def _register(table: dict[str, Callable], kind: str, function: Callable) -> Call
 
 def _find(table: dict[str, Callable], kind: str, name: str) -> Callable:
     if name not in table:
-        raise UsageError(f"unknown {kind} {name!r}; {nearest(name, list(table))}")
+        raise UnknownName(f"unknown {kind} {name!r}", name, table)
     return table[name]
 
 

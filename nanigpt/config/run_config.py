@@ -8,7 +8,7 @@ import fiddle as fdl
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.record import differences, dump, load
 from nanigpt.config.tagged import set_tag
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName, UsageError
 from nanigpt.files import write_atomically
 
 
@@ -86,8 +86,8 @@ def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.
     recorded = Path(path) / "config.json"
     if not recorded.exists():
         beside = sorted(p.parent.name for p in Path(path).parent.glob("*/config.json"))
-        known = f"; in {Path(path).parent} there are {', '.join(beside)}" if beside else ""
-        raise UsageError(f"--run={path}: no run there{known}")
+        problem = f"{path}: no run there"
+        raise UnknownName(problem, Path(path).name, beside) if beside else UsageError(problem)
     cfg = load(recorded)
     for tag, value in (tags or {}).items():
         set_tag(cfg, tag, value)

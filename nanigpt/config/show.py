@@ -7,8 +7,8 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.paths import Node, Shared, join, leaves
-from nanigpt.config.record import show_value
+from nanigpt.config.leaves import Shared, head, leaves, show_value
+from nanigpt.config.paths import arguments, join
 from nanigpt.errors import UsageError
 
 FORMATS = ("tree", "flat", "json")
@@ -42,13 +42,13 @@ class _Tree:
         self._first: dict[int, str] = {}
 
     def lines(self, cfg: fdl.Buildable) -> Iterator[str]:
-        yield str(_head(cfg))
+        yield str(head(cfg))
         yield from self._node(cfg, "", "  ")
 
     def _node(self, node: fdl.Buildable, path: str, indent: str) -> Iterator[str]:
         self._first[id(node)] = path
         given = fdl.ordered_arguments(node)
-        for name, value in fdl.ordered_arguments(node, include_defaults=True).items():
+        for name, value in arguments(node).items():
             tags = sorted(tag.__name__ for tag in node.__argument_tags__.get(name, ()))
             suffix = "".join(f"  #{tag}" for tag in tags)
             yield from self._value(
@@ -60,9 +60,9 @@ class _Tree:
     ) -> Iterator[str]:
         if isinstance(value, fdl.Buildable):
             if id(value) in self._first:
-                yield f"{indent}{label}: {_head(value)} {Shared(self._first[id(value)])}"
+                yield f"{indent}{label}: {head(value)} {Shared(self._first[id(value)])}"
                 return
-            yield f"{indent}{label}: {_head(value)}{suffix}"
+            yield f"{indent}{label}: {head(value)}{suffix}"
             yield from self._node(value, path, indent + "  ")
         elif isinstance(value, (list, tuple)) and any(isinstance(v, fdl.Buildable) for v in value):
             for start, stop in _runs(value):
@@ -80,10 +80,6 @@ class _Tree:
         else:
             text = f"{indent}{label} = {show_value(value)}{suffix}"
             yield f"\033[2m{text}\033[0m" if dim and self._color else text
-
-
-def _head(node: fdl.Buildable) -> Node:
-    return Node(type(node).__name__, fdl.get_callable(node))
 
 
 def _runs(values: list[Any]) -> Iterator[tuple[int, int]]:

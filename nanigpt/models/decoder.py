@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 
-_RECOMPUTATION = ("none", "full")
+Recomputation = Literal["none", "full"]
 
 
 class TransformerBlock(nn.Module):
@@ -35,13 +35,13 @@ class TransformerBlock(nn.Module):
         attention: Attention,
         feed_forward_norm: RMSNorm,
         feed_forward: FeedForward,
-        activation_checkpointing: Annotated[str, tags.ActivationCheckpointing] = "none",
+        activation_checkpointing: Annotated[Recomputation, tags.ActivationCheckpointing] = "none",
     ):
         super().__init__()
-        if activation_checkpointing not in _RECOMPUTATION:
+        if activation_checkpointing not in get_args(Recomputation):
             raise ValueError(
                 f"activation_checkpointing={activation_checkpointing!r}: "
-                f"expected one of {', '.join(_RECOMPUTATION)}"
+                f"expected one of {', '.join(get_args(Recomputation))}"
             )
         self.attention_norm = attention_norm
         self.attention = attention

@@ -3,11 +3,14 @@
 import gc
 import os
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import distributed as dist
 
 from nanigpt.errors import RankError, UsageError
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class World:
             dist.barrier()
 
 
-def start_world(device: str = "auto") -> World:
+def start_world(device: Device = "auto") -> World:
     """Joins the process group that a launcher such as torchrun describes in the environment.
 
     Without a launcher the world is this process alone and has no process group. gloo serves CPUs,
@@ -52,8 +55,8 @@ def start_world(device: str = "auto") -> World:
     Raises:
         UsageError: the device is not there.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device={device!r}: expected one of auto, cpu, cuda")
+    if device not in get_args(Device):
+        raise UsageError(f"device={device!r}: expected one of {', '.join(get_args(Device))}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device='cuda': this machine has no usable CUDA device; use auto or cpu")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -14,7 +14,7 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.schedule import Schedule
 from nanigpt.parallel.parallelizer import Parallelizer
-from nanigpt.parallel.world import World
+from nanigpt.parallel.world import Device, World
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.loss import IGNORED, CrossEntropy
@@ -58,7 +58,7 @@ class Trainer:
         local_batch_size: Annotated[int | None, tags.LocalBatchSize] = None,
         max_grad_norm: float = 1.0,
         seed: Annotated[int, tags.Seed] = 0,
-        device: str = "auto",
+        device: Device = "auto",
     ):
         if steps < 1:
             raise ValueError(f"steps={steps}: expected at least 1")

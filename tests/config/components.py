@@ -1,6 +1,7 @@
 """A small DAG that has nothing to do with training."""
 
-from typing import Annotated, Literal
+import enum
+from typing import Annotated, Any, Literal
 
 import fiddle as fdl
 import torch
@@ -8,6 +9,11 @@ import torch
 
 class Rate(fdl.Tag):
     """A rate."""
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
 
 
 class Part:
@@ -32,6 +38,8 @@ class Whole:
         pair: tuple[float, float] = (0.9, 0.95),
         table: dict[str, int] | None = None,
         mode: Literal["fast", "slow"] = "fast",
+        color: Color | None = None,
+        names: list[str] | None = None,
     ):
         self.name = name
         self.parts = parts
@@ -43,6 +51,23 @@ class Whole:
         self.pair = pair
         self.table = table
         self.mode = mode
+        self.color = color
+        self.names = names
+
+
+class Owner:
+    """Its defaults are objects of the class, which a config must not change."""
+
+    def __init__(
+        self,
+        *,
+        part: Part = Part(),  # noqa: B008
+        sizes: list[int] = [1, 2],  # noqa: B006
+        parts: list[Any] = [None],  # noqa: B006
+    ):
+        self.part = part
+        self.sizes = sizes
+        self.parts = parts
 
 
 def whole() -> fdl.Config[Whole]:

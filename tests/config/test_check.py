@@ -44,14 +44,14 @@ def test_no_recipe_has_a_problem(name):
         ("limit", "x", "limit='x': expected int or None"),
         ("mode", "medium", "mode='medium': expected one of 'fast', 'slow' (str is not any of ('fast', 'slow'))"),
         ("dtype", "bf16", "dtype='bf16': expected dtype (str is not an instance of torch.dtype)"),
-        ("pair", (1, "x"), "pair=(1, 'x'): expected tuple (item 1 of tuple is neither float or int)"),
-        ("pair", (1,), "pair=(1,): expected tuple (tuple has wrong number of elements (expected 2, got 1 instead))"),
-        ("table", {"a": "b"}, "table={'a': 'b'}: expected dict or None"),
-        ("parts", [1, 2], "parts=[1, 2]: expected list (item 0 of list is not an instance of tests.config.components.Part)"),
-        ("parts", fdl.Config(Part), "parts: expected list, not Part"),
+        ("pair", (1, "x"), "pair=(1, 'x'): expected tuple[float, float] (item 1 of tuple is neither float or int)"),
+        ("pair", (1,), "pair=(1,): expected tuple[float, float] (tuple has wrong number of elements (expected 2, got 1 instead))"),
+        ("table", {"a": "b"}, "table={'a': 'b'}: expected dict[str, int] or None"),
+        ("parts", [1, 2], "parts=[1, 2]: expected list[Part] (item 0 of list is not an instance of tests.config.components.Part)"),
+        ("parts", fdl.Config(Part), "parts: expected list[Part], not Part"),
         ("parts", [fdl.Config(Part), fdl.Config(Whole, name="n", parts=[])], "parts[1]: expected Part, not Whole"),
         ("parts", [fdl.Config(Part), 3], "parts[1]=3: expected Part (int is not an instance of tests.config.components.Part)"),
-        ("parts", (fdl.Config(Part),), "parts: expected list, not tuple"),
+        ("parts", (fdl.Config(Part),), "parts: expected list[Part], not tuple"),
         ("name", fdl.Config(Part), "name: expected str, not Part"),
     ],
 )  # fmt: skip
@@ -135,3 +135,12 @@ def test_shared_nodes_are_built_once():
     assert said == []
     assert built.parts[0] is built.parts[2]
     assert built.parts[0] is not built.parts[1]
+
+
+def test_a_lambda_is_refused_with_its_path():
+    cfg = whole()
+    cfg.name = lambda: "x"
+    cfg.parts[1].rate = lambda: 1.0
+    said = [line for line in problems(cfg) if "name the function" in line]
+    assert [line.partition(":")[0] for line in said] == ["name", "parts[1].rate"]
+    assert "def it at the top level of a module" in said[0]

@@ -88,7 +88,7 @@ def test_what_has_no_content_is_named_with_its_path():
     cfg = whole()
     cfg.parts[1].rate = lambda: 0
     with pytest.raises(
-        UsageError, match=r"parts\[1\].rate: <function .*define it at the top level"
+        UsageError, match=r"parts\[1\].rate: a lambda \(test_fingerprint.py:\d+\) has no name"
     ):
         fingerprint(cfg)
     cfg.parts[1].rate = Constant(value=1.0)

@@ -6,7 +6,7 @@ import torch
 
 from nanigpt.config.overrides import apply_override, apply_tag
 from nanigpt.errors import UsageError
-from tests.config.components import Whole, whole
+from tests.config.components import Color, Owner, Whole, whole
 
 
 @pytest.mark.parametrize(
@@ -34,13 +34,24 @@ from tests.config.components import Whole, whole
         ("name=a=b", "a=b"),
         ("mode=slow", "slow"),
         ("parts=[]", []),
+        ("pair=[0.8, 1]", (0.8, 1.0)),
+        ("pair[1]=0.99", (0.9, 0.99)),
+        ("table={'x': 2**3, y: 1e3}", {"x": 8, "y": 1000}),
+        ("table['b']=2", {"a": 1, "b": 2}),
+        ("color=red", Color.RED),
+        ("color=Color.BLUE", Color.BLUE),
+        ("color=1", Color.RED),
+        ("names=[a, 'b c', 3]", ["a", "b c", "3"]),
     ],
 )
 def test_values(assignment, expected):
     cfg = whole()
     apply_override(cfg, assignment)
     path = assignment.partition("=")[0]
-    value = eval(f"cfg.{path}", {"cfg": cfg})
+    if not isinstance(expected, (tuple, dict)):
+        value = eval(f"cfg.{path}", {"cfg": cfg})
+    else:  # given whole, or by one element
+        value = getattr(cfg, path.partition("[")[0])
     assert value == expected
     assert type(value) is type(expected)
 
@@ -52,18 +63,24 @@ def test_values(assignment, expected):
         ("count=1.5", "count=1.5: expected int, not float"),
         ("exact=1", "exact=1: expected bool, not int"),
         ("limit=x", "limit=x: expected int or None, not str"),
-        ("dtype=bf17", "expected one of float64"),
+        ("dtype=bf17", "expected dtype, not 'bf17' \\(one of float64"),
         ("cuont=3", r"the config \(Whole\) has no 'cuont'; did you mean 'count'\?"),
         ("parts[1].sise=3", r"parts\[1\] \(Part\) has no 'sise'; did you mean 'size'\?"),
         ("parts[3].size=3", r"parts has 3 elements: expected an index from -3 to 2, not 3"),
-        ("count.x=3", "count is not set, so nothing lies below it"),
-        ("name.x=3", "name is str 'w': it has no arguments"),
+        ("count.x=3", "count is 1: it has no 'x'"),
+        ("name.x=3", "name is 'w': it has no 'x'"),
         ("count", "expected PATH=VALUE"),
         ("parts[0]=7", r"parts\[0\]=7: expected Part, not int; set its arguments one by one"),
-        ("parts=7", "parts=7: expected list, not int"),
-        ("pair=0.9", "pair=0.9: expected tuple, not float"),
-        ("mode=medium", "expected one of 'fast', 'slow', not str"),
+        ("parts=7", r"parts=7: expected list\[Part\], not int"),
+        ("pair=0.9", r"pair=0.9: expected tuple\[float, float\], not float"),
+        ("mode=medium", "expected one of 'fast', 'slow', not 'medium'"),
         ("table['a']=x", "expected int, not str"),
+        ("table['c'].x=1", "table has no key 'c'; known: a"),
+        ("table={'a': x}", r"\['a'\]=x: expected int, not str"),
+        ("pair=(0.9, x)", r"\[1\]=x: expected float, not str"),
+        ("pair=(0.9,)", "expected 2 elements, not 1"),
+        ("color=green", "expected one of RED, BLUE or None, not 'green'"),
+        ("rate=1", r"the config \(Whole\) has no 'rate'; there is parts\[0\].rate \(and 1 more\)"),
         ("a..b=1", "is not a path"),
         ("__fn_or_cls__.__init__=1", "__fn_or_cls__ is not an argument"),
         ("parts[0].__fn_or_cls__=1", "__fn_or_cls__ is not an argument"),
@@ -96,11 +113,11 @@ def test_a_glob_that_fails_somewhere_sets_nothing():
     cfg = whole()
     with pytest.raises(UsageError, match=r"parts\[5:\] matches none of 3 elements"):
         apply_override(cfg, "parts[5:].size=9")
-    with pytest.raises(UsageError, match="name is no list"):
+    with pytest.raises(UsageError, match="name is 'w', not a list"):
         apply_override(cfg, "name[*].size=9")
     cfg.parts[1].size = fdl.Config(whole)
     before = [part.size for part in cfg.parts]
-    with pytest.raises(UsageError, match=r"parts\[0\].size is not set"):
+    with pytest.raises(UsageError, match=r"parts\[0\].size is 3: it has no 'count'"):
         apply_override(cfg, "parts[*].size.count=9")
     assert [part.size for part in cfg.parts] == before
 
@@ -145,3 +162,21 @@ def test_the_class_behind_a_default_is_untouched():
     apply_override(cfg, "parts[1].rate=2")
     assert fdl.build(fdl.Config(Whole, name="n", parts=[])).pair == (0.9, 0.95)
     assert fdl.build(whole()).parts[1].rate == 0.5
+
+
+def test_below_a_default_of_the_class_nothing_is_set():
+    cfg = fdl.Config(Owner)
+    with pytest.raises(
+        UsageError, match="part is not set; its default, of Part, belongs to the class"
+    ):
+        apply_override(cfg, "part.size=9")
+    apply_override(cfg, "sizes[0]=9")
+    assert cfg.sizes == [9, 2]
+    assert fdl.build(fdl.Config(Owner)).sizes == [1, 2]
+
+
+def test_elements_are_exchanged():
+    cfg = fdl.Config(Owner)
+    apply_override(cfg, "parts[0]=@linear(warmup_steps=3)")
+    assert fdl.get_callable(cfg.parts[0]).__name__ == "Linear"
+    assert fdl.build(fdl.Config(Owner)).parts == [None]

@@ -135,5 +135,5 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
     assert load_run(str(tmp_path / "a")) == logging
     claim_run(recorded, other, started=True, allow_config_change=True)
     assert load_run(str(tmp_path / "a")) == other
-    with pytest.raises(UsageError, match=r"no run there; in .* there are a"):
+    with pytest.raises(UsageError, match="no run there; known: a"):
         load_run(str(tmp_path / "b"))

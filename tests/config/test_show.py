@@ -43,6 +43,8 @@ def test_tree():
         "  table:",
         "    'a' = 1",
         "  mode = 'fast'",
+        "  color = None",
+        "  names = None",
     ]
 
 

@@ -1,0 +1,43 @@
+"""Wrong command lines, each with the whole of its message: tests/cli/mistakes.txt.
+
+A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands for a folder.
+"""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nanigpt.cli.main import main
+from nanigpt.config.flag import compose
+from nanigpt.config.record import dump
+
+TEXT = (Path(__file__).parent / "mistakes.txt").read_text()
+CASES = [case.partition("\n") for case in TEXT.removeprefix("$ ").split("\n$ ")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mistakes")
+    (path / "broken.json").write_text("{")
+    recorded = dump(compose(["config:llama3_debug"]))
+    for module, name in (("os", "system"), ("subprocess", "run"), ("antigravity", "fly")):
+        text = recorded.replace('"nanigpt.optim.adamw"', f'"{module}"')
+        (path / f"{module}.json").write_text(text.replace('"adamw"', f'"{name}"'))
+    run = path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(recorded)
+    return path
+
+
+@pytest.mark.parametrize(
+    "line, message", [(line, message) for line, _, message in CASES], ids=[c[0] for c in CASES]
+)
+def test_message(line, message, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert main(shlex.split(line.replace("{tmp}", str(folder)))) == 2
+    assert capsys.readouterr().err.replace(str(folder), "{tmp}") == message.rstrip("\n") + "\n"
+
+
+def test_there_are_many():
+    assert len(CASES) >= 60
