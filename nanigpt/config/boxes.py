@@ -85,7 +85,7 @@ class _Drawing:
         if level == self._depth:
             below = sum(isinstance(r.value, fdl.Buildable) and not r.first for r in row.rows()) - 1
             if below:
-                self._graph.boxes[number].lines.append(f"{below} nodes below")
+                self._graph.boxes[number].lines.append(f"{below} node{'s'[below == 1 :]} below")
             return number
         for child, name in _nodes(row, row.path):
             if child.first:

@@ -11,8 +11,8 @@ from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.paths import arguments, join
-from nanigpt.config.show import _runs
 from nanigpt.errors import UsageError
 
 
@@ -126,17 +126,15 @@ class _Outline:
             yield Row(place.label, place.row, values, **about)
 
     def _ranges(self, values: list[Any] | tuple[Any, ...]) -> Iterator[tuple[int, int]]:
-        """Ranges of neighbours that are equal, and either one node or as many as they are."""
+        """Ranges of neighbours that would build the same, and are all one node or all distinct."""
         times = collections.Counter(map(id, values))
-        again = [id(v) if id(v) in self._first or times[id(v)] > 1 else None for v in values]
-        try:
-            ranges = list(_runs(values))
-        except UsageError:  # something in them, such as a lambda, has no content to compare
-            ranges = [(i, i + 1) for i in range(len(values))]
-        for start, stop in ranges:
-            for _, indices in itertools.groupby(range(start, stop), key=again.__getitem__):
-                first, *rest = indices
-                yield first, first + len(rest) + 1
+        keys = [
+            (_content(v), id(v) if id(v) in self._first or times[id(v)] > 1 else None)
+            for v in values
+        ]
+        for _, indices in itertools.groupby(range(len(values)), key=keys.__getitem__):
+            first, *rest = indices
+            yield first, first + len(rest) + 1
 
     def _meet(self, value: Any, path: str, row: str) -> None:
         """Remembers the nodes of an element that has no row of its own."""
@@ -152,6 +150,13 @@ class _Outline:
         elif isinstance(value, (list, tuple)):
             for i, child in enumerate(value):
                 self._meet(child, join(path, i), row)
+
+
+def _content(value: Any) -> str | int:
+    try:
+        return fingerprint(value)
+    except UsageError:  # something in it, such as a lambda, has no content to compare
+        return id(value)
 
 
 def _label(element: Any) -> str:
