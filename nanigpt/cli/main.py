@@ -17,6 +17,7 @@ COMMANDS = {
     "diff": "print what differs between two configs",
     "fingerprint": "print the content hash of a config",
     "generate": "sample text from a run's newest checkpoint",
+    "sweep": "train variants of a config, and compare them",
 }
 
 

@@ -1,0 +1,1 @@
+"""What the command `sweep` is made of."""

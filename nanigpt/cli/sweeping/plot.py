@@ -1,0 +1,152 @@
+"""sweep.png: what each axis does to the objective, and the curves of the trials."""
+
+import math
+import textwrap
+
+from nanigpt.cli.sweeping.directory import DIVERGED, DONE, FAILED, PRUNED, SweepDirectory
+from nanigpt.cli.sweeping.report import Row, axes, number, short
+
+_COLUMNS = 3
+_LEGEND = 8  # trials that a legend has room for
+_TICKS = 7  # values that are all named on their axis
+_CHARACTERS = 42  # of labels, that fit side by side below a panel
+_WIDE = 20  # a range of values this wide is shown on a logarithmic scale
+_BEST = "#d1495b"
+_PRUNED = "0.65"
+
+
+def plot(directory: SweepDirectory, rows: list[Row]) -> None:
+    """Draws a panel for each axis and one of curves; the best trial is red throughout."""
+    from matplotlib.figure import Figure
+
+    names = axes(rows)
+    columns = min(len(names) + 1, _COLUMNS)
+    lines = math.ceil((len(names) + 1) / columns)
+    width = 4.6 * columns + (2 if len(rows) <= _LEGEND else 0)
+    figure = Figure(figsize=(width, 3.8 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    shown = [row for row in rows if row.status in (DONE, PRUNED) and _finite(row.value)]
+    lost = [row for row in rows if row.status in (DIVERGED, FAILED)]
+    colors = _colors(shown)
+    for axis in names:
+        _axis_panel(panels[names.index(axis)], axis, shown, lost, colors)
+    _curves(panels[len(names)], shown, colors, names)
+    for panel in panels[: len(names) + 1]:
+        panel.set_ylabel(directory.settings["objective"])
+        panel.grid(True, color="0.92", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(names) + 1 :]:
+        panel.set_visible(False)
+    n_done = sum(row.status == DONE for row in rows)
+    figure.suptitle(
+        f"{directory.path}: {n_done} of {len(rows)} trials done; red is the best, darker is better",
+        fontsize=10,
+    )
+    figure.savefig(directory.path / "sweep.png", dpi=130)
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _colors(rows: list[Row]) -> dict[str, object]:
+    """By rank; pruned trials are grey."""
+    from matplotlib import colormaps
+
+    done = [row for row in rows if row.status == DONE]
+    colors = {row.trial.name: _PRUNED for row in rows}
+    for i, row in enumerate(done):
+        shade = colormaps["viridis"](0.9 * i / max(len(done) - 1, 1))
+        colors[row.trial.name] = shade if i else _BEST
+    return colors
+
+
+def _axis_panel(
+    panel, axis: str, shown: list[Row], lost: list[Row], colors: dict[str, object]
+) -> None:
+    """Objective over the values of one axis; lines join trials that differ in nothing else."""
+    panel.set_xlabel(short(axis))
+    place = _scale(panel, [row.trial.values.get(axis, "(base)") for row in shown + lost])
+    groups: dict[tuple, list[Row]] = {}
+    for row in (row for row in shown if row.status == DONE):
+        rest = tuple((key, text) for key, text in row.trial.values.items() if key != axis)
+        groups.setdefault(rest, []).append(row)
+    for group in groups.values():
+        joined = sorted((place[row.trial.values.get(axis, "(base)")], row.value) for row in group)
+        panel.plot(*zip(*joined, strict=True), color="0.8", linewidth=1, zorder=1)
+    limit = _limit([row.value for row in shown])
+    for row in reversed(shown):  # the best on top
+        panel.scatter(
+            place[row.trial.values.get(axis, "(base)")],
+            min(row.value, limit),
+            s=34,
+            marker="o" if row.value <= limit else "^",
+            color=colors[row.trial.name],
+            facecolor="none" if row.status == PRUNED else None,
+            zorder=2,
+        )
+    if any(row.value > limit for row in shown):
+        panel.set_ylim(top=limit)
+    for row in lost:
+        at = place[row.trial.values.get(axis, "(base)")]
+        top = panel.get_xaxis_transform()
+        panel.scatter(at, 1.0, marker="x", color="black", transform=top, clip_on=False)
+
+
+def _scale(panel, texts: list[str]) -> dict[str, float]:
+    """Where each value of an axis lies: as a number where all are numbers, else side by side."""
+    distinct = list(dict.fromkeys(texts))
+    numbers = [number(text) for text in distinct]
+    if not all(map(_finite, numbers)):
+        width = max(_CHARACTERS // len(distinct), 6)
+        panel.set_xticks(range(len(distinct)), [textwrap.fill(text, width) for text in distinct])
+        panel.set_xlim(-0.5, len(distinct) - 0.5)
+        return {text: i for i, text in enumerate(distinct)}
+    if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > _WIDE:
+        panel.set_xscale("log")
+    if len(numbers) <= _TICKS:
+        panel.set_xticks(numbers, distinct)
+        panel.set_xticks([], minor=True)
+    return dict(zip(distinct, numbers, strict=True))
+
+
+def _limit(values: list[float]) -> float:
+    """Above this, far from all others, a value is shown at the border, lest it flatten the rest."""
+    if len(values) < 4:
+        return math.inf
+    best, upper = min(values), sorted(values)[3 * len(values) // 4]
+    limit = upper + 2 * (upper - best)
+    return limit if best < upper and max(values) > limit else math.inf
+
+
+def _curves(panel, rows: list[Row], colors: dict[str, object], names: list[str]) -> None:
+    panel.set_xlabel("step")
+    panel.xaxis.get_major_locator().set_params(integer=True)
+    for i, row in reversed(list(enumerate(rows))):
+        pruned = row.status == PRUNED
+        panel.plot(
+            list(row.curve),
+            list(row.curve.values()),
+            color=colors[row.trial.name],
+            linestyle="--" if pruned else "-",
+            linewidth=2 if i == 0 and not pruned else 1.2,
+            marker="o" if len(row.curve) < 15 else None,
+            markersize=3,
+            label=", ".join(row.trial.values.get(name, "(base)")[:24] for name in names),
+        )
+    limit = _limit([value for row in rows for value in row.curve.values() if _finite(value)])
+    if math.isfinite(limit):
+        panel.set_ylim(top=limit)
+    if 0 < len(rows) <= _LEGEND:
+        handles, labels = panel.get_legend_handles_labels()
+        panel.legend(
+            handles[::-1],
+            labels[::-1],
+            title=", ".join(map(short, names)),
+            fontsize=7,
+            title_fontsize=7,
+            frameon=False,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )

@@ -1,0 +1,126 @@
+"""Trials as processes, several at a time, none of which outlives this one."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+_GRACE = 45.0  # seconds; torchrun gives its workers 30
+_PR_SET_PDEATHSIG = 1
+
+
+class Pool:
+    """Runs training commands side by side.
+
+    Args:
+        size: processes at a time.
+        nproc: ranks of each; more than one are started by torchrun.
+        holding: an open file that the children keep open, and thereby locked.
+    """
+
+    def __init__(self, *, size: int, nproc: int, holding: IO[str]):
+        self._size = size
+        self._nproc = nproc
+        self._holding = holding
+        self._processes: dict[str, subprocess.Popen] = {}
+        self._slots: dict[str, int] = {}
+        # Loaded before a fork: the child of one may not load libraries.
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def __len__(self) -> int:
+        return len(self._processes)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self) < self._size
+
+    def start(self, name: str, directives: list[str], run: Path, log: Path) -> None:
+        """Starts `nanigpt train`; what it prints is appended to `log`."""
+        slot = min(set(range(self._size)) - set(self._slots.values()))
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as output:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, *self._launcher(), *train_arguments(directives, run)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | self._environment(slot),
+                start_new_session=True,  # Ctrl-C is for this process, which then ends its children
+                pass_fds=[self._holding.fileno()],
+                preexec_fn=self._end_with_parent(os.getpid()),
+            )
+        self._slots[name] = slot
+
+    def ended(self) -> Iterator[tuple[str, int]]:
+        """Yields name and exit status of each process that ended since the last call."""
+        for name, process in list(self._processes.items()):
+            if process.poll() is not None:
+                del self._processes[name], self._slots[name]
+                yield name, process.returncode
+
+    def end(self, name: str) -> None:
+        """Asks one process to end; `ended` tells when it did."""
+        _signal(self._processes[name], signal.SIGTERM)
+
+    def close(self) -> None:
+        """Ends all processes: politely, and after a while not."""
+        try:
+            for process in self._processes.values():
+                _signal(process, signal.SIGTERM)
+            deadline = time.monotonic() + _GRACE
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the rest is killed
+                for process in self._processes.values():
+                    process.wait(max(deadline - time.monotonic(), 0))
+        finally:
+            for process in self._processes.values():
+                _signal(process, signal.SIGKILL)
+
+    def _launcher(self) -> list[str]:
+        if self._nproc == 1:
+            return ["-m", "nanigpt"]
+        ranks = f"--nproc-per-node={self._nproc}"
+        local = ["--standalone", "--local-addr=127.0.0.1"]
+        return ["-m", "torch.distributed.run", *local, ranks, "-m", "nanigpt"]
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        """Cores and GPUs are divided among the slots; GPUs are shared where they are too few."""
+        import torch
+
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        threads = max(cores // (self._size * self._nproc), 1)
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        n = torch.cuda.device_count()
+        if n:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))
+            first = slot * self._nproc
+            mine = [(first + rank) % n for rank in range(min(self._nproc, n))]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[i] for i in mine)
+        return environment
+
+    def _end_with_parent(self, parent: int):
+        if self._libc is None:
+            return None
+
+        def ask() -> None:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it was killed before the call
+                os._exit(1)
+
+        return ask
+
+
+def train_arguments(directives: list[str], run: Path) -> list[str]:
+    """The command line of a trial, as a user could type it."""
+    # Under another name of --run, which older torchruns take for a flag of their own.
+    return ["train", *(f"--config={directive}" for directive in directives), f"--run_dir={run}"]
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, number)

@@ -1,0 +1,69 @@
+"""The trials of a sweep as an array of Slurm jobs."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from nanigpt.cli.sweeping.directory import SweepDirectory, Trial
+from nanigpt.errors import UsageError
+from nanigpt.files import write_atomically
+
+
+def write_array(
+    directory: SweepDirectory,
+    trials: list[Trial],
+    *,
+    parallel: int,
+    nproc: int,
+    options: list[str],
+) -> Path:
+    """Writes array.sbatch, one task per trial; a task's number is the trial's in sweep.json.
+
+    Args:
+        parallel: tasks at a time.
+        nproc: ranks of each trial.
+        options: further ones of sbatch, such as `--gpus=1`.
+    """
+    numbers = ",".join(str(directory.trials.index(trial)) for trial in trials)
+    path = directory.path.resolve()
+    lines = [
+        f"--job-name={shlex.quote(path.name)}",
+        f"--array={numbers}%{parallel}",
+        f"--chdir={shlex.quote(str(Path.cwd()))}",
+        f"--output={shlex.quote(f'{path}/slurm-%A_%a.log')}",
+        "--nodes=1",
+        "--ntasks=1",
+        "--requeue",
+        "--open-mode=append",
+        *options,
+    ]
+    command = [sys.executable, "-m", "nanigpt", "sweep", f"--dir={path}", f"--nproc={nproc}"]
+    script = "\n".join(
+        [
+            "#!/bin/bash",
+            *(f"#SBATCH {line}" for line in lines),
+            "# A task that is requeued goes on from the trial's newest checkpoint.",
+            f'exec {shlex.join(command)} --only="$SLURM_ARRAY_TASK_ID"',
+        ]
+    )
+    write_atomically(path / "array.sbatch", script + "\n")
+    return directory.path / "array.sbatch"
+
+
+def submit(script: Path) -> str:
+    """Runs sbatch; returns what it said.
+
+    Raises:
+        UsageError: there is no sbatch here, or it refused.
+    """
+    if shutil.which("sbatch") is None:
+        raise UsageError(
+            f"--submit: no sbatch on this machine; submit {script} where there is one, or drop "
+            "--slurm to run the trials here"
+        )
+    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise UsageError(f"sbatch {script}: {done.stderr.strip()}")
+    return done.stdout.strip()
