@@ -12,6 +12,7 @@ more values it runs the new trials only. What was trained once is never trained 
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 from absl import flags
 
@@ -80,35 +81,37 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     """Returns 0, or 1 where a trial failed."""
-    directives = values["config"].directives
-    directory = SweepDirectory(values.dir or f"sweeps/{recipe_name(directives)}")
+    base = values["config"].directives
+    path = Path(values.dir or f"sweeps/{recipe_name(base)}")
     if values.only is not None:
-        return _run_one(directory, values)
+        return _run_one(_recorded(path), values)
     _require("matplotlib")
     if values.report:
-        _require_recorded(directory)
+        directory = _recorded(path)
         directory.settings |= _objective(directory, values)
         return _report(directory, directory.trials)
     axes = _axes(values)
-    planned = _plan(directives, axes, values)  # what is wrong is told before anything is written
-    held = lock(directory.path / ".lock", what=f"--dir={directory.path}: a sweep there")
-    chosen = {"axes": values.sweep, "method": values.method, "seed": values.seed}
-    directory.claim({"base": directives, **chosen, **_objective(directory, values)})
-    trials = [directory.add(trial) for trial in planned]
-    if values.slurm:
-        return _write_array(directory, to_run(directory, trials, retry=values.retry), values)
-    runner = Runner(directory, Pool(size=values.parallel, nproc=values.nproc, holding=held))
-    if values.method == "tpe":
-        search = _search(directory, axes, values)
-        _announce(directory, values.trials, values.trials - len(search.ended))
-        runner.run(search.next, search.is_hopeless)
-        trials = search.trials
-    else:
-        left = to_run(directory, trials, retry=values.retry)
-        _announce(directory, len(trials), len(left))
-        queue = iter(left)
-        runner.run(lambda: next(queue, None))
-    return _report(directory, trials)
+    planned = _plan(base, axes, values)  # what is wrong is told before anything is written
+    with lock(path / ".lock", what=f"--dir={path}: a sweep there") as held:
+        directory = SweepDirectory(path)
+        chosen = {"axes": values.sweep, "method": values.method, "seed": values.seed}
+        directory.claim({"base": base, **chosen, **_objective(directory, values)})
+        trials = [directory.add(trial) for trial in planned]
+        if values.slurm:
+            return _write_array(directory, to_run(directory, trials, retry=values.retry), values)
+        runner = Runner(directory, Pool(size=values.parallel, nproc=values.nproc, holding=held))
+        if values.method == "tpe":
+            search = _search(directory, axes, values)
+            trials = search.trials
+            n = max(values.trials, len(trials))
+            _announce(directory, n, n - len(search.ended))
+            runner.run(search.next, search.is_hopeless)
+        else:
+            left = to_run(directory, trials, retry=values.retry)
+            _announce(directory, len(trials), len(left))
+            queue = iter(left)
+            runner.run(lambda: next(queue, None))
+        return _report(directory, trials)
 
 
 def _axes(values: flags.FlagValues) -> dict[str, Space]:
@@ -216,18 +219,19 @@ def _write_array(directory: SweepDirectory, left: list[Trial], values: flags.Fla
 
 def _run_one(directory: SweepDirectory, values: flags.FlagValues) -> int:
     """A task of a Slurm array."""
-    _require_recorded(directory)
     if values.only >= len(directory.trials):
         raise UsageError(
             f"--only={values.only}: {directory.path} has trials 0 to {len(directory.trials) - 1}"
         )
     trial = directory.trials[values.only]
-    lock(directory.path / ".lock", what=f"--dir={directory.path}: a sweep there", shared=True)
-    run = directory.run(trial).path
-    held = lock(run / ".trial_lock", what=f"--only={values.only}: this trial")
-    queue = iter(to_run(directory, [trial], retry=values.retry))
-    pool = Pool(size=1, nproc=values.nproc, holding=held)
-    Runner(directory, pool).run(lambda: next(queue, None))
+    whole, one = directory.path / ".lock", directory.run(trial).path / ".trial_lock"
+    with (
+        lock(whole, what=f"--dir={directory.path}: a sweep there", shared=True),
+        lock(one, what=f"--only={values.only}: this trial") as held,
+    ):
+        queue = iter(to_run(directory, [trial], retry=values.retry))
+        pool = Pool(size=1, nproc=values.nproc, holding=held)
+        Runner(directory, pool).run(lambda: next(queue, None))
     return int(directory.status(trial) == FAILED)
 
 
@@ -245,9 +249,11 @@ def _report(directory: SweepDirectory, trials: list[Trial]) -> int:
     return int(any(directory.status(trial) == FAILED for trial in trials))
 
 
-def _require_recorded(directory: SweepDirectory) -> None:
+def _recorded(path: Path) -> SweepDirectory:
+    directory = SweepDirectory(path)
     if not directory.settings:
-        raise UsageError(f"--dir={directory.path}: no sweep there")
+        raise UsageError(f"--dir={path}: no sweep there")
+    return directory
 
 
 def _require(package: str) -> None:

@@ -18,6 +18,7 @@ from nanigpt.config.call import Call
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.overrides import apply_override, apply_tag
 from nanigpt.config.paths import check_element, child, expand, join, parse_path
+from nanigpt.config.provenance import set_by
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
 
@@ -245,15 +246,20 @@ def _at(space: Space, fraction: float) -> Any:
 def _configured(base: fdl.Buildable, point: dict[Any, Any]) -> fdl.Buildable:
     cfg = copy.deepcopy(base)
     for key, value in point.items():
-        if _is_literal(value):  # the checks of flags, types among them
-            edit = apply_override if isinstance(key, str) else apply_tag
-            name = key if isinstance(key, str) else key.__name__
-            edit(cfg, f"{name}={value if _is_dtype(value) else repr(value)}")
-        elif isinstance(key, str):
-            _set_objects(cfg, key, value)
-        else:
-            set_tag(cfg, key, copy.deepcopy(value))
+        with set_by(f"sweep of {_name(key)}"):
+            _set(cfg, key, value)
     return cfg
+
+
+def _set(cfg: fdl.Buildable, key: Any, value: Any) -> None:
+    if _is_literal(value):  # the checks of flags, types among them
+        edit = apply_override if isinstance(key, str) else apply_tag
+        name = key if isinstance(key, str) else key.__name__
+        edit(cfg, f"{name}={value if _is_dtype(value) else repr(value)}")
+    elif isinstance(key, str):
+        _set_objects(cfg, key, value)
+    else:
+        set_tag(cfg, key, copy.deepcopy(value))
 
 
 def _is_literal(value: Any) -> bool:
@@ -269,7 +275,7 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _set_objects(cfg: fdl.Buildable, path: str, value: Any) -> None:
-    """Sets what text cannot say, such as a config, wherever the path leads."""
+    """Sets an argument to what text cannot say, such as a config, wherever the path leads."""
     *parents, last = parse_path(path)
     places = [(cfg, "")]
     for element in parents:
@@ -279,9 +285,10 @@ def _set_objects(cfg: fdl.Buildable, path: str, value: Any) -> None:
             for e in expand(container, element, walked)
         ]
     for container, walked in places:
-        for e in expand(container, last, walked):
-            check_element(container, e, walked)
-            if isinstance(e, str):
-                setattr(container, e, copy.deepcopy(value))
-            else:
-                container[e[0] if isinstance(e, tuple) else e] = copy.deepcopy(value)
+        if not isinstance(last, str):
+            raise UsageError(
+                f"{path}: one element can be exchanged by text only (@NAME or a plain value); "
+                f"sweep over whole lists: {walked}"
+            )
+        check_element(container, last, walked)
+        setattr(container, last, copy.deepcopy(value))

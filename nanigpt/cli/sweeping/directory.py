@@ -156,10 +156,10 @@ class SweepDirectory:
         rows = self.rows(trial)
         step = rows[-1]["step"] if rows else 0
         result = {"status": FAILED, "exit_status": exit_status, "step": step}
-        if exit_status == 0 and step >= trial.steps:
-            result["status"] = DONE if math.isfinite(rows[-1]["loss"]) else DIVERGED
-        elif pruned:
-            result["status"] = PRUNED
+        if pruned or (exit_status == 0 and step >= trial.steps):
+            finite = math.isfinite(rows[-1]["loss"])
+            early = PRUNED if step < trial.steps else DONE
+            result["status"] = early if finite else DIVERGED
         elif exit_status < 0:
             result["error"] = f"killed by {signal.Signals(-exit_status).name}"
         else:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+PROGRAM = ["-m", "nanigpt"]
+
 _GRACE = 45.0  # seconds; torchrun gives its workers 30
 _PR_SET_PDEATHSIG = 1
 
@@ -83,10 +85,10 @@ class Pool:
 
     def _launcher(self) -> list[str]:
         if self._nproc == 1:
-            return ["-m", "nanigpt"]
+            return PROGRAM
         ranks = f"--nproc-per-node={self._nproc}"
         local = ["--standalone", "--local-addr=127.0.0.1"]
-        return ["-m", "torch.distributed.run", *local, ranks, "-m", "nanigpt"]
+        return ["-m", "torch.distributed.run", *local, ranks, *PROGRAM]
 
     def _environment(self, slot: int) -> dict[str, str]:
         """Cores and GPUs are divided among the slots; GPUs are shared where they are too few."""

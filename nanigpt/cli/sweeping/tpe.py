@@ -62,9 +62,12 @@ class Search:
         return {key: self._text(key, value) for key, value in asked.params.items()}
 
     def is_hopeless(self, observations: list[Observation], running: Observation) -> bool:
-        """Whether a running trial is worse than the median of complete ones at the same step."""
+        """Whether a running trial has diverged, or is worse than the median of complete ones at
+        the same step."""
         import optuna
 
+        if not all(map(math.isfinite, running.curve.values())):
+            return True
         pruner = optuna.pruners.MedianPruner(
             n_startup_trials=self.startup, n_warmup_steps=self.prune_after
         )
