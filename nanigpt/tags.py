@@ -7,7 +7,17 @@ A tag is attached where the value is used, in the signature of a component:
 and then set everywhere at once: `fdl.set_tagged(cfg, tag=tags.LearningRate, value=1e-3)`.
 """
 
+from dataclasses import dataclass
+
 from fiddle import Tag
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The unit of an argument that has no tag: `Annotated[int, Unit("steps")]`. A tag's own is its
+    attribute `unit`."""
+
+    unit: str
 
 
 class LearningRate(Tag):
@@ -21,6 +31,8 @@ class WeightDecay(Tag):
 class Steps(Tag):
     """Number of optimizer steps of the run."""
 
+    unit = "steps"
+
 
 class Seed(Tag):
     """Seed of initial weights and sample order."""
@@ -29,13 +41,19 @@ class Seed(Tag):
 class SequenceLength(Tag):
     """Tokens in one training sequence, and the positions that the model has."""
 
+    unit = "tokens"
+
 
 class GlobalBatchSize(Tag):
     """Sequences in one optimizer step, over all ranks and accumulation steps."""
 
+    unit = "sequences"
+
 
 class LocalBatchSize(Tag):
     """Sequences in one forward pass of one rank."""
+
+    unit = "sequences"
 
 
 class VocabSize(Tag):

@@ -4,10 +4,16 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# The same examples every time; a hunt for others is a profile of its own.
+hypothesis.settings.register_profile("default", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("explore", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("default")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,8 @@
 directives joined by spaces.
 
   nanigpt diff runs/llama3_debug 'config:llama3_debug tag:LearningRate=1e-4'
-  nanigpt diff config:llama3_1b config:llama3_3b --format=json
+  nanigpt diff config:llama3_1b config:llama3_3b --format=html > diff.html
+  nanigpt diff config:llama3_1b config:llama3_3b --format=python > edit.py
 """
 
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.config.diff import FORMATS, diff, render
+from nanigpt.config.diff import FORMATS, render
 from nanigpt.config.flag import compose
 from nanigpt.errors import UsageError
 
@@ -25,7 +26,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if len(arguments) != 2:
         raise UsageError(f"diff: expected two configs, not {len(arguments)}")
     old, new = map(_config, arguments)
-    print(render(diff(old, new), format=values.format))
+    print(render(old, new, format=values.format))
     return 0
 
 

@@ -4,6 +4,8 @@ import importlib
 import logging
 import os
 import sys
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 
@@ -51,8 +53,9 @@ def _run(name: str, argv: list[str]) -> int:
         rest = values([f"nanigpt {name}", *argv])[1:]
     except flags.Error as error:
         raise UsageError(f"{name}: {error}; see nanigpt {name} --help") from error
-    if values.help:
-        print(f"{command.__doc__.strip()}\n\nFlags:\n{_flag_help(values)}")
+    config = next((values[flag] for flag in values if flag == "config"), None)
+    if values.help or (config is not None and config.asks_for_help):
+        print(_command_help(command, values, config))
         return 0
     if getattr(command, "TAKES_ARGUMENTS", False):
         status = command.run(values, rest)
@@ -69,6 +72,15 @@ def _run(name: str, argv: list[str]) -> int:
     return status
 
 
+def _command_help(command: ModuleType, values: flags.FlagValues, config: Any) -> str:
+    parts = [command.__doc__.strip(), f"Flags\n{_flag_help(values)}"] if values.help else []
+    if config is not None:
+        from nanigpt.config.guide import guide
+
+        parts.append(guide(values.config))
+    return "\n\n".join(parts)
+
+
 def _flag_help(values: flags.FlagValues) -> str:
     described = [values[name] for name in values if len(name) > 1]
     lines = []
@@ -79,24 +91,11 @@ def _flag_help(values: flags.FlagValues) -> str:
 
 
 def _help() -> str:
-    from nanigpt.config.registry import components, fiddlers, recipes
+    from nanigpt.config.guide import guide
 
-    def table(functions: dict) -> list[str]:
-        return [f"  {name:<18} {f.__doc__.splitlines()[0]}" for name, f in functions.items()]
-
-    return "\n".join(
-        [
-            "usage: nanigpt COMMAND [--flag=value ...]    nanigpt COMMAND --help",
-            "\nCommands:",
-            *(f"  {name:<18} {text}" for name, text in COMMANDS.items()),
-            "\nRecipes, --config=config:NAME:",
-            *table(recipes()),
-            "\nFiddlers, --config=fiddler:NAME or fiddler:NAME(args):",
-            *table(fiddlers()),
-            "\nComponents, --config='set:PATH=@NAME(args)':",
-            *table(components()),
-        ]
-    )
+    commands = "\n".join(f"  {name:<44}  {text}" for name, text in COMMANDS.items())
+    usage = "usage: nanigpt COMMAND [--flag=value ...]    nanigpt COMMAND --help"
+    return f"{usage}\n\nCommands\n{commands}\n\n{guide()}"
 
 
 def run_console() -> int:

@@ -17,6 +17,7 @@ import typeguard
 from fiddle import daglish
 
 from nanigpt.config.fingerprint import nameless
+from nanigpt.config.leaves import holds_nodes
 from nanigpt.config.paths import join
 from nanigpt.config.values import describe, types_of
 
@@ -79,7 +80,7 @@ def _type_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
         if not any(_accepts(t, value) for t in allowed):
             name = getattr(fdl.get_callable(value), "__name__", repr(value))
             yield f"{path}: expected {describe(allowed)}, not {name}"
-    elif _holds_nodes(value):
+    elif holds_nodes(value):
         # Nodes are checked one by one, by the annotation of the container's elements.
         kinds = [t for t in allowed if typing.get_origin(t) is type(value) or t is type(value)]
         if not kinds and Any not in allowed:
@@ -101,13 +102,6 @@ def _type_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
         except typeguard.TypeCheckError as error:
             detail = "" if "union" in str(error) else f" ({error})"
             yield f"{path}={value!r}: expected {describe(allowed)}{detail}"
-
-
-def _holds_nodes(value: Any) -> bool:
-    values = value.values() if isinstance(value, dict) else value
-    return isinstance(value, (list, tuple, dict)) and any(
-        isinstance(v, fdl.Buildable) or _holds_nodes(v) for v in values
-    )
 
 
 def _accepts(annotation: Any, node: fdl.Buildable) -> bool:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import fiddle as fdl
 
 from nanigpt.config.record import changes
+from nanigpt.errors import UsageError
 
-FORMATS = ("text", "json")
+FORMATS = ("text", "json", "python", "html")
 
 _INDEX = re.compile(r"\[(\d+)\]")
 
@@ -45,15 +46,33 @@ def diff(old: fdl.Buildable, new: fdl.Buildable) -> list[Change]:
     return [Change(tuple(paths), before, after) for (_, before, after), paths in grouped.items()]
 
 
-def render(differences: list[Change], *, format: str = "text") -> str:
-    """Changes as lines `path: old -> new`, or as JSON."""
+def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> str:
+    """What turns one config into another, in one of `FORMATS`.
+
+    text: lines `path: old -> new`. json: the same as objects. python: a module with a fiddler that
+    turns the old into the new. html: a page with both side by side.
+
+    Raises:
+        UsageError: the format is unknown, or a value cannot be written in it.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"--format={format}: expected one of {', '.join(FORMATS)}")
+    if format == "python":
+        from nanigpt.config.edit import to_fiddler
+
+        return to_fiddler(old, new).rstrip("\n")
+    if format == "html":
+        from nanigpt.config.html import page
+        from nanigpt.config.html_diff import diff_html
+
+        return page(diff_html(diff(old, new)), title="diff")
     if format == "json":
-        rows = [{"path": c.where, "old": c.old, "new": c.new} for c in differences]
+        rows = [{"path": c.where, "old": c.old, "new": c.new} for c in diff(old, new)]
         return json.dumps(rows, indent=1)
     lines = []
-    for change in differences:
-        old = "(absent)" if change.old is None else change.old
-        new = "(absent)" if change.new is None else change.new
+    for change in diff(old, new):
+        before = "(absent)" if change.old is None else change.old
+        after = "(absent)" if change.new is None else change.new
         times = f"  x{len(change.paths)}" if len(change.paths) > 1 else ""
-        lines.append(f"{change.where}: {old} -> {new}{times}")
+        lines.append(f"{change.where}: {before} -> {after}{times}")
     return "\n".join(lines)

@@ -20,6 +20,7 @@ from nanigpt.errors import UnknownName, UsageError
 
 _BASES = ("config", "config_file", "run")
 _EDITS = ("fiddler", "set", "tag")
+_HELP = "help"
 
 
 class ConfigFlag(FiddleFlag):
@@ -40,11 +41,16 @@ class ConfigFlag(FiddleFlag):
     @property
     def directives(self) -> list[str]:
         """All directives, the default base included."""
-        given = list(self.all_arguments)
+        given = [d for d in self.all_arguments if d != _HELP]
         first = given[0].partition(":")[0] if given else "set"
         if self._default_directive and first in _EDITS:
             return [self._default_directive, *given]
         return given
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether `--config=help` is among them."""
+        return _HELP in self.all_arguments
 
     @property
     def value(self) -> fdl.Buildable | None:
@@ -68,7 +74,7 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: str | Non
         serializer=None,
         help_string=(
             "config:RECIPE | config_file:PATH | run:DIR, then any of fiddler:NAME(args), "
-            "set:PATH=VALUE, tag:TAG=VALUE; repeat the flag, order counts"
+            "set:PATH=VALUE, tag:TAG=VALUE; repeat the flag, order counts; --config=help lists them"
         ),
     )
     flags.DEFINE_flag(flag, flag_values=values)

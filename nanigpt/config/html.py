@@ -161,7 +161,8 @@ def _value(row: Row) -> str:
         kind += " number"
     told = _explain(row)
     about = f' title="{escape(told)}"' if told else ""
-    return f'<span class="{kind}{" set" if told else ""}"{about}>{escape(text)}</span>'
+    unit = f' <span class="unit">{escape(row.unit)}</span>' if row.unit else ""
+    return f'<span class="{kind}{" set" if told else ""}"{about}>{escape(text)}</span>{unit}'
 
 
 def _cut(text: str, longest: int) -> str:

@@ -12,7 +12,9 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.leaves import holds_nodes
 from nanigpt.config.paths import arguments, join
+from nanigpt.config.units import unit
 from nanigpt.errors import UsageError
 
 
@@ -43,6 +45,13 @@ class Row:
     @property
     def value(self) -> Any:
         return self.values[0]
+
+    @property
+    def unit(self) -> str:
+        """The unit of a number; empty where none is known."""
+        if not isinstance(self.value, (int, float)) or self.owner is None:
+            return ""
+        return unit(self.owner, self.argument)
 
     def rows(self) -> Iterator["Row"]:
         """This row and all below it, in the order of the config."""
@@ -116,7 +125,7 @@ class _Outline:
                 for row in self._rows((child,), place.child((key,)), below)
             ]
             yield Row(place.label, place.row, values, **about, children=tuple(children))
-        elif isinstance(value, (list, tuple)) and _holds_nodes(value):
+        elif isinstance(value, (list, tuple)) and holds_nodes(value):
             for start, stop in self._ranges(value):
                 part = place.slice(start, stop)
                 yield from self._rows(tuple(value[start:stop]), part, about)
@@ -165,10 +174,3 @@ def _label(element: Any) -> str:
 
 def _tag_name(tag: type[fdl.Tag]) -> str:
     return tag.__name__
-
-
-def _holds_nodes(value: Any) -> bool:
-    values = value.values() if isinstance(value, dict) else value
-    return isinstance(value, (list, tuple, dict)) and any(
-        isinstance(v, fdl.Buildable) or _holds_nodes(v) for v in values
-    )

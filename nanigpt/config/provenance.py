@@ -11,12 +11,14 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import fiddle as fdl
 from fiddle import daglish
 from fiddle._src import history  # the public module hides the default location provider
 
 from nanigpt.config.leaves import show_value
+from nanigpt.config.registry import extension_packages
 
 # Frames that stand between a recipe or a fiddler and the value that it sets.
 for _file in (
@@ -100,6 +102,8 @@ def _short(filename: str) -> str:
     """A source file as seen from where it is imported."""
     if "ipykernel" in filename or filename.startswith("<ipython"):
         return "notebook"
-    roots = [os.path.join(os.path.abspath(path), "") for path in sys.path]
+    packages = [sys.modules[name] for name in extension_packages() if name in sys.modules]
+    parents = [Path(package.__file__).parents[1] for package in packages]
+    roots = [os.path.join(os.path.abspath(path), "") for path in [*sys.path, *parents]]
     inside = [filename.removeprefix(root) for root in roots if filename.startswith(root)]
     return min(inside, key=len, default=filename)

@@ -1,91 +1,79 @@
-"""A config as text: a tree with repeated elements folded, or one line per value."""
+"""A config as text, as Python, as a graph or as a page."""
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.leaves import Shared, head, leaves, show_value
-from nanigpt.config.paths import arguments, join
+from nanigpt.config.leaves import Shared, entries, head, leaves, show_value
+from nanigpt.config.outline import Row, outline
+from nanigpt.config.provenance import explain
 from nanigpt.errors import UsageError
 
-FORMATS = ("tree", "flat", "json")
+FORMATS = ("tree", "flat", "python", "json", "dot", "html")
+
+_DIM, _PLAIN = "\033[2m", "\033[0m"
 
 
-def render(cfg: fdl.Buildable, *, format: str = "tree", color: bool = False) -> str:
+def render(
+    cfg: fdl.Buildable, *, format: str = "tree", color: bool = False, why: bool = False
+) -> str:
     """The config in one of `FORMATS`.
 
-    tree: nested, tags behind values, equal neighbours of a list folded (`layers[0:32] x32`),
-    defaults dimmed where `color`, nodes that stood before named by their path. flat: a line
-    `path = value` each. json: `{path: value}`.
+    tree: nested, units and tags behind values, equal neighbours of a list folded
+    (`layers[0:32] x32`), nodes that stood before named by their path. flat: a line `path = value`
+    each. python: a module that builds an equal config. json: `{path: value}`. dot: a graph for
+    Graphviz. html: a page that folds and searches.
+
+    Args:
+        color: defaults are dimmed, for a terminal.
+        why: trees and flat lists tell who set each value, and what it was before.
 
     Raises:
-        UsageError: the format is unknown.
+        UsageError: the format is unknown, or a value cannot be written in it.
     """
     if format not in FORMATS:
         raise UsageError(f"--format={format}: expected one of {', '.join(FORMATS)}")
+    if why and format not in ("tree", "flat"):
+        raise UsageError(f"--why goes with --format=tree and --format=flat, not {format}")
     if format == "tree":
-        return "\n".join(_Tree(color).lines(cfg))
-    values = {path: show_value(value) for path, value in leaves(cfg)}
+        return "\n".join(_tree(outline(cfg), "", color=color, why=why))
     if format == "flat":
-        return "\n".join(f"{path or '(root)'} = {value}" for path, value in values.items())
-    return json.dumps(values, indent=1)
+        return "\n".join(_flat(cfg, why=why))
+    if format == "python":
+        from nanigpt.config.source import to_python
+
+        return to_python(cfg).rstrip("\n")
+    if format == "dot":
+        from nanigpt.config.graph import dot
+
+        return dot(cfg)
+    if format == "html":
+        from nanigpt.config.html import html
+
+        return html(cfg)
+    return json.dumps({path: show_value(value) for path, value in leaves(cfg)}, indent=1)
 
 
-class _Tree:
-    """Walks a config once; remembers where each node was shown first."""
-
-    def __init__(self, color: bool):
-        self._color = color
-        self._first: dict[int, str] = {}
-
-    def lines(self, cfg: fdl.Buildable) -> Iterator[str]:
-        yield str(head(cfg))
-        yield from self._node(cfg, "", "  ")
-
-    def _node(self, node: fdl.Buildable, path: str, indent: str) -> Iterator[str]:
-        self._first[id(node)] = path
-        given = fdl.ordered_arguments(node)
-        for name, value in arguments(node).items():
-            tags = sorted(tag.__name__ for tag in node.__argument_tags__.get(name, ()))
-            suffix = "".join(f"  #{tag}" for tag in tags)
-            yield from self._value(
-                str(name), value, join(path, str(name)), indent, suffix, dim=name not in given
-            )
-
-    def _value(
-        self, label: str, value: Any, path: str, indent: str, suffix: str = "", dim: bool = False
-    ) -> Iterator[str]:
-        if isinstance(value, fdl.Buildable):
-            if id(value) in self._first:
-                yield f"{indent}{label}: {head(value)} {Shared(self._first[id(value)])}"
-                return
-            yield f"{indent}{label}: {head(value)}{suffix}"
-            yield from self._node(value, path, indent + "  ")
-        elif isinstance(value, (list, tuple)) and any(isinstance(v, fdl.Buildable) for v in value):
-            for start, stop in _runs(value):
-                one = stop == start + 1
-                index = f"[{start}]" if one else f"[{start}:{stop}]"
-                times = "" if one else f"  x{stop - start}"
-                # A run is shown by its first element, at its place in the list.
-                yield from self._value(
-                    f"{label}{index}", value[start], f"{path}[{start}]", indent, times
-                )
-        elif isinstance(value, dict) and value:
-            yield f"{indent}{label}:{suffix}"
-            for key, child in value.items():
-                yield from self._value(repr(key), child, join(path, (key,)), indent + "  ")
-        else:
-            text = f"{indent}{label} = {show_value(value)}{suffix}"
-            yield f"\033[2m{text}\033[0m" if dim and self._color else text
+def _tree(row: Row, indent: str, *, color: bool, why: bool) -> Iterator[str]:
+    if isinstance(row.value, fdl.Buildable):
+        text = f"{row.label}: {head(row.value)}" if row.label else str(head(row.value))
+        text += f" {Shared(row.first[0])}" if row.first else ""
+    elif row.children:
+        text = f"{row.label}:"
+    else:
+        text = f"{row.label} = {show_value(row.value)}" + (f" {row.unit}" if row.unit else "")
+    text += f"  x{len(row.values)}" if row.values[1:] else ""
+    text += "".join(f"  #{tag.__name__}" for tag in row.tags)
+    origin = explain(row.owner, row.argument) if why and row.owner is not None else ""
+    line = f"{indent}{text}" + (f"  <- {origin}" if origin else "")
+    yield f"{_DIM}{line}{_PLAIN}" if row.is_default and color else line
+    for child in row.children:
+        yield from _tree(child, indent + "  ", color=color, why=why)
 
 
-def _runs(values: list[Any]) -> Iterator[tuple[int, int]]:
-    """Ranges of neighbours that would build the same."""
-    start, prints = 0, [fingerprint(value) for value in values]
-    for stop in range(1, len(values) + 1):
-        if stop == len(values) or prints[stop] != prints[start]:
-            yield start, stop
-            start = stop
+def _flat(cfg: fdl.Buildable, *, why: bool) -> Iterator[str]:
+    for entry in entries(cfg):
+        line = f"{entry.path or '(root)'} = {show_value(entry.value)}"
+        origin = explain(entry.owner, entry.argument) if why and entry.owner is not None else ""
+        yield line + (f"  <- {origin}" if origin else "")

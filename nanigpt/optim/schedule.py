@@ -6,6 +6,9 @@ counted from 0. All warm up linearly from `1 / warmup_steps` and differ in what 
 
 import abc
 import math
+from typing import Annotated
+
+from nanigpt.tags import Unit
 
 
 class Schedule(abc.ABC):
@@ -16,7 +19,7 @@ class Schedule(abc.ABC):
         final: the factor at the end.
     """
 
-    def __init__(self, *, warmup_steps: int = 0, final: float = 0.1):
+    def __init__(self, *, warmup_steps: Annotated[int, Unit("steps")] = 0, final: float = 0.1):
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps={warmup_steps}: expected 0 or more")
         if not 0 <= final <= 1:
@@ -56,7 +59,13 @@ class WarmupStableDecay(Schedule):
     The constant part serves any number of steps, so a run can be prolonged (Hu et al., 2024).
     """
 
-    def __init__(self, *, warmup_steps: int = 0, final: float = 0.0, decay_fraction: float = 0.2):
+    def __init__(
+        self,
+        *,
+        warmup_steps: Annotated[int, Unit("steps")] = 0,
+        final: float = 0.0,
+        decay_fraction: float = 0.2,
+    ):
         super().__init__(warmup_steps=warmup_steps, final=final)
         if not 0 < decay_fraction <= 1:
             raise ValueError(f"decay_fraction={decay_fraction}: expected more than 0, at most 1")

@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
 
 from nanigpt.errors import UsageError
 from nanigpt.parallel.world import World
+from nanigpt.tags import Unit
 from nanigpt.training.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Checkpointer:
         keep: how many of the newest are kept; None keeps all.
     """
 
-    def __init__(self, *, interval: int = 1000, keep: int | None = 3):
+    def __init__(self, *, interval: Annotated[int, Unit("steps")] = 1000, keep: int | None = 3):
         if interval < 1 or (keep is not None and keep < 1):
             raise ValueError(f"interval={interval}, keep={keep}: expected at least 1")
         self.interval = interval

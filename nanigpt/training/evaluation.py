@@ -1,6 +1,7 @@
 """Loss on held-out text."""
 
 import math
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from nanigpt.data.corpus import VALIDATION
 from nanigpt.data.dataset import PackedDataset
 from nanigpt.parallel.world import World
+from nanigpt.tags import Unit
 from nanigpt.training.loss import IGNORED, CrossEntropy
 
 
@@ -21,7 +23,13 @@ class Evaluation:
         batch_size: sequences in one forward pass of one rank.
     """
 
-    def __init__(self, *, interval: int = 1000, n_sequences: int = 1024, batch_size: int = 8):
+    def __init__(
+        self,
+        *,
+        interval: Annotated[int, Unit("steps")] = 1000,
+        n_sequences: int = 1024,
+        batch_size: Annotated[int, Unit("sequences")] = 8,
+    ):
         if min(interval, n_sequences, batch_size) < 1:
             raise ValueError(
                 f"interval={interval}, n_sequences={n_sequences}, batch_size={batch_size}: "

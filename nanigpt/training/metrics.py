@@ -6,11 +6,13 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
 from nanigpt.files import write_atomically
 from nanigpt.parallel.world import World
+from nanigpt.tags import Unit
 from nanigpt.training.console import Console
 from nanigpt.training.hardware import peak_flops, peak_memory
 from nanigpt.training.run_directory import RunDirectory
@@ -28,7 +30,9 @@ class Metrics:
         tensorboard: write TensorBoard events too.
     """
 
-    def __init__(self, *, log_interval: int = 10, tensorboard: bool = True):
+    def __init__(
+        self, *, log_interval: Annotated[int, Unit("steps")] = 10, tensorboard: bool = True
+    ):
         if log_interval < 1:
             raise ValueError(f"log_interval={log_interval}: expected at least 1")
         self.log_interval = log_interval

@@ -1,9 +1,12 @@
 """A text that the model writes, to look at."""
 
+from typing import Annotated
+
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.generate import check_sampling, generate
+from nanigpt.tags import Unit
 
 
 class Sampler:
@@ -21,7 +24,7 @@ class Sampler:
         self,
         *,
         prompt: str = "",
-        max_new_tokens: int = 200,
+        max_new_tokens: Annotated[int, Unit("tokens")] = 200,
         temperature: float = 0.8,
         top_k: int | None = None,
         seed: int = 0,

@@ -5,7 +5,6 @@ import json
 import fiddle as fdl
 import pytest
 
-from nanigpt.config.diff import diff
 from nanigpt.config.diff import render as render_diff
 from nanigpt.config.flag import compose
 from nanigpt.config.show import render
@@ -70,7 +69,7 @@ def test_flat_and_json_have_every_value():
     values = json.loads(render(cfg, format="json"))
     assert values["table['a']"] == "1"
     assert len(values) == len(flat)
-    with pytest.raises(UsageError, match="expected one of tree, flat, json"):
+    with pytest.raises(UsageError, match="expected one of tree, flat, python, json, dot, html"):
         render(cfg, format="xml")
 
 
@@ -82,19 +81,19 @@ def test_equal_changes_of_layers_are_folded():
         "set:optimizer.lr=1",
     ]
     old, new = (compose(["config:llama3_8b", *e]) for e in ([], edits))
-    assert render_diff(diff(old, new)).splitlines() == [
+    assert render_diff(old, new).splitlines() == [
         "model.layers[0:32].attention.wq.initializer.scale: 1.0 -> 2.0  x32",
         "model.layers[0:29:4].activation_checkpointing: 'none' -> 'full'  x8",
         "model.layers[5].feed_forward.w1.initializer.scale: 1.0 -> 3.0",
         "optimizer.lr: 0.0003 -> 1.0",
     ]
-    rows = json.loads(render_diff(diff(old, new), format="json"))
+    rows = json.loads(render_diff(old, new, format="json"))
     assert rows[3] == {"path": "optimizer.lr", "old": "0.0003", "new": "1.0"}
-    assert render_diff(diff(old, old)) == ""
+    assert render_diff(old, old) == ""
 
 
 def test_what_one_side_lacks_is_told_once():
     old, new = compose(["config:llama3_1b"]), compose(["config:llama3_3b"])
-    lines = render_diff(diff(old, new)).splitlines()
+    lines = render_diff(old, new).splitlines()
     assert "model.layers[16:28]: (absent) -> TransformerBlock  x12" in lines
     assert not any(line.startswith("model.layers[16:28].") for line in lines)

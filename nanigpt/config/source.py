@@ -1,0 +1,330 @@
+"""A config as Python that builds an equal one."""
+
+import builtins
+import collections
+import enum
+import keyword
+import math
+import re
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import fiddle as fdl
+from fiddle import daglish
+
+from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.paths import join
+from nanigpt.errors import UsageError
+
+_WIDTH = 100
+_TAB = "    "
+
+
+def to_python(cfg: fdl.Buildable) -> str:
+    """A module whose function `config()` returns a config equal to this one, with its sharing and
+    tags; equal neighbours of a list are made by a loop.
+
+    Raises:
+        UsageError: a value cannot be written; the message has its path.
+    """
+    writer, scope = Writer(cfg), Scope()
+    scope.add("return ", writer.value(cfg, scope, ""))
+    title = f'"""A config of fingerprint {fingerprint(cfg)[:8]}."""'
+    head = f"def config() -> fdl.{type(cfg).__name__}:"
+    return "\n".join([title, "", *writer.imports.lines(), "", "", head, *scope.lines, ""])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Source that may stand on one line, or on one line for each item."""
+
+    opening: str
+    items: tuple["str | Group", ...]
+    closing: str
+
+
+@dataclass
+class Scope:
+    """The body of a function so far.
+
+    Attributes:
+        own: nodes that belong to it where they need a variable; the outermost takes all others.
+        variables: what nodes are called that have one.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    parent: "Scope | None" = None
+    own: frozenset[int] = frozenset()
+    variables: dict[int, str] = field(default_factory=dict)
+    depth: int = 1
+
+    def add(self, statement: str, value: "str | Group" = "") -> None:
+        """Adds a statement that ends with a value."""
+        self.lines.append(
+            _TAB * self.depth + statement + _render(value, self.depth, len(statement))
+        )
+
+    def find(self, node: fdl.Buildable) -> str | None:
+        """The variable of a node here or in a function around."""
+        if id(node) in self.variables or self.parent is None:
+            return self.variables.get(id(node))
+        return self.parent.find(node)
+
+
+class Imports:
+    """Names of a module: what is imported, and variables."""
+
+    def __init__(self):
+        self._names: dict[tuple[str, str], str] = {}
+        self._taken = {"fdl", "config", "cfg", "torch", *keyword.kwlist, *dir(builtins)}
+        self._torch = False
+
+    def name(self, value: Any, path: str) -> str:
+        """How a class or function is written, after its import."""
+        module, qualname = value.__module__, value.__qualname__
+        if "<" in qualname:
+            raise UsageError(f"{path}: {value!r} has no name to import it by")
+        if module == "builtins":
+            return qualname
+        top, dot, rest = qualname.partition(".")
+        if (module, top) not in self._names:
+            alias = top if top not in self._taken else f"{module.rpartition('.')[2]}_{top}"
+            self._names[module, top] = self.variable(alias)
+        return self._names[module, top] + dot + rest
+
+    def dtype(self, value: Any) -> str:
+        self._torch = True
+        return str(value)
+
+    def variable(self, wish: str) -> str:
+        """A name that is not taken yet."""
+        wish = wish if wish.isidentifier() else "node"
+        numbered = (wish if n == 1 else f"{wish}_{n}" for n in range(1, len(self._taken) + 2))
+        name = next(n for n in numbered if n not in self._taken)
+        self._taken.add(name)
+        return name
+
+    def lines(self) -> Iterator[str]:
+        yield "import fiddle as fdl"
+        if self._torch:
+            yield "import torch"
+        yield ""
+        modules: dict[str, list[str]] = {}
+        for (module, name), alias in sorted(self._names.items()):
+            renamed = f"{name} as {alias}" if alias != name else name
+            modules.setdefault(module, []).append(renamed)
+        for module, names in modules.items():
+            yield f"from {module} import {', '.join(names)}"
+
+
+class Writer:
+    """Writes values of one DAG.
+
+    Attributes:
+        known: paths of nodes that are there already, by id; they are not written but referred to.
+        captured: (variable, path) of those that were.
+    """
+
+    def __init__(self, cfg: fdl.Buildable):
+        self.imports = Imports()
+        self.known: dict[int, str] = {}
+        self.captured: dict[int, tuple[str, str]] = {}
+        self._references = _references(cfg)
+
+    def value(self, value: Any, scope: Scope, path: str) -> "str | Group":
+        """The source of a value; what it needs first is added to the scope."""
+        if isinstance(value, fdl.Buildable):
+            return self._node(value, scope, path)
+        if isinstance(value, dict):
+            items = (
+                _prefixed(f"{self._flat(k, scope, path)}: ", self.value(v, scope, join(path, (k,))))
+                for k, v in value.items()
+            )
+            return Group("{", tuple(items), "}")
+        if isinstance(value, list):
+            items = tuple(self._elements(value, scope, path))
+            if len(items) == 1 and isinstance(items[0], str) and items[0].startswith("*("):
+                return f"[{items[0][2:-1]}]"
+            return Group("[", items, "]")
+        if isinstance(value, tuple):
+            items = tuple(self.value(v, scope, join(path, i)) for i, v in enumerate(value))
+            if hasattr(value, "_fields"):
+                return Group(f"{self.imports.name(type(value), path)}(", items, ")")
+            return Group("(", items, ",)" if len(items) == 1 else ")")
+        if isinstance(value, (set, frozenset)):
+            items = sorted(self._flat(v, scope, path) for v in value)
+            return Group(f"{type(value).__name__}([", tuple(items), "])")
+        return self._leaf(value, path)
+
+    def tag_statements(
+        self, target: str, have: dict[str, set[Any]], want: dict[str, set[Any]]
+    ) -> Iterator[str]:
+        """Statements that turn the tags of a node's arguments into others."""
+        for name in {**have, **want}:
+            old, new = have.get(name, set()), want.get(name, set())
+            for verb, tags in (("remove", old - new), ("add", new - old)):
+                for tag in sorted(tags, key=lambda t: t.__qualname__):
+                    yield f"fdl.{verb}_tag({target}, {name!r}, {self.imports.name(tag, target)})"
+
+    def _node(self, node: fdl.Buildable, scope: Scope, path: str) -> "str | Group":
+        if id(node) in self.known:
+            if id(node) not in self.captured:
+                known = self.known[id(node)]
+                self.captured[id(node)] = (self.imports.variable(_last_name(known)), known)
+            return self.captured[id(node)][0]
+        if variable := scope.find(node):
+            return variable
+        home = scope
+        while home.parent is not None and id(node) not in home.own:
+            home = home.parent
+        shared = self._references[id(node)] > 1
+        written = self._call(node, home if shared else scope, path)
+        have = type(node)(fdl.get_callable(node)).__argument_tags__
+        want = node.__argument_tags__
+        if not shared and not any(self.tag_statements("", have, want)):
+            return written
+        home = home if shared else scope
+        variable = self.imports.variable(_last_name(path) or "root")
+        home.variables[id(node)] = variable
+        home.add(f"{variable} = ", written)
+        for statement in self.tag_statements(variable, have, want):
+            home.add(statement)
+        return variable
+
+    def _call(self, node: fdl.Buildable, scope: Scope, path: str) -> Group:
+        function = self.imports.name(fdl.get_callable(node), path)
+        items: list[str | Group] = [function]
+        for name, value in fdl.ordered_arguments(node).items():
+            written = self.value(value, scope, join(path, str(name)))
+            items.append(written if isinstance(name, int) else _prefixed(f"{name}=", written))
+        return Group(f"fdl.{type(node).__name__}(", tuple(items), ")")
+
+    def _elements(self, values: list, scope: Scope, path: str) -> Iterator["str | Group"]:
+        for start, stop in self._runs(values):
+            at = join(path, start)
+            if stop - start < 2 or not isinstance(values[start], fdl.Buildable):
+                for i in range(start, stop):
+                    yield self.value(values[i], scope, join(path, i))
+                continue
+            yield f"*({self._function(values[start], scope, at)}() for _ in range({stop - start}))"
+
+    def _function(self, node: fdl.Buildable, scope: Scope, path: str) -> str:
+        """Adds a function to the scope that makes nodes like this one; returns its name."""
+        name = self.imports.variable(_snake(fdl.get_callable(node).__name__))
+        own = frozenset(self._internal(node))
+        inner = Scope(parent=scope, own=own, depth=scope.depth + 1)
+        inner.add("return ", self.value(node, inner, path))
+        head = f"{_TAB * scope.depth}def {name}() -> fdl.{type(node).__name__}:"
+        scope.lines.extend(["", head, *inner.lines, ""])
+        return name
+
+    def _runs(self, values: list) -> Iterator[tuple[int, int]]:
+        start, keys = 0, [self._key(v) for v in values]
+        for stop in range(1, len(values) + 1):
+            if stop == len(values) or keys[stop] != keys[start]:
+                yield start, stop
+                start = stop
+
+    def _key(self, value: Any) -> Any:
+        """Equal for nodes that the same function could make."""
+        if not isinstance(value, fdl.Buildable) or self._references[id(value)] > 1:
+            return object()  # like no other
+        internal = self._internal(value)
+        numbers: dict[int, int] = {}
+
+        def key(part: Any) -> Any:
+            if isinstance(part, fdl.Buildable):
+                if id(part) not in internal or id(part) in self.known:
+                    return ("outside", id(part))
+                if id(part) in numbers:
+                    return ("again", numbers[id(part)])
+                numbers[id(part)] = len(numbers)
+                tags = {name: frozenset(tags) for name, tags in part.__argument_tags__.items()}
+                arguments = [(n, key(v)) for n, v in fdl.ordered_arguments(part).items()]
+                return (type(part), fdl.get_callable(part), sorted(tags.items()), arguments)
+            if isinstance(part, dict):
+                return ("dict", [(k, key(v)) for k, v in part.items()])
+            if isinstance(part, (list, tuple)):
+                return (type(part), [key(v) for v in part])
+            return (type(part), part)
+
+        return key(value)
+
+    def _internal(self, node: fdl.Buildable) -> set[int]:
+        """Nodes that are referred to from below `node` only."""
+        inside = _references(node)
+        return {i for i, count in inside.items() if count == self._references[i] or i == id(node)}
+
+    def _flat(self, value: Any, scope: Scope, path: str) -> str:
+        return flat(self.value(value, scope, path))
+
+    def _leaf(self, value: Any, path: str) -> str:
+        if isinstance(value, enum.Enum):
+            return f"{self.imports.name(type(value), path)}.{value.name}"
+        if isinstance(value, float) and not math.isfinite(value):
+            return f'float("{value}")'
+        if isinstance(value, str):
+            plain = repr(value)
+            return f'"{plain[1:-1]}"' if plain[0] == "'" and '"' not in plain else plain
+        if value is None or isinstance(value, (bool, int, float, complex, bytes)):
+            return repr(value)
+        if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
+            return self.imports.dtype(value)
+        if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+            return self.imports.name(value, path)
+        raise UsageError(f"{path}: {value!r} cannot be written as Python; use a config of it")
+
+
+def _render(source: "str | Group", depth: int, used: int = 0) -> str:
+    """Source at a depth of indentation, where `used` columns stand before it."""
+    line = flat(source)
+    if isinstance(source, str) or len(line) + used + len(_TAB) * depth < _WIDTH:
+        return line
+    inside = _TAB * (depth + 1)
+    items = [f"{inside}{_render(item, depth + 1, 1)}," for item in source.items]
+    return "\n".join([source.opening, *items, _TAB * depth + source.closing.removeprefix(",")])
+
+
+def flat(source: "str | Group") -> str:
+    if isinstance(source, str):
+        return source
+    return source.opening + ", ".join(map(flat, source.items)) + source.closing
+
+
+def _prefixed(prefix: str, source: "str | Group") -> "str | Group":
+    if isinstance(source, str):
+        return prefix + source
+    return Group(prefix + source.opening, source.items, source.closing)
+
+
+def _references(cfg: fdl.Buildable) -> collections.Counter[int]:
+    """How many arguments refer to each node of a DAG."""
+    counts: collections.Counter[int] = collections.Counter([id(cfg)])
+    for node, _ in daglish.iterate(cfg):
+        if isinstance(node, fdl.Buildable):
+            for value in fdl.ordered_arguments(node).values():
+                counts.update(id(child) for child in _direct(value))
+    return counts
+
+
+def _direct(value: Any) -> Iterator[fdl.Buildable]:
+    """Nodes in a value, not those below them."""
+    if isinstance(value, fdl.Buildable):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from _direct(child)
+    elif isinstance(value, dict):
+        for child in value.values():
+            yield from _direct(child)
+
+
+def _last_name(path: str) -> str:
+    names = re.findall(r"[A-Za-z_]\w*", path)
+    return names[-1] if names else ""
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
