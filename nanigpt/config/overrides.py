@@ -1,6 +1,7 @@
 """`set:PATH=VALUE` and `tag:TAG=VALUE`: values of a DAG, typed by annotation."""
 
 import collections.abc
+import copy
 import typing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,6 +58,20 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
         UsageError: the path leads nowhere, or the value is not of the argument's type.
     """
     path, text = _split(assignment, "PATH=VALUE")
+    _set_all(_places(cfg, path), text)
+
+
+def set_value(cfg: fdl.Buildable, path: str, value: Any) -> None:
+    """Sets all that the path matches to a Python value, such as a config; each has its own copy.
+
+    Raises:
+        UsageError: the path leads nowhere.
+    """
+    for place in _places(cfg, path):
+        place.set(copy.deepcopy(value))
+
+
+def _places(cfg: fdl.Buildable, path: str) -> list[_Place]:
     *parents, last = parse_path(path)
     places = [(cfg, _Place(None, "", (), "", Any))]
     try:
@@ -73,7 +88,7 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
                 targets.append(place.below(value, e))
     except UnknownName as error:
         raise _elsewhere(error, cfg, path) from error
-    _set_all(targets, text)
+    return targets
 
 
 def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:

@@ -58,7 +58,8 @@ class AllowList(serialization.PyrefPolicy):
 
 
 class _Serialization(serialization.Serialization):
-    """Upstream's, with names counted per prefix: upstream tries 1, 2, 3, ... for every object."""
+    """Upstream's in a time that grows linearly: names are counted per prefix, where upstream tries
+    1, 2, 3, ... for every object, and objects do not list every path that leads to them."""
 
     def __init__(self, *args, **kwargs):
         self._counts: dict[str, int] = collections.defaultdict(int)
@@ -70,17 +71,24 @@ class _Serialization(serialization.Serialization):
         self._counts[hint] += 1
         return f"{hint}_{self._counts[hint]}"
 
+    def _serialize(self, value: Any, current_path: Any, all_paths: Any = None) -> Any:
+        return super()._serialize(value, current_path)
+
 
 def dump(cfg: fdl.Buildable) -> str:
-    """The config as JSON.
+    """The config as JSON, a line for each object.
 
     Raises:
         UsageError: it holds a value that cannot be written, such as a lambda.
     """
     try:
-        return json.dumps(_Serialization(cfg, AllowList()).result, indent=1) + "\n"
+        result = _Serialization(cfg, AllowList()).result
     except (serialization.UnserializableValueError, serialization.PyrefPolicyError) as error:
         raise UsageError(f"the config cannot be recorded: {error}") from error
+    objects = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in result.pop("objects").items()]
+    rest = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()]
+    listed = ' "objects": {\n' + ",\n".join(objects) + "\n }"
+    return "{\n" + ",\n".join([*rest, listed]) + "\n}\n"
 
 
 def load(path: str | Path) -> fdl.Buildable:

@@ -16,8 +16,7 @@ import fiddle as fdl
 
 from nanigpt.config.call import Call
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.overrides import apply_override, apply_tag
-from nanigpt.config.paths import check_element, child, expand, join, parse_path
+from nanigpt.config.overrides import apply_override, apply_tag, set_value
 from nanigpt.config.provenance import set_by
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
@@ -257,7 +256,7 @@ def _set(cfg: fdl.Buildable, key: Any, value: Any) -> None:
         name = key if isinstance(key, str) else key.__name__
         edit(cfg, f"{name}={value if _is_dtype(value) else repr(value)}")
     elif isinstance(key, str):
-        _set_objects(cfg, key, value)
+        set_value(cfg, key, value)
     else:
         set_tag(cfg, key, copy.deepcopy(value))
 
@@ -272,23 +271,3 @@ def _is_literal(value: Any) -> bool:
 
 def _is_dtype(value: Any) -> bool:
     return type(value).__module__ == "torch" and type(value).__name__ == "dtype"
-
-
-def _set_objects(cfg: fdl.Buildable, path: str, value: Any) -> None:
-    """Sets an argument to what text cannot say, such as a config, wherever the path leads."""
-    *parents, last = parse_path(path)
-    places = [(cfg, "")]
-    for element in parents:
-        places = [
-            (child(container, e, walked), join(walked, e))
-            for container, walked in places
-            for e in expand(container, element, walked)
-        ]
-    for container, walked in places:
-        if not isinstance(last, str):
-            raise UsageError(
-                f"{path}: one element can be exchanged by text only (@NAME or a plain value); "
-                f"sweep over whole lists: {walked}"
-            )
-        check_element(container, last, walked)
-        setattr(container, last, copy.deepcopy(value))

@@ -46,6 +46,14 @@ def test_a_config_says_that_the_sweep_set_it():
     assert cfg.parts[0] is cfg.parts[2]  # sharing is kept
 
 
+def test_elements_may_be_configs():
+    base = whole()
+    (cfg,) = sweep(base, {"parts[*]": [fdl.Config(Part, size=7)]})
+    assert [part.size for part in cfg.parts] == [7, 7, 7]
+    assert len(set(map(id, cfg.parts))) == 3
+    assert base == whole()
+
+
 def test_values_may_be_of_any_kind():
     given = {
         "dtype": [torch.bfloat16],
@@ -53,11 +61,7 @@ def test_values_may_be_of_any_kind():
         "mode": ["slow"],
         "count": np.array([2, 3]),
         "table['a']": [5],
-        "parts[0]": [fdl.Config(Part, size=7)],
     }
-    with pytest.raises(UsageError, match=r"sweep over whole lists: parts"):
-        sweep(whole(), given)
-    del given["parts[0]"]
     part = fdl.Config(Part, size=7)
     trials = list(sweep_trials(whole(), given | {"parts": [[part], []]}))
     assert len(trials) == 2 * 2 * 2
