@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import fiddle as fdl
@@ -69,10 +70,13 @@ def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> s
     if format == "json":
         rows = [{"path": c.where, "old": c.old, "new": c.new} for c in diff(old, new)]
         return json.dumps(rows, indent=1)
-    lines = []
-    for change in diff(old, new):
+    return "\n".join(lines(diff(old, new)))
+
+
+def lines(changes: list[Change]) -> Iterator[str]:
+    """Changes as `path: old -> new`."""
+    for change in changes:
         before = "(absent)" if change.old is None else change.old
         after = "(absent)" if change.new is None else change.new
         times = f"  x{len(change.paths)}" if len(change.paths) > 1 else ""
-        lines.append(f"{change.where}: {before} -> {after}{times}")
-    return "\n".join(lines)
+        yield f"{change.where}: {before} -> {after}{times}"

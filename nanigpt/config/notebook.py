@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import fiddle as fdl
 
-from nanigpt.config.diff import diff, render
+from nanigpt.config.diff import diff, lines
 from nanigpt.config.graph import svg
 from nanigpt.config.html import tree_html
 from nanigpt.config.html_diff import diff_html
@@ -35,7 +35,7 @@ class Diff:
         self.changes = diff(old, new)
 
     def __repr__(self) -> str:
-        return render(self.changes) or "no difference"
+        return "\n".join(lines(self.changes)) or "no difference"
 
     def _repr_html_(self) -> str:
         return diff_html(self.changes)
