@@ -144,7 +144,7 @@ def test_tensorboard_has_the_curves(tmp_path):
         (["set:model.layers=[]"], "layers=.*expected at least one block"),
         (["set:model.layers[0].attention.n_kv_heads=0"], "n_kv_heads=0: expected positive"),
         (["set:global_batch_size=0"], "global_batch_size=0"),
-        (["set:model.layers[0].activation_checkpointing=some"], "expected one of none, full"),
+        (["set:model.layers[0].activation_checkpointing=some"], "expected one of 'none', 'full'"),
         (["set:model.layers[0].attention.wq.float8=rowwise"], "trains without float8"),
     ],
 )  # fmt: skip
