@@ -4,8 +4,10 @@ import fiddle as fdl
 
 from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.models.attention_core import FlexAttention
 from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
+from nanigpt.parallel.compile import Compile
 
 
 @component
@@ -34,6 +36,18 @@ def warmup_stable_decay(
     return fdl.Config(
         WarmupStableDecay, warmup_steps=warmup_steps, final=final, decay_fraction=decay_fraction
     )
+
+
+@component
+def flex_attention() -> fdl.Config[FlexAttention]:
+    """FlexAttention, which skips what document masks and causality hide."""
+    return fdl.Config(FlexAttention)
+
+
+@component
+def compile(backend: str = "inductor", fullgraph: bool = True) -> fdl.Config[Compile]:
+    """torch.compile, block by block."""
+    return fdl.Config(Compile, backend=backend, fullgraph=fullgraph)
 
 
 @component

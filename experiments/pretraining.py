@@ -8,7 +8,12 @@ from nanigpt.data.tokenizer import ByteTokenizer
 from nanigpt.models.decoder import Decoder
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.schedule import Cosine
-from nanigpt.parallel.parallelizer import FullyShardedDataParallel, Parallelizer
+from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.fsdp import FullyShardedDataParallel
+from nanigpt.parallel.mesh import Mesh
+from nanigpt.parallel.parallelizer import Parallelizer
+from nanigpt.parallel.pipeline import PipelineParallel
+from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.training.checkpoint import Checkpointer
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.loss import CrossEntropy
@@ -46,7 +51,14 @@ def pretraining(
         loss=fdl.Config(CrossEntropy),
         optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
         schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
-        parallelizer=fdl.Config(Parallelizer, fsdp=fsdp),
+        parallelizer=fdl.Config(
+            Parallelizer,
+            mesh=fdl.Config(Mesh),
+            pipeline=fdl.Config(PipelineParallel),
+            fsdp=fsdp,
+            context=fdl.Config(ContextParallel),
+            tensor=fdl.Config(TensorParallel),
+        ),
         evaluation=fdl.Config(Evaluation),
         checkpointer=fdl.Config(Checkpointer),
         metrics=fdl.Config(Metrics),

@@ -86,3 +86,31 @@ class ActivationCheckpointing(Tag):
 
 class Float8(Tag):
     """Float8 recipe of a linear layer, or None."""
+
+
+class AttentionCore(Tag):
+    """What computes attention from queries, keys and values."""
+
+
+class PipelineSchedule(Tag):
+    """Order of forward and backward passes of pipeline stages."""
+
+
+class PipelineParallel(Tag):
+    """Ranks that the layers are divided among."""
+
+
+class DataParallelReplicate(Tag):
+    """Copies of the sharded model, each of other samples (HSDP)."""
+
+
+class DataParallelShard(Tag):
+    """Ranks that parameters are sharded over; -1 is what the other axes leave."""
+
+
+class ContextParallel(Tag):
+    """Ranks that each sequence is split over."""
+
+
+class TensorParallel(Tag):
+    """Ranks that each matrix is split over."""

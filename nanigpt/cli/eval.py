@@ -19,11 +19,12 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer, world, progress = restore(values)
+    trainer, parallel, progress = restore(values)
+    world = parallel.layout.world
     trainer.check(world)
     if world.is_main and progress.text != trainer.data.digest:
         log.warning("the text is not that of the checkpoint: this is another validation loss")
-    result = trainer.evaluation.run(trainer.model, trainer.loss, trainer.data, world)
+    result = trainer.evaluate(parallel)
     if world.is_main:
         print(json.dumps({"step": progress.step, **result}))
     return 0

@@ -44,8 +44,8 @@ def run(values: flags.FlagValues) -> int:
         raise UsageError(f"generate: {error}") from error
     # Weights are float32 anyhow, and only in float32 is greedy decoding with the cache, which
     # multiplies other shapes, sure to choose what decoding without it does.
-    trainer, world, _ = restore(values, tags={tags.ComputeDType: torch.float32})
-    text = sampler.run(trainer.model, trainer.data.tokenizer)
-    if world.is_main:
+    trainer, parallel, _ = restore(values, changes={tags.ComputeDType: torch.float32})
+    text = sampler.run(parallel.model, trainer.data.tokenizer)
+    if parallel.layout.world.is_main:
         print(text)
     return 0

@@ -3,14 +3,18 @@
 nanigpt show --config=config:llama3_8b --config=tag:LearningRate=1e-4 --why
 nanigpt show --config=run:runs/llama3_debug --format=python > rebuilt.py
 nanigpt show --config=config:llama3_8b --format=html > llama3_8b.html
+nanigpt show --config=config:llama3_8b --config="fiddler:pipeline(4, '1F1B', 8)" --schedule
 """
 
+import shutil
 import sys
+from typing import Any
 
 from absl import flags
 
 from nanigpt.config.flag import define_config_flag
 from nanigpt.config.show import FORMATS, render
+from nanigpt.errors import UsageError
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -19,9 +23,41 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "why", False, "tell who set each value, and what it was before", flag_values=values
     )
+    flags.DEFINE_bool(
+        "schedule",
+        False,
+        "the pipeline's schedule in time instead, as text or with --format=html as a page",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
     color = sys.stdout.isatty()
+    if values.schedule:
+        print(_schedule(values.config, format=values.format, color=color))
+        return 0
     print(render(values.config, format=values.format, color=color, why=values.why))
     return 0
+
+
+def _schedule(cfg: Any, *, format: str, color: bool) -> str:
+    from nanigpt.cli.schedule_page import to_html
+    from nanigpt.cli.trainer import build_trainer
+    from nanigpt.parallel.schedule_picture import to_text
+
+    trainer = build_trainer(cfg)
+    mesh = trainer.parallelizer.mesh
+    ranks = mesh.axes["pp"]
+    if ranks < 2:
+        raise UsageError(
+            f"--schedule: the mesh has pp={ranks}, no pipeline; expected 2 or more, as of "
+            '''--config="fiddler:pipeline(4, '1F1B', microbatches=8)"'''
+        )
+    if format not in ("tree", "html"):
+        raise UsageError(f"--schedule --format={format}: expected tree (text) or html")
+    timeline = trainer.parallelizer.pipeline.timeline(
+        trainer.model, ranks, trainer.local_batch(mesh.least)
+    )
+    if format == "html":
+        return to_html(timeline)
+    return to_text(timeline, width=shutil.get_terminal_size((100, 0)).columns, color=color)

@@ -4,10 +4,12 @@ from typing import Any
 
 from absl import flags
 
+from nanigpt import tags
 from nanigpt.config.build import build
 from nanigpt.config.run_config import load_run
 from nanigpt.errors import UsageError
-from nanigpt.parallel.world import World, start_world
+from nanigpt.parallel.parallel_model import ParallelModel
+from nanigpt.parallel.world import start_world
 from nanigpt.training.checkpoint import Progress
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.trainer import Trainer
@@ -25,13 +27,23 @@ def build_trainer(cfg: Any) -> Trainer:
     return trainer
 
 
+# A run is looked at on any number of processes, however many trained it.
+_ANY_WORLD = {
+    tags.PipelineParallel: 1,
+    tags.DataParallelReplicate: 1,
+    tags.DataParallelShard: -1,
+    tags.ContextParallel: 1,
+    tags.TensorParallel: 1,
+}
+
+
 def restore(
-    values: flags.FlagValues, *, tags: dict[Any, Any] | None = None
-) -> tuple[Trainer, World, Progress]:
+    values: flags.FlagValues, *, changes: dict[Any, Any] | None = None
+) -> tuple[Trainer, ParallelModel, Progress]:
     """Builds the recorded config of `--run` and loads its newest checkpoint.
 
     Args:
-        tags: values that differ from the recorded config.
+        changes: values of tags that differ from the recorded config.
 
     Raises:
         UsageError: there is no such run, or it has no checkpoint.
@@ -39,9 +51,10 @@ def restore(
     if values.run is None:
         raise UsageError("--run is missing; expected --run=runs/NAME")
     try:
-        cfg = load_run(values.run, tags=tags)
+        cfg = load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
     except UsageError as error:
         raise error.within("--run") from error
     trainer = build_trainer(cfg)
     world = start_world(trainer.device)
-    return trainer, world, trainer.restore(RunDirectory(values.run), world)
+    parallel, progress = trainer.restore(RunDirectory(values.run), world)
+    return trainer, parallel, progress

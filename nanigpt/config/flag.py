@@ -80,18 +80,21 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: str | Non
     flags.DEFINE_flag(flag, flag_values=values)
 
 
-def compose(directives: list[str]) -> fdl.Buildable:
+def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buildable:
     """The config that the directives describe: one base, then edits in order.
+
+    Args:
+        cfg: the base, edited in place, where it comes from Python; then all directives are edits.
 
     Raises:
         UsageError: a directive is wrong; the message begins with it and ends with what to try.
     """
-    if not directives:
+    if not directives and cfg is None:
         directives = [""]
-    cfg = None
+    base = None if cfg is None else "a config"
     for i, directive in enumerate(directives):
         try:
-            cfg = _apply(cfg, directive, directives[0] if i else None)
+            cfg = _apply(cfg, directive, base or (directives[0] if i else None))
         except UsageError as error:
             advice = _try(directives[:i], directive, error)
             told = str(error).removeprefix(f"{directive.partition(':')[2]}: ")

@@ -19,10 +19,21 @@ from nanigpt.errors import UsageError
 
 @dataclass(frozen=True)
 class Batch:
-    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; -100 marks what is not learned."""
+    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; -100 marks what is not learned.
+
+    `positions_BL` are the tokens' places in their sequences where those are not 0 to L;
+    `documents_BL` are numbers of their documents where tokens see only their own.
+    """
 
     tokens_BL: torch.Tensor
     labels_BL: torch.Tensor
+    positions_BL: torch.Tensor | None = None
+    documents_BL: torch.Tensor | None = None
+
+    def places(self) -> dict[str, torch.Tensor]:
+        """The arguments of a decoder that say where tokens are."""
+        named = {"positions_BL": self.positions_BL, "documents_BL": self.documents_BL}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
 class PackedDataset:
@@ -30,6 +41,10 @@ class PackedDataset:
 
     Sample i of a run is a pure function of (corpus, tokenizer, sequence length, seed, i): every
     rank can compute any sample, and the number of samples consumed is all there is to remember.
+
+    Args:
+        mask_documents: tokens see only those of their own document, not what happens to come before
+            it in a sequence.
     """
 
     def __init__(
@@ -38,12 +53,14 @@ class PackedDataset:
         corpus: TextCorpus,
         tokenizer: ByteTokenizer | HuggingFaceTokenizer,
         sequence_length: Annotated[int, tags.SequenceLength],
+        mask_documents: bool = False,
     ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length={sequence_length}: expected at least 1")
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
+        self.mask_documents = mask_documents
         self._tokens: dict[str, np.ndarray] = {}
         self.digest = ""
 
@@ -94,5 +111,12 @@ class PackedDataset:
         length, tokens = self.sequence_length, self._tokens[split]
         rows = [tokens[i * length : i * length + length + 1] for i in sequences]
         rows_BL = torch.from_numpy(np.stack(rows).astype(np.int64))
+        documents_BL = None
+        if self.mask_documents:  # the end of one document is the beginning of the next
+            documents_BL = (rows_BL[:, :-1] == self.tokenizer.end_id).cumsum(1)
         # Copies, so that masking a label leaves the token that it was made from.
-        return Batch(tokens_BL=rows_BL[:, :-1].clone(), labels_BL=rows_BL[:, 1:].clone())
+        return Batch(
+            tokens_BL=rows_BL[:, :-1].clone(),
+            labels_BL=rows_BL[:, 1:].clone(),
+            documents_BL=documents_BL,
+        )

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from nanigpt import tags
+from nanigpt.models.attention_core import AttentionCore, Places, ScaledDotProduct
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.rope import RotaryEmbedding
@@ -20,7 +20,12 @@ class Attention(nn.Module):
 
     Multi-head attention (Vaswani et al., 2017) where the two are equal, grouped-query attention
     (Ainslie et al., 2023) where not. Scores are scaled by `head_dim ** -0.5`.
+
+    Args:
+        core: attends from queries to keys; None is `ScaledDotProduct`.
     """
+
+    tensor_parallel = {"": "gather", "wq": "column", "wk": "column", "wv": "column", "wo": "row"}
 
     def __init__(
         self,
@@ -33,6 +38,7 @@ class Attention(nn.Module):
         wv: Linear,
         wo: Linear,
         rope: RotaryEmbedding,
+        core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
     ):
         super().__init__()
         if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
@@ -65,28 +71,33 @@ class Attention(nn.Module):
         self.wv = wv
         self.wo = wo
         self.rope = rope
+        self.core = core or ScaledDotProduct()
 
-    def forward(self, x_BLD: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
-        start = cache.length if cache is not None else 0
-        q_BLHK = self.rope(self.wq(x_BLD).unflatten(-1, (self.n_heads, self.head_dim)), start)
-        k_BSGK = self.rope(self.wk(x_BLD).unflatten(-1, (self.n_kv_heads, self.head_dim)), start)
-        v_BSGK = self.wv(x_BLD).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        if cache is not None:
+    def heads(self) -> dict[str, int]:
+        """Numbers of heads, which ranks divide among them."""
+        return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
+        """`places` are those of x, by default 0 to L of one document; a cache holds what came
+        before."""
+        # How many heads there are is left open: a rank may have a part of them.
+        q_BLHK = self.wq(x_BLD).unflatten(-1, (-1, self.head_dim))
+        k_BSGK = self.wk(x_BLD).unflatten(-1, (-1, self.head_dim))
+        v_BSGK = self.wv(x_BLD).unflatten(-1, (-1, self.head_dim))
+        if cache is None:
+            positions_BL = None if places is None else places.positions_BL
+            q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
+            out_BLHK = self.core(q_BLHK, k_BSGK, v_BSGK, places)
+        else:
+            start, end = cache.length, cache.length + q_BLHK.shape[1]
+            positions_BL = torch.arange(start, end, device=q_BLHK.device).unsqueeze(0)
+            q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
-        out_BHLK = F.scaled_dot_product_attention(
-            q_BLHK.transpose(1, 2),
-            k_BSGK.transpose(1, 2),
-            v_BSGK.transpose(1, 2),
-            attn_mask=_cached_mask(x_BLD, start),
-            is_causal=start == 0,
-            enable_gqa=self.n_kv_heads != self.n_heads,
-        )
-        return self.wo(out_BHLK.transpose(1, 2).flatten(-2))
-
-
-def _cached_mask(x_BLD: torch.Tensor, start: int) -> torch.Tensor | None:
-    """Which of the S = start + L positions each new one sees; None where `is_causal` says it."""
-    length = x_BLD.shape[1]
-    if start == 0 or length == 1:
-        return None
-    return torch.ones(length, start + length, dtype=torch.bool, device=x_BLD.device).tril(start)
+            # Short and of all ranks alike, whatever the core is made for.
+            out_BLHK = ScaledDotProduct()(q_BLHK, k_BSGK, v_BSGK)
+        return self.wo(out_BLHK.flatten(-2))

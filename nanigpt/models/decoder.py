@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanigpt import tags
 from nanigpt.models.attention import Attention
+from nanigpt.models.attention_core import Places
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.kv_cache import LayerCache
@@ -27,6 +29,8 @@ class TransformerBlock(nn.Module):
         activation_checkpointing: `none` keeps every activation for the backward pass, `full` keeps
             the block's input and recomputes the rest (Chen et al., 2016).
     """
+
+    tensor_parallel = {"attention_norm": "sequence", "feed_forward_norm": "sequence"}
 
     def __init__(
         self,
@@ -49,13 +53,24 @@ class TransformerBlock(nn.Module):
         self.feed_forward = feed_forward
         self.activation_checkpointing = activation_checkpointing
 
-    def forward(self, x_BLD: torch.Tensor, cache: LayerCache | None = None) -> torch.Tensor:
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
         if self.activation_checkpointing == "full" and torch.is_grad_enabled():
-            return checkpoint(self._forward, x_BLD, cache, use_reentrant=False)
-        return self._forward(x_BLD, cache)
+            return checkpoint(self.compute, x_BLD, cache, places, use_reentrant=False)
+        return self.compute(x_BLD, cache, places)
 
-    def _forward(self, x_BLD: torch.Tensor, cache: LayerCache | None) -> torch.Tensor:
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cache)
+    def compute(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
+        """The block itself, which is what is recomputed, and what is compiled."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cache, places)
         return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
 
 
@@ -65,6 +80,8 @@ class Decoder(nn.Module):
     Raises:
         ValueError: the parts do not fit together; the message names them all.
     """
+
+    tensor_parallel = {"embedding": "vocabulary", "norm": "sequence", "head": "logits"}
 
     def __init__(
         self,
@@ -110,40 +127,71 @@ class Decoder(nn.Module):
     @property
     def max_sequence_length(self) -> int:
         """Positions that every layer's RoPE table has."""
-        return min(block.attention.rope.max_sequence_length for block in self.layers)
+        blocks = [block for block in self.layers if block is not None]
+        return min(block.attention.rope.max_sequence_length for block in blocks)
 
     def forward(
-        self, tokens_BL: torch.Tensor, caches: list[LayerCache] | None = None
+        self,
+        tokens_BL: torch.Tensor,
+        caches: list[LayerCache] | None = None,
+        positions_BL: torch.Tensor | None = None,
+        documents_BL: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns logits_BLV in the compute dtype; `caches` hold what came before."""
-        x_BLD = self.embedding(tokens_BL)
-        for i, block in enumerate(self.layers):
-            x_BLD = block(x_BLD, caches[i] if caches is not None else None)
-        return self.head(self.norm(x_BLD))
+        """Returns logits_BLV in the compute dtype.
 
-    def new_caches(self, *, batch_size: int, capacity: int) -> list[LayerCache]:
+        Args:
+            caches: hold what came before, and tell positions themselves.
+            positions_BL: of the tokens where those are not 0 to L.
+            documents_BL: numbers of the tokens' documents where they are of several.
+        """
+        places = None
+        if documents_BL is not None and positions_BL is None:
+            length = tokens_BL.shape[1]
+            positions_BL = torch.arange(length, device=tokens_BL.device).expand_as(documents_BL)
+        if positions_BL is not None:
+            places = Places(positions_BL, documents_BL)
+        x_BLD = tokens_BL if self.embedding is None else self.embedding(tokens_BL)
+        for i, block in enumerate(self.layers):
+            if block is not None:
+                x_BLD = block(x_BLD, caches[i] if caches is not None else None, places)
+        return x_BLD if self.head is None else self.head(self.norm(x_BLD))
+
+    def part(self, layers: Sequence[int], *, embedding: bool | None = None) -> "Decoder":
+        """Some of the blocks, as a pipeline's rank has them; modules are shared, and keep names.
+
+        The embedding goes with the first block, norm and head with the last. What is absent is
+        None, and passed over in the forward pass.
+
+        Args:
+            embedding: whether to have the embedding, by default if the first block is there.
+        """
+        part = object.__new__(type(self))
+        nn.Module.__init__(part)
+        first = 0 in layers if embedding is None else embedding
+        last = len(self.layers) - 1 in layers
+        part.embedding = self.embedding if first else None
+        part.layers = nn.ModuleList()
+        for i, block in enumerate(self.layers):
+            part.layers.add_module(str(i), block if i in layers else None)
+        part.norm = self.norm if last else None
+        part.head = self.head if last else None
+        return part
+
+    def new_caches(self, *, capacity: int) -> list[LayerCache]:
         """Empty caches for `capacity` positions, one a layer."""
-        return [
-            LayerCache(
-                batch_size=batch_size,
-                capacity=capacity,
-                n_kv_heads=block.attention.n_kv_heads,
-                head_dim=block.attention.head_dim,
-                dtype=self.embedding.compute_dtype,
-                device=block.attention.rope.cos_sin_2MF.device,
-            )
-            for block in self.layers
-        ]
+        return [LayerCache(capacity=capacity) for _ in self.layers]
 
     def shard_groups(self) -> list[list[nn.Module]]:
         """Modules whose parameters are gathered together, in the order of the forward pass.
 
         What is in no group belongs to the whole model: a tied weight is used first and last.
         """
-        blocks = [[block] for block in self.layers]
-        if isinstance(self.head, TiedHead):
+        blocks = [[block] for block in self.layers if block is not None]
+        if self.embedding is not None and isinstance(self.head, TiedHead):
             return blocks
-        return [[self.embedding], *blocks, [self.norm, self.head]]
+        first = [] if self.embedding is None else [[self.embedding]]
+        last = [] if self.head is None else [[self.norm, self.head]]
+        return [*first, *blocks, *last]
 
     def n_parameters(self) -> int:
         """Distinct parameters, a tied weight counted once."""
@@ -155,7 +203,21 @@ class Decoder(nn.Module):
         N counts the weights of matrix multiplications, with the head and without the embedding's
         look-up; the second term is attention's two products (Chowdhery et al., 2022, appendix B).
         """
-        matmuls = [m for m in self.modules() if isinstance(m, (Linear, TiedHead))]
-        weights = sum(m.in_dim * m.out_dim for m in matmuls)
-        heads = sum(b.attention.n_heads * b.attention.head_dim for b in self.layers)
-        return 6 * weights + 12 * heads * sequence_length
+        return sum(self.block_flops(sequence_length)) + self.head_flops()
+
+    def block_flops(self, sequence_length: int) -> list[int]:
+        """What each block has of `flops_per_token`."""
+        return [
+            6 * _matmul_weights(block)
+            + 12 * block.attention.n_heads * block.attention.head_dim * sequence_length
+            for block in self.layers
+        ]
+
+    def head_flops(self) -> int:
+        """What the head has of `flops_per_token`."""
+        return 6 * _matmul_weights(self.head)
+
+
+def _matmul_weights(module: nn.Module) -> int:
+    matmuls = [m for m in module.modules() if isinstance(m, (Linear, TiedHead))]
+    return sum(m.in_dim * m.out_dim for m in matmuls)

@@ -3,6 +3,8 @@
 Shapes: B batch, L sequence, V vocab_size.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -47,14 +49,15 @@ def generate(
             f"prompt of {len(prompt)} tokens + max_new_tokens={max_new_tokens} exceeds the model's "
             f"context of {context} tokens; max_new_tokens can be {max(context - len(prompt), 0)}"
         )
-    device = model.layers[0].attention.rope.cos_sin_2MF.device
+    device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     capacity = len(prompt) + max_new_tokens
-    caches = model.new_caches(batch_size=1, capacity=capacity) if use_cache else None
+    caches = model.new_caches(capacity=capacity) if use_cache else None
     tokens_BL = torch.tensor([prompt], device=device)
     new_BL = tokens_BL
     for _ in range(max_new_tokens):
-        logits_BLV = model(new_BL, caches) if use_cache else model(tokens_BL)
+        with _uncompiled():
+            logits_BLV = model(new_BL, caches) if use_cache else model(tokens_BL)
         logits_V = logits_BLV[0, -1].float()[:n_tokens]
         token = _sample(logits_V, temperature, top_k, generator)
         if int(token) == stop_id:
@@ -72,6 +75,13 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None
         raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k}: expected at least 1, or None")
+
+
+def _uncompiled() -> contextlib.AbstractContextManager:
+    """Compiled blocks run as they are: each length of the cache would be compiled anew."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def _sample(

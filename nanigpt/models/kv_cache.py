@@ -9,19 +9,8 @@ import torch
 class LayerCache:
     """The cache of one attention layer: room for `capacity` positions."""
 
-    def __init__(
-        self,
-        *,
-        batch_size: int,
-        capacity: int,
-        n_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ):
-        shape = (batch_size, capacity, n_kv_heads, head_dim)
-        self.k_BMGK = torch.zeros(shape, dtype=dtype, device=device)
-        self.v_BMGK = torch.zeros(shape, dtype=dtype, device=device)
+    def __init__(self, *, capacity: int):
+        self.capacity = capacity
         self.length = 0
 
     def append(
@@ -29,8 +18,11 @@ class LayerCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores new positions; returns the keys and values of all positions so far."""
         end = self.length + k_BLGK.shape[1]
-        if end > self.k_BMGK.shape[1]:
-            raise ValueError(f"{end} positions in a cache for {self.k_BMGK.shape[1]}")
+        if end > self.capacity:
+            raise ValueError(f"{end} positions in a cache for {self.capacity}")
+        if not self.length:  # the first positions tell batch, heads and dtype
+            shape = (k_BLGK.shape[0], self.capacity, *k_BLGK.shape[2:])
+            self.k_BMGK, self.v_BMGK = k_BLGK.new_zeros(shape), v_BLGK.new_zeros(shape)
         self.k_BMGK[:, self.length : end] = k_BLGK
         self.v_BMGK[:, self.length : end] = v_BLGK
         self.length = end

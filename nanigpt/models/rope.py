@@ -91,17 +91,20 @@ class RotaryEmbedding(nn.Module):
         angle_MF = torch.outer(position_M, frequency_F)
         table_2MF.copy_(torch.stack([angle_MF.cos(), angle_MF.sin()]))
 
-    def forward(self, x_BLHK: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Rotates `x_BLHK`, whose positions are `start` to `start + L`, in float32."""
-        end = start + x_BLHK.shape[1]
-        if end > self.max_sequence_length:
+    def forward(
+        self, x_BLHK: torch.Tensor, positions_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rotates `x_BLHK`, whose positions are 0 to L or those given, in float32."""
+        length = x_BLHK.shape[1]
+        if length > self.max_sequence_length:
             raise ValueError(
-                f"position {end - 1} is past the RoPE table of {self.max_sequence_length} positions"
+                f"{length} positions exceed the RoPE table of {self.max_sequence_length}"
             )
-        cos_LF, sin_LF = self.cos_sin_2MF[:, start:end]
-        cos_L1F, sin_L1F = cos_LF.unsqueeze(1), sin_LF.unsqueeze(1)
+        table_2MF = self.cos_sin_2MF
+        at = slice(length) if positions_BL is None else positions_BL
+        cos, sin = table_2MF[:, at].unsqueeze(-2)  # [(B,) L, 1, F]: the same for all heads
         left, right = x_BLHK.float().chunk(2, dim=-1)
-        rotated = (left * cos_L1F - right * sin_L1F, right * cos_L1F + left * sin_L1F)
+        rotated = (left * cos - right * sin, right * cos + left * sin)
         return torch.cat(rotated, dim=-1).to(x_BLHK.dtype)
 
     def extra_repr(self) -> str:

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from torch import nn
 
 from nanigpt.data.corpus import VALIDATION
 from nanigpt.data.dataset import PackedDataset
-from nanigpt.parallel.world import World
+from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.tags import Unit
 from nanigpt.training.loss import IGNORED, CrossEntropy
 
@@ -44,7 +43,7 @@ class Evaluation:
 
     @torch.no_grad()
     def run(
-        self, model: nn.Module, loss: CrossEntropy, dataset: PackedDataset, world: World
+        self, parallel: ParallelModel, loss: CrossEntropy, dataset: PackedDataset
     ) -> dict[str, float]:
         """Returns `val_loss` (nats per token) and `val_bits_per_byte` (of the text itself).
 
@@ -55,25 +54,26 @@ class Evaluation:
         n = min(self.n_sequences, available)
         chosen = [i * available // n for i in range(n)]
         bytes_of = torch.from_numpy(dataset.tokenizer.token_bytes().astype(np.int64))
-        total = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss, tokens, bytes
+        model, layout = parallel.model, parallel.layout
+        # Loss, tokens, bytes.
+        total = torch.zeros(3, dtype=torch.float64, device=layout.world.device)
         was_training = model.training
         model.eval()
         # Every rank runs the same number of forward passes, since sharded parameters are gathered
         # by all together; a rank that has run out of sequences repeats one with nothing to predict.
-        stride = self.batch_size * world.size
+        stride = self.batch_size * layout.data_size
         for start in range(0, n, stride):
-            begin = start + world.rank * self.batch_size
-            batch = dataset.validation_batch(chosen[begin : begin + self.batch_size] or chosen[:1])
-            labels_BL = batch.labels_BL
+            begin = start + layout.data_rank * self.batch_size
+            whole = dataset.validation_batch(chosen[begin : begin + self.batch_size] or chosen[:1])
             if begin >= n:
-                labels_BL.fill_(IGNORED)
-            labels = labels_BL[labels_BL != IGNORED]
-            logits_BLV = model(batch.tokens_BL.to(world.device))
-            total[0] += loss(logits_BLV, labels_BL.to(world.device)).double()
+                whole.labels_BL.fill_(IGNORED)
+            batch = parallel.shard(whole)
+            labels = batch.labels_BL[batch.labels_BL != IGNORED].cpu()
+            total[0] += parallel.evaluate(batch, loss).double()
             total[1] += labels.numel()
             total[2] += bytes_of[labels].sum().item()
         model.train(was_training)
-        summed, tokens, text_bytes = world.sum(total).tolist()
+        summed, tokens, text_bytes = layout.sum(total).tolist()
         return {
             "val_loss": summed / tokens,
             "val_bits_per_byte": summed / math.log(2) / text_bytes,

@@ -18,9 +18,11 @@ class CrossEntropy:
 
     def __call__(self, logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
         """Returns the sum over labels other than -100, a scalar."""
-        return F.cross_entropy(
+        loss = F.cross_entropy(
             logits_BLV.flatten(0, 1).float(),
             labels_BL.flatten(),
             ignore_index=IGNORED,
             reduction="sum",
         )
+        # Of logits that are split over ranks the loss is a DTensor, the same on each of them.
+        return loss.full_tensor() if hasattr(loss, "full_tensor") else loss

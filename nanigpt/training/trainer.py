@@ -13,6 +13,8 @@ from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.schedule import Schedule
+from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
 from nanigpt.training.checkpoint import Checkpointer, Progress
@@ -104,6 +106,7 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.device = device
+        self.check_ranks(parallelizer.mesh.least)
 
     def run(self, run: RunDirectory, world: World) -> Progress:
         """Trains to the last step, from the newest checkpoint of `run` where there is one.
@@ -112,11 +115,13 @@ class Trainer:
             UsageError: text, tokenizer or batch sizes do not fit; nothing was trained.
         """
         self.check(world)
-        accumulation = self.accumulation_steps(world)
-        self.setup_model(world)
-        optimizer = self.optimizer(self.model.named_parameters())
+        accumulation = self.accumulation_steps(world.size)
+        n_parameters = self.model.n_parameters()  # of the whole model, while it is in one place
+        flops = self.model.flops_per_token(self.data.sequence_length)
+        parallel = self.setup_model(world)
+        optimizer = self.optimizer(parallel.model.named_parameters())
         peaks = [group["lr"] for group in optimizer.param_groups]
-        resumed = self.checkpointer.load_latest(run, world, self.model, optimizer)
+        resumed = self.checkpointer.load_latest(run, world, parallel.model, optimizer)
         progress = resumed or Progress()
         if resumed and resumed.text != self.data.digest and world.is_main:
             log.warning("the text is not that of the checkpoint: resuming on other samples")
@@ -126,17 +131,17 @@ class Trainer:
             world,
             step=progress.step,
             steps=self.steps,
-            flops=self.model.flops_per_token(self.data.sequence_length),
+            flops=flops,
         )
         if world.is_main:
-            self._describe(world, progress)
+            self._describe(parallel.layout, n_parameters, progress)
         with contextlib.closing(self.metrics):  # also after Ctrl-C: rows and terminal are whole
             while progress.step < self.steps:
                 factor = self.schedule(progress.step, self.steps)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                microbatches = self.microbatches(progress, accumulation, world)
-                row = self.train_step(optimizer, microbatches, world)
+                microbatches = self.microbatches(progress, accumulation, parallel.layout)
+                row = self.train_step(optimizer, microbatches, parallel)
 
                 progress.step += 1
                 progress.samples += self.global_batch_size
@@ -146,65 +151,79 @@ class Trainer:
                 row["tokens"] = progress.tokens
                 if self.evaluation.is_due(progress.step, self.steps):
                     with self.metrics.paused():
-                        row |= self.evaluation.run(self.model, self.loss, self.data, world)
+                        row |= self.evaluate(parallel)
                 self.metrics.record(row, tokens=tokens)
                 if self.checkpointer.is_due(progress.step, self.steps):
                     # A checkpoint promises that every earlier step has its row.
                     self.metrics.flush()
                     with self.metrics.paused():
-                        self.checkpointer.save(run, world, self.model, optimizer, progress)
-        self._show_sample(world)
+                        self.checkpointer.save(run, world, parallel.model, optimizer, progress)
+        self._show_sample(parallel)
         return progress
 
     def train_step(
-        self, optimizer: torch.optim.Optimizer, microbatches: list[Batch], world: World
+        self, optimizer: torch.optim.Optimizer, microbatches: list[Batch], parallel: ParallelModel
     ) -> dict[str, torch.Tensor]:
         """One optimizer step; returns global mean loss and gradient norm, on the device."""
+        batches = [parallel.shard(batch) for batch in microbatches]
         # Counted before the first backward pass: each microbatch weighs by its own tokens.
-        tokens = sum((b.labels_BL != IGNORED).sum() for b in microbatches)
-        global_tokens = world.sum(tokens.to(world.device, torch.float32))
-        total = torch.zeros((), device=world.device)
-        for i, batch in enumerate(microbatches):
-            last = i == len(microbatches) - 1
-            self.parallelizer.synchronize_gradients(self.model, enabled=last)
-            logits_BLV = self.model(batch.tokens_BL.to(world.device, non_blocking=True))
-            loss = self.loss(logits_BLV, batch.labels_BL.to(world.device, non_blocking=True))
-            loss = loss / global_tokens
-            del logits_BLV  # or its memory would be held through the backward pass
-            loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        tokens = sum((b.labels_BL != IGNORED).sum() for b in batches)
+        global_tokens = parallel.layout.sum(tokens.to(torch.float32))
+
+        def mean(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+            return self.loss(logits_BLV, labels_BL) / global_tokens
+
+        loss = parallel.forward_backward(batches, mean)
+        norm = parallel.clip_gradients(self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {
-            "loss": world.sum(total),
-            # The norm of sharded gradients is itself a DTensor, summed over ranks here.
-            "grad_norm": norm.full_tensor() if hasattr(norm, "full_tensor") else norm,
-        }
+        return {"loss": loss, "grad_norm": norm}
 
-    def microbatches(self, progress: Progress, accumulation: int, world: World) -> list[Batch]:
-        """This rank's part of the next global batch, whose samples are numbered over all ranks."""
-        share = self.global_batch_size // self.parallelizer.data_parallel_size(world)
-        first = progress.samples + self.parallelizer.data_parallel_rank(world) * share
+    def evaluate(self, parallel: ParallelModel) -> dict[str, float]:
+        """Validation loss and bits per byte."""
+        return self.evaluation.run(parallel, self.loss, self.data)
+
+    def microbatches(self, progress: Progress, accumulation: int, layout: Layout) -> list[Batch]:
+        """This rank's samples of the next global batch, which are numbered over all ranks."""
+        share = self.global_batch_size // layout.data_size
+        first = progress.samples + layout.data_rank * share
         size = share // accumulation
         starts = range(first, first + share, size)
         return [self.data.train_batch(range(s, s + size), seed=self.seed) for s in starts]
 
-    def accumulation_steps(self, world: World) -> int:
-        """Forward passes of one rank per optimizer step: global / (local x data-parallel ranks).
+    def local_batch(self, ranks: int) -> int:
+        """Sequences that a rank of so many computes at a time."""
+        return self.local_batch_size or max(self.global_batch_size // self._readers(ranks), 1)
+
+    def accumulation_steps(self, ranks: int) -> int:
+        """Local batches of one rank per optimizer step: global / (local x data-parallel ranks)."""
+        return self.global_batch_size // (self.local_batch(ranks) * self._readers(ranks))
+
+    def _readers(self, ranks: int) -> int:
+        """Ranks that read different samples."""
+        sizes = self.parallelizer.mesh.sizes(ranks)
+        return sizes["dp_replicate"] * sizes["dp_shard"]
+
+    def check_ranks(self, ranks: int) -> None:
+        """Checks whether batch and model can be divided among so many ranks.
 
         Raises:
-            UsageError: it does not divide.
+            UsageError: they cannot; the message has every reason.
         """
-        ranks = self.parallelizer.data_parallel_size(world)
-        local = self.local_batch_size or max(self.global_batch_size // ranks, 1)
-        if self.global_batch_size % (local * ranks):
-            raise UsageError(
+        readers, local = self._readers(ranks), self.local_batch(ranks)
+        found = self.parallelizer.problems(
+            self.model, ranks, sequence_length=self.data.sequence_length, local_batch=local
+        )
+        if self.global_batch_size % (local * readers):
+            found.append(
                 f"global_batch_size={self.global_batch_size} is not a multiple of local batch "
-                f"{local} x {ranks} data-parallel ranks = {local * ranks}; set global_batch_size "
-                f"to a multiple of {local * ranks}, or another local_batch_size"
+                f"{local} x {readers} data-parallel ranks = {local * readers}; set "
+                f"global_batch_size to a multiple of {local * readers}, or another "
+                "local_batch_size"
             )
-        return self.global_batch_size // (local * ranks)
+        if found:
+            reasons = found[0] if len(found) == 1 else "\n  - ".join(["", *found])
+            raise UsageError(f"on {ranks} ranks: {reasons}" if ranks > 1 else reasons.lstrip())
 
     def check(self, world: World) -> None:
         """Makes the text ready on every rank, and checks what only processes and files can tell.
@@ -213,7 +232,7 @@ class Trainer:
             UsageError: the text cannot be read, the tokenizer has more ids than the model, the
                 global batch does not divide, or the optimizer refuses its arguments.
         """
-        self.accumulation_steps(world)
+        self.check_ranks(world.size)
         size, rows = self.data.tokenizer.vocab_size, self.model.vocab_size
         if size > rows:
             raise UsageError(
@@ -223,28 +242,34 @@ class Trainer:
         self.data.setup()
         self.optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])  # checks its arguments
 
-    def setup_model(self, world: World) -> None:
-        """Shards the model, gives it memory, fills it. In this order no rank holds it whole."""
-        self.parallelizer.parallelize(self.model, world)
-        materialize(self.model, world.device)
-        initialize(self.model, seed=self.seed)
+    def setup_model(self, world: World) -> ParallelModel:
+        """Splits the model, gives it memory, fills it; in this order no rank holds it whole."""
+        parallel = self.parallelizer.parallelize(
+            self.model,
+            self.parallelizer.mesh.layout(world),
+            local_batch=self.local_batch(world.size),
+        )
+        materialize(parallel.model, world.device)
+        initialize(parallel.model, seed=self.seed)
+        return parallel
 
-    def restore(self, run: RunDirectory, world: World) -> Progress:
+    def restore(self, run: RunDirectory, world: World) -> tuple[ParallelModel, Progress]:
         """The model of the newest checkpoint, to evaluate or sample.
 
         Raises:
             UsageError: the run has no checkpoint yet.
         """
-        self.setup_model(world)
-        progress = self.checkpointer.load_latest(run, world, self.model)
+        parallel = self.setup_model(world)
+        progress = self.checkpointer.load_latest(run, world, parallel.model)
         if progress is None:
             raise UsageError(f"{run.path} has no checkpoint yet; train it first")
-        return progress
+        return parallel, progress
 
-    def _describe(self, world: World, progress: Progress) -> None:
-        show = self.metrics.console.print
+    def _describe(self, layout: Layout, n_parameters: int, progress: Progress) -> None:
+        show, world = self.metrics.console.print, layout.world
+        ranks = f"{world.size} x {world.device.type}" + (f" ({layout})" if world.size > 1 else "")
         show(
-            f"{self.model.n_parameters():,} parameters on {world.size} x {world.device.type}, "
+            f"{n_parameters:,} parameters on {ranks}, "
             f"{self.data.n_tokens('train'):,} training tokens, "
             f"{self.global_batch_size} x {self.data.sequence_length} tokens per step"
         )
@@ -253,7 +278,7 @@ class Trainer:
         elif progress.step:
             show(f"resuming after step {progress.step}")
 
-    def _show_sample(self, world: World) -> None:
-        text = self.sampler.run(self.model, self.data.tokenizer, shorten=True)
-        if world.is_main:
+    def _show_sample(self, parallel: ParallelModel) -> None:
+        text = self.sampler.run(parallel.model, self.data.tokenizer, shorten=True)
+        if parallel.layout.world.is_main:
             print(f"--- sample of {self.sampler.prompt!r}\n{text}\n---", flush=True)

@@ -36,7 +36,7 @@ def test_tokens_may_enter_the_cache_in_pieces(model):
     tokens = torch.randint(512, (1, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = model(tokens)
-        caches = model.new_caches(batch_size=1, capacity=20)
+        caches = model.new_caches(capacity=20)
         pieces = [model(tokens[:, a:b], caches) for a, b in [(0, 7), (7, 8), (8, 15), (15, 20)]]
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
 

@@ -17,7 +17,7 @@ from tests.support import built_model, tiny
 
 def sharded_model(cfg, world):
     trainer = build(cfg)
-    trainer.setup_model(world)
+    trainer.parallel = trainer.setup_model(world)
     return trainer
 
 
@@ -98,7 +98,7 @@ def masked(world):
         for i in range(begin, begin + 2)
     ]
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
-    row = trainer.train_step(optimizer, microbatches, world)
+    row = trainer.train_step(optimizer, microbatches, trainer.parallel)
     torch.testing.assert_close(row["loss"], expected.detach())
     torch.testing.assert_close(row["grad_norm"], norm, rtol=1e-4, atol=1e-6)
 

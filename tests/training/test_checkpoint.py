@@ -47,7 +47,7 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe):
 
 def _export(cfg, path, name):
     trainer = build(cfg)
-    assert trainer.restore(RunDirectory(path), start_world("cpu")).step == 20
+    assert trainer.restore(RunDirectory(path), start_world("cpu"))[1].step == 20
     torch.save(trainer.model.state_dict(), path / name)
     return path / name
 
@@ -73,7 +73,7 @@ def test_an_incomplete_checkpoint_is_never_chosen(tmp_path):
     last.rename(incomplete)
     (incomplete / ".metadata").unlink()
     trainer = build(cfg)
-    assert trainer.restore(run, start_world("cpu")).step == 10
+    assert trainer.restore(run, start_world("cpu"))[1].step == 10
     assert train(cfg, tmp_path)[-1]["step"] == 20  # and it is no obstacle to saving step 20
     assert [p.name for p in list_checkpoints(run)] == [first.name, last.name]
     assert not incomplete.exists()
@@ -93,7 +93,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, damage, caplog)
     else:
         shutil.rmtree(last)
         last.mkdir()
-    assert build(tiny()).restore(RunDirectory(path), start_world("cpu")).step == 10
+    assert build(tiny()).restore(RunDirectory(path), start_world("cpu"))[1].step == 10
     assert "step_00000020 is incomplete" in caplog.text
     assert [row["step"] for row in train(tiny(), path)] == list(range(1, 21))
 

@@ -85,7 +85,7 @@ def test_masked_labels_weigh_nothing_in_any_microbatch():
     trainer = build(tiny())
     world = start_world("cpu")
     trainer.data.setup()
-    trainer.setup_model(world)
+    parallel = trainer.setup_model(world)
     batch = trainer.data.train_batch(range(8), seed=0)
     batch.labels_BL[:3] = -100
     batch.labels_BL[5, 10:] = -100
@@ -100,7 +100,7 @@ def test_masked_labels_weigh_nothing_in_any_microbatch():
             for a in range(0, 8, size)
         ]
         optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
-        row = trainer.train_step(optimizer, parts, world)
+        row = trainer.train_step(optimizer, parts, parallel)
         assert row["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -181,8 +181,7 @@ def test_evaluation_weighs_tokens_and_bytes(tmp_path):
     trainer = build(tiny("set:evaluation.batch_size=3"))
     world = start_world("cpu")
     trainer.data.setup()
-    trainer.setup_model(world)
-    result = trainer.evaluation.run(trainer.model, trainer.loss, trainer.data, world)
+    result = trainer.evaluate(trainer.setup_model(world))
     available = trainer.data.n_sequences("validation")
     batch = trainer.data.validation_batch([i * available // 16 for i in range(16)])
     with torch.no_grad():

@@ -1,0 +1,30 @@
+"""torch.compile, block by block."""
+
+import torch
+from torch import nn
+
+
+class Compile:
+    """Compiles each block of the model for itself.
+
+    Blocks are alike, so that one compilation serves all of them, and the hooks of sharding stay
+    outside of what is compiled.
+
+    Args:
+        backend: of torch.compile: `inductor` generates code, `aot_eager` only captures the graphs.
+        fullgraph: refuse code that cannot be captured as one graph, rather than split it.
+    """
+
+    def __init__(self, *, backend: str = "inductor", fullgraph: bool = True):
+        self.backend = backend
+        self.fullgraph = fullgraph
+
+    def apply(self, model: nn.Module) -> None:
+        """Compiles in place; names of parameters stay."""
+        for block in model.layers:
+            if block is not None:
+                # What a checkpoint recomputes is a compiled function; a checkpoint within one fails
+                # where weights are DTensors (torch 2.13).
+                block.compute = torch.compile(
+                    block.compute, backend=self.backend, fullgraph=self.fullgraph
+                )

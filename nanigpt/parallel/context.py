@@ -1,0 +1,145 @@
+"""Context parallelism: each rank has a part of every sequence.
+
+Rank r of n has chunks r and 2n - 1 - r of 2n: an early and a late one, so that all ranks have the
+same share of a causal mask (as in Llama 3's training; The Llama 3 Herd of Models, 2024, 3.3.2).
+
+Shapes: B batch, L a rank's positions, S all positions, H query heads, G KV heads, K head_dim.
+"""
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
+
+from nanigpt.models.attention_core import AttentionCore, Places
+from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.tensor import head_counts, indivisible
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Method = Literal["all_gather", "ulysses"]
+
+
+class ContextParallel:
+    """Splits sequences over the mesh axis `cp`.
+
+    Args:
+        method: how queries meet the keys of other ranks. `all_gather` gathers keys and values,
+            which grouped-query attention keeps small. `ulysses` exchanges: each rank gets all
+            positions of some heads, of which there must be enough (Jacobs et al., 2023).
+    """
+
+    def __init__(self, *, method: Method = "all_gather"):
+        if method not in get_args(Method):
+            raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
+        self.method = method
+
+    def problems(self, model: nn.Module, n: int, *, tp: int, sequence_length: int) -> list[str]:
+        """What n ranks, each of them `tp` ranks of tensor parallelism, cannot divide."""
+        if n == 1:
+            return []
+        found = []
+        if sequence_length % (2 * n * tp):
+            found.append(
+                f"data.sequence_length={sequence_length} is not divisible by 2 x mesh.cp={n} x "
+                f"mesh.tp={tp} = {2 * n * tp}"
+            )
+        if self.method == "ulysses":
+            for where in indivisible(head_counts(model), n * tp):
+                found.append(
+                    f"{where} is not divisible by mesh.cp={n} x mesh.tp={tp} = {n * tp}, as "
+                    "context.method='ulysses' needs; take 'all_gather'"
+                )
+        return found
+
+    def apply(self, model: nn.Module, layout: Layout) -> None:
+        """Exchanges the `core` of every attention module."""
+        if layout.sizes["cp"] == 1:
+            return
+        core = _Gathered if self.method == "all_gather" else _Exchanged
+        for module in model.modules():
+            if hasattr(module, "core"):
+                module.core = core(module.core, layout.sequences["cp"])
+
+    def positions(self, length: int, layout: Layout) -> torch.Tensor:
+        """This rank's positions of sequences of `length`."""
+        n, r = layout.sizes["cp"], layout.position["cp"]
+        return _natural(length, n).view(n, -1)[r]
+
+
+class _Gathered:
+    """Attention of a rank's queries to the keys and values of all ranks."""
+
+    def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
+        self._core = core
+        self._mesh = mesh
+
+    def __call__(
+        self,
+        q_BLHK: torch.Tensor,
+        k_BLGK: torch.Tensor,
+        v_BLGK: torch.Tensor,
+        queries: Places | None = None,
+        keys: Places | None = None,
+    ) -> torch.Tensor:
+        from torch.distributed._functional_collectives import (
+            all_gather_single,
+            all_gather_single_autograd,
+        )
+
+        # Places come in the same order as keys and values.
+        places = [None if x is None else all_gather_single(x, 1, self._mesh) for x in queries]
+        k_BSGK = all_gather_single_autograd(k_BLGK.contiguous(), 1, self._mesh)
+        v_BSGK = all_gather_single_autograd(v_BLGK.contiguous(), 1, self._mesh)
+        return self._core(q_BLHK, k_BSGK, v_BSGK, queries, Places(*places))
+
+
+class _Exchanged:
+    """Attention of all positions, for a rank's part of the heads."""
+
+    def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
+        self._core = core
+        self._mesh = mesh
+
+    def __call__(
+        self,
+        q_BLHK: torch.Tensor,
+        k_BLGK: torch.Tensor,
+        v_BLGK: torch.Tensor,
+        queries: Places | None = None,
+        keys: Places | None = None,
+    ) -> torch.Tensor:
+        from torch.distributed._functional_collectives import all_gather_single
+
+        n = self._mesh.size()
+        order_S = _natural(n * q_BLHK.shape[1], n).to(q_BLHK.device)
+        natural_S = order_S.argsort()
+        whole = [self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK)]
+        places = None
+        if queries.documents_BL is not None:
+            both = [all_gather_single(x.contiguous(), 1, self._mesh) for x in queries]
+            places = Places(*(x[:, natural_S] for x in both))
+        return self._to_positions(self._core(*whole, places)[:, order_S])
+
+    def _to_heads(self, x_BLHK: torch.Tensor) -> torch.Tensor:
+        """A rank's positions of all heads to all positions of its heads, in the ranks' order."""
+        parts = x_BLHK.unflatten(2, (self._mesh.size(), -1)).movedim(2, 0)
+        return self._exchange(parts).movedim(0, 1).flatten(1, 2)
+
+    def _to_positions(self, x_BSHK: torch.Tensor) -> torch.Tensor:
+        parts = x_BSHK.unflatten(1, (self._mesh.size(), -1)).movedim(1, 0)
+        return self._exchange(parts).movedim(0, 2).flatten(2, 3)
+
+    def _exchange(self, parts: torch.Tensor) -> torch.Tensor:
+        """Part i of the first dim goes to rank i."""
+        from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+        each = [1] * self._mesh.size()
+        return all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh)
+
+
+def _natural(length: int, n: int) -> torch.Tensor:
+    """Positions in the order of the ranks that have them."""
+    chunks = torch.arange(length).view(2 * n, -1)
+    return torch.cat([torch.cat([chunks[r], chunks[2 * n - 1 - r]]) for r in range(n)])

@@ -1,0 +1,116 @@
+"""Fully sharded data parallelism."""
+
+import warnings
+from typing import Annotated, Literal, get_args
+
+import torch
+from torch import nn
+
+from nanigpt import tags
+from nanigpt.parallel.mesh import Layout
+
+Reshard = Literal["default", "always", "never"]
+
+
+class FullyShardedDataParallel:
+    """FSDP2: every rank keeps a shard of each parameter, gradient and optimizer state.
+
+    Parameters are gathered group by group, as the model's `shard_groups()` says. With
+    `dp_replicate` above 1 the shards have copies, whose gradients are summed too (HSDP).
+
+    Args:
+        param_dtype: dtype that gathered parameters, and so their communication, have. Modules that
+            say `gathered_in_float32`, and what is in no group, stay in float32.
+        reduce_dtype: dtype that gradients are summed in.
+        reshard_after_forward: whether gathered parameters are freed after a group's forward pass
+            and gathered again in the backward pass. `default` keeps those of the last group, which
+            the backward pass needs at once, and of all groups of a pipeline, where every
+            microbatch would gather them anew.
+        prefetch: how many groups ahead are gathered; 0 leaves it to FSDP, which gathers the next
+            one where it can.
+        cpu_offload: keep shards and optimizer state in the host's memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        param_dtype: Annotated[torch.dtype, tags.ComputeDType] = torch.float32,
+        reduce_dtype: torch.dtype = torch.float32,
+        reshard_after_forward: Reshard = "default",
+        prefetch: int = 0,
+        cpu_offload: bool = False,
+    ):
+        if reshard_after_forward not in get_args(Reshard):
+            raise ValueError(
+                f"reshard_after_forward={reshard_after_forward!r}: "
+                f"expected one of {', '.join(get_args(Reshard))}"
+            )
+        if prefetch < 0:
+            raise ValueError(f"prefetch={prefetch}: expected 0 or more")
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.reshard_after_forward = reshard_after_forward
+        self.prefetch = prefetch
+        self.cpu_offload = cpu_offload
+
+    def apply(self, model: nn.Module, layout: Layout) -> None:
+        """Shards `model`, still on meta, in place; nothing where one rank would hold all."""
+        sizes = layout.sizes
+        replicate, shard = sizes["dp_replicate"], sizes["dp_shard"] * sizes["cp"]
+        if replicate * shard == 1:
+            return
+        from torch.distributed.fsdp import (
+            CPUOffloadPolicy,
+            FSDPModule,
+            MixedPrecisionPolicy,
+            fully_shard,
+        )
+
+        # Blocks do not write to their inputs in place, which upstream warns could lose a hook.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        mesh = layout.parameters["fsdp"]
+        if replicate > 1:
+            mesh = layout.parameters["dp_replicate", "fsdp"]
+        options = {"mesh": mesh}
+        if self.cpu_offload:
+            options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
+
+        def policy(param_dtype: torch.dtype) -> MixedPrecisionPolicy:
+            return MixedPrecisionPolicy(
+                param_dtype=param_dtype,
+                reduce_dtype=self.reduce_dtype,
+                cast_forward_inputs=False,  # the embedding decides the activations' dtype
+            )
+
+        groups = model.shard_groups()
+        for i, group in enumerate(groups):
+            exact = any(getattr(module, "gathered_in_float32", False) for module in group)
+            fully_shard(
+                group if len(group) > 1 else group[0],
+                mp_policy=policy(torch.float32 if exact else self.param_dtype),
+                reshard_after_forward=self._reshards(layout, last=i == len(groups) - 1),
+                **options,
+            )
+        # The root's own parameters, such as a tied weight, are needed from the first to the last.
+        fully_shard(model, mp_policy=policy(torch.float32), reshard_after_forward=False, **options)
+        self._prefetch([group[0] for group in groups])
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                # The loss is divided by the tokens of all ranks, so gradients are summed. A factor
+                # of 1 alone asks for a premultiplied sum, which gloo lacks.
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def _reshards(self, layout: Layout, *, last: bool) -> bool:
+        if self.reshard_after_forward == "default":
+            return not last and layout.sizes["pp"] == 1
+        return self.reshard_after_forward == "always"
+
+    def _prefetch(self, modules: list[nn.Module]) -> None:
+        if not self.prefetch:
+            return
+        for i, module in enumerate(modules):
+            ahead = modules[i + 1 : i + 1 + self.prefetch]
+            behind = modules[max(i - self.prefetch, 0) : i][::-1]
+            module.set_modules_to_forward_prefetch(ahead)
+            module.set_modules_to_backward_prefetch(behind)

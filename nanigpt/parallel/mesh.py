@@ -1,0 +1,149 @@
+"""How many ranks each kind of parallelism has, and where this rank stands among them."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from torch import distributed as dist
+
+from nanigpt import tags
+from nanigpt.errors import UsageError
+from nanigpt.parallel.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+
+
+class Mesh:
+    """Sizes of the axes that ranks are arranged in, outermost first; their product is the world.
+
+    Neighbouring ranks differ in `tp` first, whose messages are the most and need the fastest links.
+
+    Args:
+        pp: pipeline stages' ranks.
+        dp_replicate: copies of the sharded model (HSDP).
+        dp_shard: ranks that parameters are sharded over.
+        cp: ranks that a sequence is split over.
+        tp: ranks that a matrix is split over.
+
+    One of them may be -1: what the others leave of the world.
+    """
+
+    def __init__(
+        self,
+        *,
+        pp: Annotated[int, tags.PipelineParallel] = 1,
+        dp_replicate: Annotated[int, tags.DataParallelReplicate] = 1,
+        dp_shard: Annotated[int, tags.DataParallelShard] = -1,
+        cp: Annotated[int, tags.ContextParallel] = 1,
+        tp: Annotated[int, tags.TensorParallel] = 1,
+    ):
+        self.axes = dict(zip(AXES, (pp, dp_replicate, dp_shard, cp, tp), strict=True))
+        wrong = {axis: size for axis, size in self.axes.items() if size < 1 and size != -1}
+        if wrong:
+            raise ValueError(f"{_show(wrong)}: expected at least 1, or -1 for what is left")
+        if list(self.axes.values()).count(-1) > 1:
+            raise ValueError(f"{_show(self.axes)}: expected -1 at most once")
+
+    @property
+    def least(self) -> int:
+        """The smallest world that the axes fit; the only one where none of them is -1."""
+        return math.prod(size for size in self.axes.values() if size != -1)
+
+    def sizes(self, world_size: int) -> dict[str, int]:
+        """Sizes of all axes in a world of so many ranks.
+
+        Raises:
+            UsageError: their product cannot be the world.
+        """
+        known = self.least
+        inferred = -1 in self.axes.values()
+        if world_size % known or (not inferred and world_size != known):
+            needed = f"a multiple of {known}" if inferred else str(known)
+            raise UsageError(
+                f"parallelizer.mesh: {_show(self.axes)} needs {needed} ranks, not {world_size}; "
+                "start another number of processes, or change an axis (tag:TensorParallel=N, "
+                "tag:DataParallelShard=-1, ...)"
+            )
+        return {a: world_size // known if s == -1 else s for a, s in self.axes.items()}
+
+    def layout(self, world: World) -> "Layout":
+        """The place of this rank; all ranks call it together."""
+        sizes = self.sizes(world.size)
+        pp, replicate, shard, cp, tp = sizes.values()
+        position = dict(zip(AXES, _coordinates(world.rank, list(sizes.values())), strict=True))
+        if world.size == 1:
+            return Layout(world, sizes, position)
+        from torch.distributed.device_mesh import init_device_mesh
+
+        def mesh(**axes: int) -> "DeviceMesh":
+            names = tuple(axes)
+            return init_device_mesh(world.device.type, tuple(axes.values()), mesh_dim_names=names)
+
+        # The same ranks in the same order, their axes flattened as each use wants them.
+        parameters = mesh(pp=pp, dp_replicate=replicate, fsdp=shard * cp, tp=tp)
+        if shard * cp > 1 and tp > 1:
+            parameters["fsdp", "tp"]._flatten()  # so that a norm is summed over both at once
+        return Layout(
+            world,
+            sizes,
+            position,
+            parameters=parameters,
+            sequences=mesh(pp=pp, batch=replicate * shard, cp=cp, tp=tp),
+            losses=mesh(pp=pp, loss=replicate * shard * cp, tp=tp),
+        )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This rank's place in the mesh.
+
+    Attributes:
+        sizes: of the axes.
+        position: of this rank along each axis.
+        parameters: the mesh with axes pp, dp_replicate, fsdp (dp_shard x cp) and tp.
+        sequences: with pp, batch (dp_replicate x dp_shard), cp and tp.
+        losses: with pp, loss (dp_replicate x dp_shard x cp) and tp.
+    """
+
+    world: World
+    sizes: dict[str, int]
+    position: dict[str, int]
+    parameters: "DeviceMesh | None" = None
+    sequences: "DeviceMesh | None" = None
+    losses: "DeviceMesh | None" = None
+
+    @property
+    def data_size(self) -> int:
+        """Number of ranks that read different samples."""
+        return self.sizes["dp_replicate"] * self.sizes["dp_shard"]
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them this one is; ranks that differ only in pp, cp or tp are the same."""
+        return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks that see different tokens, in place."""
+        if self.losses is not None and self.losses["loss"].size() > 1:
+            dist.all_reduce(tensor, group=self.losses["loss"].get_group())
+        return tensor
+
+    def __str__(self) -> str:
+        """Axes with more than one rank: `dp_shard=4, tp=2`."""
+        return _show({axis: size for axis, size in self.sizes.items() if size > 1})
+
+
+def _coordinates(rank: int, sizes: list[int]) -> list[int]:
+    found = []
+    for size in reversed(sizes):
+        rank, here = divmod(rank, size)
+        found.append(here)
+    return found[::-1]
+
+
+def _show(axes: dict[str, int]) -> str:
+    return ", ".join(f"{axis}={size}" for axis, size in axes.items())

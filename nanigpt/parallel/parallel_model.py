@@ -1,0 +1,74 @@
+"""A decoder that is spread over ranks, as training and evaluation see it."""
+
+from collections.abc import Callable
+
+import torch
+
+from nanigpt.data.dataset import Batch
+from nanigpt.models.decoder import Decoder
+from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.gradients import clip_gradients, settle
+from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.tensor import TensorParallel
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of logits and labels: a scalar that adds up over tokens."""
+
+
+class ParallelModel:
+    """This rank's part of a decoder. All ranks call each method together.
+
+    Attributes:
+        model: the modules of this rank under the names of the whole decoder. Called with tokens, it
+            gives all logits to every rank of a sequence.
+        layout: this rank's place.
+    """
+
+    def __init__(
+        self, model: Decoder, layout: Layout, *, tensor: TensorParallel, context: ContextParallel
+    ):
+        self.model = model
+        self.layout = layout
+        self.tensor = tensor
+        self.context = context
+
+    def shard(self, batch: Batch) -> Batch:
+        """What this rank computes of a batch, on its device."""
+        columns = {name: x for name, x in vars(batch).items() if x is not None}
+        if self.layout.sizes["cp"] > 1:
+            here_L = self.context.positions(batch.tokens_BL.shape[1], self.layout)
+            columns = {name: x[:, here_L] for name, x in columns.items()}
+            columns["positions_BL"] = here_L.expand_as(columns["tokens_BL"])
+        device = self.layout.world.device
+        return Batch(**{name: x.to(device, non_blocking=True) for name, x in columns.items()})
+
+    def forward_backward(self, batches: list[Batch], loss: Loss) -> torch.Tensor:
+        """Adds the gradients of the loss of all ranks' batches; returns that loss.
+
+        Args:
+            batches: shards, computed one after the other.
+            loss: divided by what the global mean is over, so that gradients are summed only.
+        """
+        total = torch.zeros((), device=self.layout.world.device)
+        for i, batch in enumerate(batches):
+            total += self._forward_backward(batch, loss, last=i == len(batches) - 1)
+        settle(self.model.parameters())
+        return self.layout.sum(total)
+
+    def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
+        """The loss of a shard, without gradients."""
+        return loss(self.model(batch.tokens_BL, **batch.places()), batch.labels_BL)
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""
+        return clip_gradients(self.model.parameters(), max_norm)
+
+    def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
+        if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
+            self.model.set_requires_gradient_sync(last)
+        with self.tensor.loss_context(self.layout):
+            logits_BLV = self.model(batch.tokens_BL, **batch.places())
+            value = loss(logits_BLV, batch.labels_BL)
+            del logits_BLV  # or its memory would be held through the backward pass
+            value.backward()
+        return value.detach()

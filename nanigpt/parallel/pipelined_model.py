@@ -1,0 +1,168 @@
+"""A decoder whose layers are divided among ranks.
+
+Shapes: B batch, L sequence, D dim, V vocab_size.
+"""
+
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from nanigpt.data.dataset import Batch
+from nanigpt.models.kv_cache import LayerCache
+from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.gradients import clip_gradients
+from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.parallel_model import Loss, ParallelModel
+from nanigpt.parallel.pipeline import Stages
+from nanigpt.parallel.tensor import TensorParallel
+
+
+class PipelinedModel(ParallelModel):
+    """This rank's stages; microbatches pass through those of all ranks along `pp`.
+
+    Args:
+        dim: of activations.
+        vocab_size: of logits.
+        dtype: of both.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        layout: Layout,
+        *,
+        tensor: TensorParallel,
+        context: ContextParallel,
+        dim: int,
+        vocab_size: int,
+        dtype: torch.dtype,
+    ):
+        super().__init__(stages.model, layout, tensor=tensor, context=context)
+        self.stages = stages
+        self.dim, self.vocab_size, self.dtype = dim, vocab_size, dtype
+        self.group = layout.parameters["pp"].get_group()
+        self.model.forward = self._logits
+        self._schedule: Any = None
+        self._loss: Loss | None = None
+
+    def forward_backward(self, batches: list[Batch], loss: Loss) -> torch.Tensor:
+        total = super().forward_backward(batches, loss)
+        self._sum_tied_gradients()
+        dist.all_reduce(total, group=self.group)  # only the last stage has a loss
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
+        logits_BLV = self._forward(batch.tokens_BL, **batch.places())
+        value = torch.zeros((), device=self.layout.world.device)
+        if logits_BLV is not None:
+            value += loss(logits_BLV, batch.labels_BL)
+        dist.all_reduce(value, group=self.group)
+        return value
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        return clip_gradients(
+            self.model.parameters(),
+            max_norm,
+            counted_elsewhere=[self.model.embedding.weight] if self.stages.has_copy else (),
+            stages=self.group,
+        )
+
+    def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
+        if self._schedule is None:
+            self._schedule = self._new_schedule()
+        self._loss = loss
+        losses: list[torch.Tensor] = []
+        tokens = [batch.tokens_BL] if self.stages.has_first else []
+        labels_BL = batch.labels_BL if self.stages.has_last else None
+        with self.tensor.loss_context(self.layout):
+            self._schedule.step(
+                *tokens, target=labels_BL, losses=losses, return_outputs=False, **batch.places()
+            )
+        return sum(
+            (value.detach() for value in losses), torch.zeros((), device=batch.tokens_BL.device)
+        )
+
+    def _new_schedule(self) -> Any:
+        from torch.distributed.pipelining import PipelineStage
+        from torch.distributed.pipelining.schedules import (
+            PipelineScheduleSingle,
+            _PipelineScheduleRuntime,
+            get_schedule_class,
+        )
+
+        plan, device = self.stages.plan, self.layout.world.device
+        stages = [
+            PipelineStage(part, index, len(self.stages.rank_of), device, group=self.group)
+            for index, part in self.stages.parts.items()
+        ]
+        csv = self.stages.csv
+        kind = _PipelineScheduleRuntime if csv else get_schedule_class(plan.schedule)
+        schedule = kind(
+            stages[0] if issubclass(kind, PipelineScheduleSingle) else stages,
+            plan.microbatches,
+            loss_fn=lambda logits_BLV, labels_BL: self._loss(logits_BLV, labels_BL),
+            scale_grads=False,  # the loss is divided by the tokens of all microbatches already
+        )
+        if csv:
+            schedule._load_csv(csv)
+        return schedule
+
+    def _sum_tied_gradients(self) -> None:
+        """A tied weight has one gradient of its look-up, and one of its projection elsewhere."""
+        stages = self.stages
+        if not stages.tied or stages.has_first == stages.has_last:
+            return
+        other = stages.rank_of[-1] if stages.has_first else stages.rank_of[0]
+        gradient = self.model.embedding.weight.grad
+        mine = getattr(gradient, "_local_tensor", gradient)
+        theirs = torch.empty_like(mine)
+        operations = [
+            dist.P2POp(dist.isend, mine.contiguous(), group=self.group, group_peer=other),
+            dist.P2POp(dist.irecv, theirs, group=self.group, group_peer=other),
+        ]
+        for work in dist.batch_isend_irecv(operations):
+            work.wait()
+        mine += theirs
+
+    def _forward(
+        self,
+        tokens_BL: torch.Tensor,
+        caches: list[LayerCache] | None = None,
+        **places: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Logits, on the rank of the last stage.
+
+        A rank is done once it has handed its activations on. So while one batch comes after the
+        other, all ranks are at work.
+        """
+        rank_of, here = self.stages.rank_of, self.layout.position["pp"]
+        x_BLD = tokens_BL
+        for stage, rank in enumerate(rank_of):
+            before = rank_of[stage - 1] if stage else rank
+            if rank == here:
+                if before != here:
+                    shape = (*tokens_BL.shape, self.dim)
+                    x_BLD = torch.empty(shape, dtype=self.dtype, device=tokens_BL.device)
+                    dist.recv(x_BLD, group=self.group, group_src=before)
+                x_BLD = self.stages.parts[stage](x_BLD, caches, **places)
+            elif before == here:
+                dist.send(x_BLD.contiguous(), group=self.group, group_dst=rank)
+        return x_BLD if self.stages.has_last else None
+
+    @torch.no_grad()
+    def _logits(
+        self,
+        tokens_BL: torch.Tensor,
+        caches: list[LayerCache] | None = None,
+        **places: torch.Tensor,
+    ) -> torch.Tensor:
+        """Logits on every rank."""
+        logits_BLV = self._forward(tokens_BL, caches, **places)
+        if logits_BLV is None:
+            shape = (*tokens_BL.shape, self.vocab_size)
+            logits_BLV = torch.empty(shape, dtype=self.dtype, device=tokens_BL.device)
+        logits_BLV = logits_BLV.contiguous()
+        dist.broadcast(logits_BLV, group=self.group, group_src=self.stages.rank_of[-1])
+        return logits_BLV

@@ -1,0 +1,382 @@
+"""Pipeline schedules before they run: each rank's stages, the order of its work, and its time.
+
+The orders are those that `torch.distributed.pipelining` executes, or come from a file. Nothing here
+needs a process group.
+"""
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from itertools import count
+from os import PathLike
+from typing import TYPE_CHECKING, Literal
+
+from nanigpt.parallel.schedule_csv import read_csv
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining.schedules import _Action as Action
+
+SCHEDULES = (
+    "GPipe",
+    "1F1B",
+    "Interleaved1F1B",
+    "LoopedBFS",
+    "InterleavedZeroBubble",
+    "ZBVZeroBubble",
+    "DualPipeV",
+)
+_ONE_STAGE = ("GPipe", "1F1B")
+_V_SHAPED = ("ZBVZeroBubble", "DualPipeV")
+_IN_ROUNDS = ("Interleaved1F1B", "InterleavedZeroBubble")
+
+Kind = Literal["F", "B", "I", "W"]
+
+# A backward pass computes two products where the forward pass computes one: the gradients of inputs
+# and those of weights (Narayanan et al., 2021, 2.2; split in halves by Qi et al., 2023).
+_TIMES = {"F": 1, "B": 2, "I": 1, "W": 1}
+
+_UNIT = "a forward pass of one microbatch through a rank's stages"
+_UNIT_OF_COSTS = "that of the stage costs"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Who computes what, and in which order.
+
+    Attributes:
+        schedule: one of `SCHEDULES`, or `CSV`.
+        placement: the stages of each rank, ascending.
+        orders: the actions of each rank, PyTorch's `_Action`s without waits.
+    """
+
+    schedule: str
+    ranks: int
+    stages_per_rank: int
+    microbatches: int
+    placement: list[list[int]]
+    orders: "list[list[Action]]"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A stage's work on a microbatch.
+
+    Actions that run at once have slots of the same time.
+
+    Attributes:
+        kind: `F` forward, `B` full backward; `I` and `W` are its parts: the gradients of inputs and
+            those of weights.
+        start, end: in the unit of the timeline.
+    """
+
+    rank: int
+    stage: int
+    microbatch: int
+    kind: Kind
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """A plan in time.
+
+    Attributes:
+        slots: by rank and start.
+        length: from the first start to the last end.
+        unit: what times count, in words.
+    """
+
+    plan: Plan
+    slots: list[Slot]
+    length: float
+    unit: str
+
+    @property
+    def idle(self) -> list[float]:
+        """The fraction of the length for which each rank does nothing."""
+        spans = {(slot.rank, slot.start, slot.end) for slot in self.slots}
+        busy = [0.0] * self.plan.ranks
+        for rank, start, end in sorted(spans):
+            busy[rank] += end - start
+        return [1 - each / self.length for each in busy]
+
+    @property
+    def bubble(self) -> float:
+        """The idle fraction of all ranks' time."""
+        return sum(self.idle) / self.plan.ranks
+
+
+def default_stages_per_rank(schedule: str) -> int:
+    """The fewest stages per rank that the schedule is made for."""
+    _check_name(schedule)
+    return 1 if schedule in _ONE_STAGE else 2
+
+
+def stage_placement(schedule: str, ranks: int, stages_per_rank: int) -> list[list[int]]:
+    """The stages of each rank, ascending.
+
+    Rank r has stages r, r + ranks, ...; in the V-shaped schedules r and 2 ranks - 1 - r, so that
+    the first rank has the last stage too.
+    """
+    _check_stages(schedule, ranks, stages_per_rank)
+    from torch.distributed.pipelining._utils import generate_rank_to_stage_mapping
+
+    style = "v" if schedule in _V_SHAPED else "loop"
+    stages = generate_rank_to_stage_mapping(ranks, ranks * stages_per_rank, style)
+    return [stages[rank] for rank in range(ranks)]
+
+
+def plan(
+    *,
+    schedule: str,
+    ranks: int,
+    microbatches: int,
+    stages_per_rank: int | None = None,
+    csv: str | PathLike[str] | None = None,
+) -> Plan:
+    """The work of all ranks.
+
+    Args:
+        schedule: one of `SCHEDULES`, or `CSV`.
+        stages_per_rank: by default what `default_stages_per_rank` says, or what the file has.
+        csv: with schedule `CSV`, a file in the format of `nanigpt.parallel.schedule_csv`.
+
+    Raises:
+        ValueError: the schedule does not take these numbers, or the file is no complete order that
+            finishes.
+    """
+    if schedule == "CSV":
+        if csv is None:
+            raise ValueError("csv=None: expected the path of a file with schedule='CSV'")
+        return _plan_of_file(csv, ranks, microbatches, stages_per_rank)
+    if csv is not None:
+        raise ValueError(
+            f"schedule={schedule!r}: expected 'CSV' with csv={str(csv)!r}, or csv=None"
+        )
+    if stages_per_rank is None:
+        stages_per_rank = default_stages_per_rank(schedule)
+    placement = stage_placement(schedule, ranks, stages_per_rank)
+    _check_microbatches(schedule, ranks, microbatches)
+    if schedule == "1F1B":
+        orders = _orders_1f1b(ranks, microbatches)
+    else:
+        orders = _orders(schedule, ranks, microbatches, stages_per_rank)
+    return Plan(schedule, ranks, stages_per_rank, microbatches, placement, orders)
+
+
+def simulate(plan: Plan, *, stage_costs: list[float] | None = None) -> Timeline:
+    """When everything happens if each rank works as early as its order and its inputs permit.
+
+    A forward pass waits for that of the stage before, a backward pass for that of the stage after,
+    gradients of weights for those of inputs. Actions that run at once start when all of them can
+    and last for the sum of their times. Communication takes no time.
+
+    Args:
+        stage_costs: the time of a forward pass through each stage; a backward pass takes twice
+            that, each of its parts once. By default 1 / stages_per_rank: the unit is a forward pass
+            of one microbatch through all stages of a rank, so that schedules compare.
+
+    Raises:
+        ValueError: wrong costs, or ranks that wait for each other forever.
+    """
+    costs = _check_costs(plan, stage_costs)
+    ended: dict[tuple[int, str, int], float] = {}
+    clock, place = [0.0] * plan.ranks, [0] * plan.ranks
+    slots: list[Slot] = []
+    going = True
+    while going:
+        going = False
+        for rank, order in enumerate(plan.orders):
+            while place[rank] < len(order):
+                parts = _parts(order[place[rank]])
+                needs = [need for part in parts for need in _needs(part, len(costs))]
+                if not all(need in ended for need in needs):
+                    break
+                start = max([clock[rank], *(ended[need] for need in needs)])
+                end = start + sum(costs[stage] * _TIMES[kind] for stage, kind, _ in parts)
+                for stage, kind, microbatch in parts:
+                    slots.append(Slot(rank, stage, microbatch, kind, start, end))
+                    ended[stage, _result(kind), microbatch] = end
+                clock[rank] = end
+                place[rank] += 1
+                going = True
+    _check_finished(plan, place, ended)
+    slots.sort(key=lambda slot: (slot.rank, slot.start))
+    unit = _UNIT if stage_costs is None else _UNIT_OF_COSTS
+    return Timeline(plan, slots, max(clock), unit)
+
+
+def _parts(action: "Action") -> list[tuple[int, Kind, int]]:
+    """Stage, kind and microbatch of an action, or of each that it does at once."""
+    return [
+        (part.stage_index, part.computation_type.value, part.microbatch_index)
+        for part in action.sub_actions or (action,)
+    ]
+
+
+def _result(kind: Kind) -> str:
+    """What others wait for: a full backward pass has the gradients of inputs too."""
+    return "I" if kind == "B" else kind
+
+
+def _needs(part: tuple[int, Kind, int], n_stages: int) -> list[tuple[int, str, int]]:
+    """The results that must be there before."""
+    stage, kind, microbatch = part
+    if kind == "W":
+        return [(stage, "I", microbatch)]
+    if kind == "F":
+        return [(stage - 1, "F", microbatch)] if stage > 0 else []
+    behind = [(stage + 1, "I", microbatch)] if stage + 1 < n_stages else []
+    return [(stage, "F", microbatch), *behind]
+
+
+def _orders(schedule: str, ranks: int, microbatches: int, stages: int) -> "list[list[Action]]":
+    from torch.distributed.pipelining._schedule_visualizer import get_schedule_ops
+
+    orders = get_schedule_ops(schedule, ranks, microbatches, stages)
+    return [[action for action in order if action and action.is_compute_op] for order in orders]
+
+
+def _orders_1f1b(ranks: int, microbatches: int) -> "list[list[Action]]":
+    """What `Schedule1F1B` executes.
+
+    The order that it tells of itself begins with microbatch 1 on the last rank (torch 2.13).
+    """
+    from torch.distributed.pipelining.schedules import _Action, _ComputationType
+
+    def order(rank: int) -> "list[Action]":
+        forward, backward = (
+            [_Action(rank, kind, m) for m in range(microbatches)]
+            for kind in (_ComputationType.FORWARD, _ComputationType.FULL_BACKWARD)
+        )
+        ahead = ranks - 1 - rank
+        pairs = zip(forward[ahead:], backward, strict=False)
+        steady = [action for pair in pairs for action in pair]
+        return [*forward[:ahead], *steady, *backward[microbatches - ahead :]]
+
+    return [order(rank) for rank in range(ranks)]
+
+
+def _plan_of_file(
+    csv: str | PathLike[str], ranks: int, microbatches: int, stages_per_rank: int | None
+) -> Plan:
+    _check_counts(ranks, microbatches)
+    try:
+        orders = read_csv(csv)
+        if len(orders) != ranks:
+            raise ValueError(
+                f"has {len(orders)} rows, empty lines too; expected {ranks}, one for each rank"
+            )
+        placement = _check_complete(orders, microbatches)
+        found = len(placement[0])
+        if stages_per_rank not in (None, found):
+            raise ValueError(f"has {found} stages per rank; expected {stages_per_rank}")
+        result = Plan("CSV", ranks, found, microbatches, placement, orders)
+        simulate(result)
+    except ValueError as error:
+        raise ValueError(f"csv={str(csv)!r}: {error}") from error
+    return result
+
+
+def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[list[int]]:
+    """The placement of orders in which every stage works on every microbatch once."""
+    homes: dict[int, int] = {}
+    found: dict[tuple[int, int], Counter] = defaultdict(Counter)
+    for rank, order in enumerate(orders):
+        for stage, kind, microbatch in (part for action in order for part in _parts(action)):
+            if homes.setdefault(stage, rank) != rank:
+                raise ValueError(f"stage {stage} is on ranks {homes[stage]} and {rank}")
+            if microbatch >= microbatches:
+                raise ValueError(
+                    f"{stage}{kind}{microbatch} is of microbatch {microbatch}; "
+                    f"expected 0 to {microbatches - 1}"
+                )
+            found[stage, microbatch][kind] += 1
+    missing = next(stage for stage in count() if stage not in homes)
+    if missing < max(homes, default=0) or not homes:
+        raise ValueError(f"no rank has stage {missing}")
+    placement = [sorted(s for s in homes if homes[s] == rank) for rank in range(len(orders))]
+    for rank, stages in enumerate(placement):
+        if len(stages) != len(placement[0]):
+            raise ValueError(
+                f"rank 0 has stages {placement[0]} and rank {rank} has {stages}; "
+                "expected as many on every rank"
+            )
+    for stage in sorted(homes):
+        for microbatch in range(microbatches):
+            kinds = "".join(sorted(found[stage, microbatch].elements()))
+            if kinds not in ("BF", "FIW"):
+                raise ValueError(
+                    f"stage {stage}, microbatch {microbatch}: "
+                    f"found {', '.join(kinds) or 'nothing'}; "
+                    "expected F and either B or I and W, each once"
+                )
+    return placement
+
+
+def _check_finished(plan: Plan, place: list[int], ended: dict[tuple[int, str, int], float]) -> None:
+    waits = []
+    n_stages = sum(map(len, plan.placement))
+    for rank, order in enumerate(plan.orders):
+        if place[rank] < len(order):
+            action = order[place[rank]]
+            needs = [need for part in _parts(action) for need in _needs(part, n_stages)]
+            stage, result, microbatch = next(need for need in needs if need not in ended)
+            names = [f"{stage}{kind}{microbatch}" for kind in _TIMES if _result(kind) == result]
+            waits.append(f"rank {rank} is at {action} and waits for {' or '.join(names)}")
+    if waits:
+        raise ValueError(f"the order never finishes: {'; '.join(waits)}")
+
+
+def _check_costs(plan: Plan, costs: list[float] | None) -> list[float]:
+    n_stages = sum(map(len, plan.placement))
+    if costs is None:
+        return [1 / plan.stages_per_rank] * n_stages
+    if len(costs) != n_stages:
+        raise ValueError(f"stage_costs has {len(costs)} values; expected {n_stages}, one per stage")
+    for stage, cost in enumerate(costs):
+        if not (cost > 0 and math.isfinite(cost)):
+            raise ValueError(f"stage_costs[{stage}]={cost}: expected a time above 0")
+    return costs
+
+
+def _check_name(schedule: str) -> None:
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}, CSV")
+
+
+def _check_counts(ranks: int, microbatches: int) -> None:
+    if ranks < 2:
+        raise ValueError(f"ranks={ranks}: expected 2 or more")
+    if microbatches < 1:
+        raise ValueError(f"microbatches={microbatches}: expected 1 or more")
+
+
+def _check_stages(schedule: str, ranks: int, stages_per_rank: int) -> None:
+    fewest = default_stages_per_rank(schedule)
+    exactly = schedule in _ONE_STAGE + _V_SHAPED
+    if stages_per_rank < fewest or (exactly and stages_per_rank > fewest):
+        expected = f"exactly {fewest}" if exactly else f"at least {fewest}"
+        raise ValueError(
+            f"stages_per_rank={stages_per_rank}: expected {expected} for schedule={schedule!r}"
+        )
+    _check_counts(ranks, 1)
+
+
+def _check_microbatches(schedule: str, ranks: int, microbatches: int) -> None:
+    """PyTorch's own rules, which it tells only where there are processes."""
+    _check_counts(ranks, microbatches)
+    fewest = {"1F1B": ranks, "DualPipeV": 2 * ranks}.get(schedule, 1)
+    if microbatches < fewest:
+        raise ValueError(
+            f"microbatches={microbatches}: expected at least {fewest}, as many as stages, "
+            f"for schedule={schedule!r} on {ranks} ranks"
+        )
+    rounds = max(1, microbatches // ranks)
+    if schedule in _IN_ROUNDS and microbatches % rounds:
+        raise ValueError(
+            f"microbatches={microbatches}: expected a multiple of {rounds}, such as "
+            f"{microbatches - microbatches % rounds}, for schedule={schedule!r} on {ranks} ranks, "
+            f"which divides them into {rounds} equal rounds (microbatches // ranks)"
+        )

@@ -1,0 +1,58 @@
+"""Orders of pipeline work from a file.
+
+The format is PyTorch's compute-only CSV: one row for each rank, in each cell an action, or nothing
+where the rank waits. `0F3` is the forward pass of stage 0 on microbatch 3; `B` is a backward pass,
+which `I` (gradients of inputs) and `W` (gradients of weights) may do in two parts.
+`(0F4;7B0)OVERLAP_F_B` is two actions at once.
+"""
+
+import csv
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining.schedules import _Action as Action
+
+
+def read_csv(path: str | PathLike[str]) -> "list[list[Action]]":
+    """The actions of each rank in their order, without the waits.
+
+    Raises:
+        ValueError: the file cannot be read, or a cell is no action.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file, strict=True))
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("is no text in UTF-8; expected a compute-only CSV of actions") from error
+    except csv.Error as error:
+        raise ValueError(f"is no CSV: {error}") from error
+    return [
+        [_action(cell, f"row {i}, cell {j}") for j, cell in enumerate(row, 1) if cell.strip()]
+        for i, row in enumerate(rows, 1)
+    ]
+
+
+def _action(cell: str, where: str) -> "Action":
+    from torch.distributed.pipelining.schedules import _Action
+
+    text = "".join(cell.split())
+    try:
+        action = _Action.from_str(text)
+        # The parser takes what begins like an action, whatever follows.
+        valid = str(action) == text
+    except (RuntimeError, ValueError):  # the latter: a number of thousands of digits
+        valid = False
+    if valid and action.sub_actions:
+        valid = action.computation_type.value == "OVERLAP_F_B"
+    if not valid or any(
+        part.computation_type.value not in tuple("FBIW") or part.microbatch_index is None
+        for part in action.sub_actions or (action,)
+    ):
+        raise ValueError(
+            f"{where}: {cell.strip()!r} is no action; expected stage, F, B, I or W, and "
+            "microbatch, such as 0F3, or two at once, such as (0F4;7B0)OVERLAP_F_B"
+        )
+    return action

@@ -1,0 +1,178 @@
+"""Tensor and sequence parallelism: matrices split over ranks.
+
+Between modules activations are plain tensors; inside a module that is split they are DTensors. What
+is split how, each module says itself: `tensor_parallel` maps its children, or "" for its own input,
+to one of
+
+    gather      the input is gathered along the sequence, once for all projections that read it
+    column      a Linear of which each rank computes some outputs
+    row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
+    sequence    computed on the sequence's shards, weights on every rank
+    vocabulary  an Embedding of which each rank has some rows
+    logits      a head of which each rank has some outputs, which stay apart for the loss
+
+(Shoeybi et al., 2019; sequence parallelism: Korthikanti et al., 2022.)
+
+Shapes: B batch, L sequence, D dim.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nanigpt.parallel.mesh import Layout
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class TensorParallel:
+    """Splits matrices over the mesh axis `tp`.
+
+    Args:
+        sequence_parallel: between the matrices each rank has a part of the sequence, so that norms
+            and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
+            are short and of any length, every rank has them whole.
+        loss_parallel: the loss is computed on the parts of the logits, which nobody gathers.
+    """
+
+    def __init__(self, *, sequence_parallel: bool = True, loss_parallel: bool = True):
+        self.sequence_parallel = sequence_parallel
+        self.loss_parallel = loss_parallel
+
+    def problems(self, model: nn.Module, n: int, *, sequence_length: int) -> list[str]:
+        """What n ranks cannot divide."""
+        found = [
+            f"{w} is not divisible by mesh.tp={n}" for w in indivisible(_split_sizes(model), n)
+        ]
+        if self.sequence_parallel and sequence_length % n:
+            found.append(f"data.sequence_length={sequence_length} is not divisible by mesh.tp={n}")
+        return found
+
+    def apply(self, model: nn.Module, layout: Layout) -> None:
+        """Splits `model`, still on meta, in place."""
+        if layout.sizes["tp"] == 1:
+            return
+        mesh = layout.parameters["tp"]
+        aliases = _aliases(model)
+        for module in list(model.modules()):
+            for child, style in getattr(module, "tensor_parallel", {}).items():
+                target = getattr(module, child) if child else module
+                if target is not None:
+                    self._split(target, style, mesh)
+        for module, name, owner, owned in aliases:  # a tied weight was split under one name
+            module._parameters[name] = owner._parameters[owned]
+
+    def loss_context(self, layout: Layout) -> Any:
+        """Within it a loss may be computed on parts of logits, and its backward pass run."""
+        if layout.sizes["tp"] == 1 or not self.loss_parallel:
+            return contextlib.nullcontext()
+        from torch.distributed.tensor.parallel import loss_parallel
+
+        return loss_parallel()
+
+    def _split(self, module: nn.Module, style: str, mesh: "DeviceMesh") -> None:
+        from torch.distributed.tensor import DTensor, Replicate, Shard
+
+        def wrap(x: torch.Tensor, placement: Any) -> DTensor:
+            return DTensor.from_local(x, mesh, [placement], run_check=False)
+
+        def place(y: DTensor, placement: Any) -> torch.Tensor:
+            return y.redistribute(mesh, [placement]).to_local()
+
+        def between() -> Any:
+            """Where activations are between modules."""
+            return Shard(1) if self.sequence_parallel and torch.is_grad_enabled() else Replicate()
+
+        def here(y: DTensor) -> torch.Tensor:
+            return y.to_local()  # called as a method, or torch.compile does not know it
+
+        def gathered(x: torch.Tensor) -> DTensor:
+            return wrap(x, between()).redistribute(mesh, [Replicate()])
+
+        def kept_apart(y: DTensor) -> torch.Tensor:
+            apart = self.loss_parallel and torch.is_grad_enabled()
+            return y if apart else place(y, Replicate())
+
+        def to_between(y: DTensor) -> torch.Tensor:
+            return place(y, between())
+
+        weight, before, after = {
+            "gather": (Replicate(), gathered, None),
+            "column": (Shard(0), None, here),
+            "row": (Shard(1), lambda x: wrap(x, Shard(-1)), to_between),
+            "sequence": (Replicate(), lambda x: wrap(x, between()), here),
+            "vocabulary": (Shard(0), lambda x: wrap(x, Replicate()), to_between),
+            "logits": (Shard(0), gathered, kept_apart),
+        }[style]
+        _distribute(module, mesh, weight)
+        if before is not None:
+            module.register_forward_pre_hook(lambda _, args: (before(args[0]), *args[1:]))
+        if after is not None:
+            module.register_forward_hook(lambda _, args, output: after(output))
+
+
+def indivisible(sizes: Iterable[tuple[str, int]], n: int) -> list[str]:
+    """Sizes that n does not divide; those that are alike in several layers are told once."""
+    places: dict[tuple[str, int], list[str]] = {}
+    for path, size in sizes:
+        if size % n:
+            places.setdefault((re.sub(r"\d+", "*", path), size), []).append(path)
+    return [
+        f"{paths[0]}={size}" + (f" (and {len(paths) - 1} others like it)" if paths[1:] else "")
+        for (_, size), paths in places.items()
+    ]
+
+
+def head_counts(model: nn.Module) -> Iterator[tuple[str, int]]:
+    """Paths and numbers of heads."""
+    for name, module in model.named_modules():
+        for argument, size in getattr(module, "heads", dict)().items():
+            yield _path("model", name, argument), size
+
+
+def _split_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
+    yield from head_counts(model)
+    argument = {"column": "out_dim", "row": "in_dim", "vocabulary": "vocab_size"}
+    argument["logits"] = "out_dim"
+    for name, module in model.named_modules():
+        if hasattr(module, "heads"):  # its projections are divisible where its heads are
+            continue
+        for child, style in getattr(module, "tensor_parallel", {}).items():
+            if style in argument:
+                size = getattr(getattr(module, child), argument[style])
+                yield _path("model", name, child, argument[style]), size
+
+
+def _path(*parts: str) -> str:
+    """As in a config: `model.layers[0].attention`."""
+    return re.sub(r"\.(\d+)\b", r"[\1]", ".".join(part for part in parts if part))
+
+
+def _distribute(module: nn.Module, mesh: "DeviceMesh", placement: Any) -> None:
+    """Makes DTensors of a module's own parameters; a bias is split where the outputs are."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            split = placement if parameter.ndim > 1 or placement == Shard(0) else Replicate()
+            # On meta there is nothing to scatter.
+            split_parameter = distribute_tensor(parameter, mesh, [split], src_data_rank=None)
+            module._parameters[name] = nn.Parameter(split_parameter)
+
+
+def _aliases(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module, str]]:
+    """(module, name, owner, its name) of parameters that stand under a second name."""
+    first: dict[nn.Parameter, tuple[nn.Module, str]] = {}
+    found = []
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                owner, owned = first.setdefault(parameter, (module, name))
+                if (owner, owned) != (module, name):
+                    found.append((module, name, owner, owned))
+    return found

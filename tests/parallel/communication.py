@@ -1,0 +1,77 @@
+"""Run on two ranks by test_communication.py: counts collectives of forward and backward passes.
+
+Usage: torchrun --nproc-per-node=2 -m tests.parallel.communication COUNTS.json
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.distributed.tensor.debug import CommDebugMode
+
+from nanigpt.config.build import build
+from nanigpt.parallel.world import World, start_world, stop_world
+from tests.support import tiny
+
+CASES = {
+    "fsdp always": ["fiddler:fsdp(2, 'always')"],
+    "fsdp never": ["fiddler:fsdp(2, 'never')"],
+    "fsdp default": ["fiddler:fsdp(2)"],
+    "tp": ["fiddler:tensor_parallel(2)"],
+    "tp without sequence": [
+        "fiddler:tensor_parallel(2)",
+        "set:parallelizer.tensor.sequence_parallel=False",
+    ],
+}
+
+
+def counting() -> CommDebugMode:
+    """Without upstream's tracking of modules, which fails where one is called twice (a RoPE)."""
+    mode = CommDebugMode()
+    mode.advanced_module_tracker.__enter__ = lambda: None
+    mode.advanced_module_tracker.__exit__ = lambda *_: None
+    mode.advanced_module_tracker.module_parents_dict = {"": set()}
+    return mode
+
+
+def count(world: World, edits: list[str], n_batches: int) -> dict[str, dict[str, int]]:
+    """Calls per collective, in forward and backward pass."""
+    trainer = build(tiny(*edits))
+    parallel = trainer.setup_model(world)
+    generator = torch.Generator().manual_seed(0)
+    tokens_BL = torch.randint(512, (1, trainer.data.sequence_length), generator=generator)
+    found = {"forward": Counter(), "backward": Counter()}
+    for i in range(n_batches):
+        if hasattr(parallel.model, "set_requires_gradient_sync"):
+            parallel.model.set_requires_gradient_sync(i == n_batches - 1)
+        with parallel.tensor.loss_context(parallel.layout), counting() as mode:
+            loss = trainer.loss(parallel.model(tokens_BL), tokens_BL)
+            found["forward"].update(calls(mode))
+            loss.backward()
+            found["backward"].update(calls(mode))
+    found["backward"].subtract(found["forward"])
+    return {name: dict(+counts) for name, counts in found.items()}
+
+
+def calls(mode: CommDebugMode) -> Counter:
+    return Counter(
+        {
+            str(operation).rpartition(".")[2].strip("_"): n
+            for operation, n in mode.get_comm_counts().items()
+        }
+    )
+
+
+def main(path: str) -> None:
+    world = start_world("cpu")
+    counts = {name: count(world, edits, 1) for name, edits in CASES.items()}
+    counts["fsdp, two batches"] = count(world, CASES["fsdp default"], 2)
+    if world.is_main:
+        Path(path).write_text(json.dumps(counts, indent=1))
+    stop_world()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

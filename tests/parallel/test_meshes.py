@@ -1,0 +1,156 @@
+"""Meshes that cannot work are refused before a process starts; those that can are laid out right."""
+
+import itertools
+
+import pytest
+
+from nanigpt.cli.main import main
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+from nanigpt.errors import UsageError
+from nanigpt.parallel.mesh import Mesh
+from tests.support import flags
+
+# llama3_8b: 32 layers, 32 heads, 8 KV heads, 8192 tokens, global batch 512, local batch 1.
+# Ranks, directives, what the message must say.
+DP, TP, CP, PP, HSDP = (
+    "tag:DataParallelShard={}",
+    "tag:TensorParallel={}",
+    "tag:ContextParallel={}",
+    "tag:PipelineParallel={}",
+    "tag:DataParallelReplicate={}",
+)
+ULYSSES = "set:parallelizer.context.method=ulysses"
+BATCH = "tag:LocalBatchSize={}"
+
+
+def pipeline(n: int, schedule: str = "1F1B", microbatches: int = 8) -> str:
+    return f"fiddler:pipeline({n}, '{schedule}', {microbatches})"
+
+
+WRONG = [
+    # The product of the axes is not the world.
+    (8, [DP.format(4)], "dp_shard=4, cp=1, tp=1 needs 4 ranks, not 8"),
+    (8, [DP.format(16)], "needs 16 ranks, not 8"),
+    (8, [TP.format(8), DP.format(2)], "needs 16 ranks, not 8"),
+    (8, [HSDP.format(2), DP.format(2)], "needs 4 ranks, not 8"),
+    (6, [TP.format(4)], "needs a multiple of 4 ranks, not 6"),
+    (7, [TP.format(2)], "needs a multiple of 2 ranks, not 7"),
+    (1, [TP.format(2)], "needs a multiple of 2 ranks, not 1"),
+    (4, [TP.format(8)], "needs a multiple of 8 ranks, not 4"),
+    (8, [HSDP.format(3), "tag:GlobalBatchSize=3"], "needs a multiple of 3 ranks, not 8"),
+    (8, [CP.format(16)], "needs a multiple of 16 ranks, not 8"),
+    (12, [CP.format(8)], "needs a multiple of 8 ranks, not 12"),
+    (8, [pipeline(16, microbatches=16)], "needs a multiple of 16 ranks, not 8"),
+    (10, [pipeline(4)], "needs a multiple of 4 ranks, not 10"),
+    (16, [TP.format(4), HSDP.format(3), "tag:GlobalBatchSize=3"], "needs a multiple of 12 ranks"),
+    (512, [TP.format(8), pipeline(8), DP.format(4)], "needs 256 ranks, not 512"),
+    (3, [DP.format(1)], "needs 1 ranks, not 3"),
+    # Sizes that are no sizes.
+    (8, [TP.format(0)], "tp=0: expected at least 1"),
+    (8, [TP.format(-2)], "tp=-2: expected at least 1"),
+    (8, [DP.format(0)], "dp_shard=0: expected at least 1"),
+    (8, [PP.format(-3)], "pp=-3: expected at least 1"),
+    (8, [TP.format(-1)], "expected -1 at most once"),
+    (8, [CP.format(-1), HSDP.format(-1)], "expected -1 at most once"),
+    (8, [TP.format("two")], "expected int"),
+    (8, [TP.format(2.5)], "expected int"),
+    # Heads and matrices.
+    (16, [TP.format(16)], "n_kv_heads=8 (and 31 others like it) is not divisible by mesh.tp=16"),
+    (3, [TP.format(3)], "n_heads=32 (and 31 others like it) is not divisible by mesh.tp=3"),
+    (5, [TP.format(5)], "n_heads=32"),
+    (6, [TP.format(6)], "n_kv_heads=8"),
+    (64, [TP.format(64)], "n_heads=32"),
+    (8, [TP.format(8), "tag:VocabSize=1003"], "vocab_size=1003 is not divisible by mesh.tp=8"),
+    (8, [TP.format(8), "tag:VocabSize=1003"], "head.out_dim=1003 is not divisible by mesh.tp=8"),
+    (16, [TP.format(-1), DP.format(1)], "n_kv_heads=8"),
+    # Sequences.
+    (3, [CP.format(3)], "sequence_length=8192 is not divisible by 2 x mesh.cp=3 x mesh.tp=1 = 6"),
+    (7, [CP.format(7)], "2 x mesh.cp=7"),
+    (4, [CP.format(4), "tag:SequenceLength=100"], "sequence_length=100 is not divisible by 2 x"),
+    (4, [TP.format(4), "tag:SequenceLength=102"], "sequence_length=102 is not divisible by mesh.tp"),
+    (8, [TP.format(4), CP.format(2), "tag:SequenceLength=8"], "mesh.cp=2 x mesh.tp=4 = 16"),
+    (16, [CP.format(16), "tag:SequenceLength=16"], "2 x mesh.cp=16 x mesh.tp=1 = 32"),
+    # Ulysses exchanges heads.
+    (16, [CP.format(16), ULYSSES], "n_kv_heads=8 (and 31 others like it) is not divisible by mesh"),
+    (8, [CP.format(4), TP.format(4), ULYSSES], "n_kv_heads=8"),
+    (64, [CP.format(64), ULYSSES], "n_heads=32"),
+    (8, ["set:parallelizer.context.method=ring"], "expected one of 'all_gather', 'ulysses'"),
+    # Stages.
+    (64, [pipeline(64, microbatches=64)], "64 pipeline stages (mesh.pp=64 x 1 per rank), but"),
+    (32, [pipeline(32, "Interleaved1F1B", 32)], "64 pipeline stages (mesh.pp=32 x 2 per rank)"),
+    (32, [pipeline(32, "ZBVZeroBubble", 64)], "64 pipeline stages"),
+    (4, [pipeline(4, "1F1B", 2)], "microbatches=2"),
+    (4, [pipeline(4, "Interleaved1F1B", 6), BATCH.format(8)], "microbatches=6"),
+    (4, [pipeline(4, "InterleavedZeroBubble", 7), BATCH.format(8)], "microbatches=7"),
+    (4, [pipeline(4, "DualPipeV", 4)], "microbatches=4"),
+    (4, [pipeline(4, "2F2B", 8)], "schedule='2F2B': expected one of GPipe, 1F1B"),
+    (4, [pipeline(4, "1F1B", 8), "set:parallelizer.pipeline.stages_per_rank=2"], "stages_per_rank=2"),
+    (4, [pipeline(4, "ZBVZeroBubble"), "set:parallelizer.pipeline.stages_per_rank=3"], "=3"),
+    (4, [pipeline(4, "LoopedBFS"), "set:parallelizer.pipeline.stages_per_rank=1"], "=1"),
+    (4, [pipeline(4), "set:parallelizer.pipeline.layers_per_stage=[8,8,8]"], "expected 4 positive"),
+    (4, [pipeline(4), "set:parallelizer.pipeline.layers_per_stage=[8,8,8,9]"], "add up to 32"),
+    (4, [pipeline(4), "set:parallelizer.pipeline.layers_per_stage=[16,8,8,0]"], "expected 4 posit"),
+    (4, [pipeline(4, "CSV")], "csv"),
+    (4, [pipeline(4, "CSV"), "set:parallelizer.pipeline.csv=/nowhere.csv"], "/nowhere.csv"),
+    (4, [pipeline(4), "set:parallelizer.pipeline.csv=/nowhere.csv"], "expected 'CSV'"),
+    (4, [pipeline(4, microbatches=0)], "microbatches=0: expected at least 1"),
+    # Batches.
+    (4, [pipeline(4), BATCH.format(12)], "microbatches=8 does not divide the local batch of 12"),
+    (1024, [], "is not a multiple of local batch 1 x 1024 data-parallel ranks = 1024"),
+    (24, [], "is not a multiple of local batch 1 x 24 data-parallel ranks = 24"),
+    (64, [BATCH.format(16)], "is not a multiple of local batch 16 x 64 data-parallel ranks = 1024"),
+    (2, ["set:parallelizer.fsdp.prefetch=-1"], "prefetch=-1: expected 0 or more"),
+    (2, ["set:parallelizer.fsdp.reshard_after_forward=sometimes"], "expected one of 'default'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("ranks", "edits", "reason"), WRONG)
+def test_wrong_meshes_are_refused_by_check(ranks, edits, reason, capsys):
+    assert main(["check", *flags("config:llama3_8b", *edits), f"--ranks={ranks}"]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_there_are_64_wrong_meshes():
+    assert len(WRONG) >= 64
+
+
+def test_all_reasons_are_told_at_once(capsys):
+    edits = (TP.format(3), CP.format(3), pipeline(64, microbatches=64))
+    assert main(["check", *flags("config:llama3_8b", *edits)]) == 2
+    told = capsys.readouterr().err
+    for reason in ("n_heads=32", "n_kv_heads=8", "w1.out_dim=14336", "= 18", "64 pipeline stages"):
+        assert reason in told
+
+
+def test_a_tied_head_cannot_be_sharded_in_a_v(capsys):
+    cfg = compose(["config:llama3_1b", pipeline(4, "ZBVZeroBubble")])
+    trainer = build(cfg)
+    trainer.check_ranks(4)
+    with pytest.raises(UsageError, match="tied embedding"):
+        trainer.check_ranks(8)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "edits"),
+    [
+        (1, []),
+        (8, []),
+        (256, [TP.format(8)]),
+        (256, [HSDP.format(8)]),
+        (64, [CP.format(8), TP.format(8)]),
+        (8, [CP.format(8), ULYSSES]),
+        (512, [TP.format(8), pipeline(8, "Interleaved1F1B", 16), "tag:GlobalBatchSize=1024"]),
+        (16, [pipeline(8, "ZBVZeroBubble", 16)]),
+    ],
+)  # fmt: skip
+def test_right_meshes_are_accepted(ranks, edits, capsys):
+    assert main(["check", *flags("config:llama3_8b", *edits), f"--ranks={ranks}"]) == 0
+
+
+def test_sizes_multiply_to_the_world():
+    for pp, replicate, cp, tp in itertools.product((1, 2), (1, 3), (1, 2), (1, 4)):
+        mesh = Mesh(pp=pp, dp_replicate=replicate, cp=cp, tp=tp)
+        sizes = mesh.sizes(5 * mesh.least)
+        assert sizes["dp_shard"] == 5
+        assert pp * replicate * 5 * cp * tp == 5 * mesh.least
