@@ -20,6 +20,7 @@ COMMANDS = {
     "fingerprint": "print the content hash of a config",
     "generate": "sample text from a run's newest checkpoint",
     "sweep": "train variants of a config, and compare them",
+    "launch": "start a command on many processes, here or on a cluster",
 }
 
 
@@ -41,7 +42,12 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def _run(name: str, argv: list[str]) -> int:
+def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, list[str]]:
+    """The module of a command, its flags, and the arguments after them.
+
+    Raises:
+        UsageError: there is no such command, or it does not take these arguments.
+    """
     if name not in COMMANDS:
         raise UnknownName(f"unknown command {name!r}", name, COMMANDS)
     command = importlib.import_module(f"nanigpt.cli.{name}")
@@ -53,14 +59,19 @@ def _run(name: str, argv: list[str]) -> int:
         rest = values([f"nanigpt {name}", *argv])[1:]
     except flags.Error as error:
         raise UsageError(f"{name}: {error}; see nanigpt {name} --help") from error
+    if rest and not getattr(command, "TAKES_ARGUMENTS", False):
+        raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
+    return command, values, rest
+
+
+def _run(name: str, argv: list[str]) -> int:
+    command, values, rest = parse(name, argv)
     config = next((values[flag] for flag in values if flag == "config"), None)
     if values.help or (config is not None and config.asks_for_help):
         print(_command_help(command, values, config))
         return 0
     if getattr(command, "TAKES_ARGUMENTS", False):
         status = command.run(values, rest)
-    elif rest:
-        raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
     else:
         status = command.run(values)
     # Here what the command held is gone. After an error the group is left alone: other ranks may be

@@ -37,6 +37,23 @@ _ANY_WORLD = {
 }
 
 
+def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None = None) -> Any:
+    """The config that the run `--run` recorded, for any number of processes.
+
+    Args:
+        changes: values of tags that differ from the recorded config.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    if values.run is None:
+        raise UsageError("--run is missing; expected --run=runs/NAME")
+    try:
+        return load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
+    except UsageError as error:
+        raise error.within("--run") from error
+
+
 def restore(
     values: flags.FlagValues, *, changes: dict[Any, Any] | None = None
 ) -> tuple[Trainer, ParallelModel, Progress]:
@@ -48,13 +65,7 @@ def restore(
     Raises:
         UsageError: there is no such run, or it has no checkpoint.
     """
-    if values.run is None:
-        raise UsageError("--run is missing; expected --run=runs/NAME")
-    try:
-        cfg = load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
-    except UsageError as error:
-        raise error.within("--run") from error
-    trainer = build_trainer(cfg)
+    trainer = build_trainer(recorded_config(values, changes=changes))
     world = start_world(trainer.device)
     parallel, progress = trainer.restore(RunDirectory(values.run), world)
     return trainer, parallel, progress

@@ -1,0 +1,1 @@
+"""What the command `launch` is made of."""
