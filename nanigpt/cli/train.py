@@ -17,8 +17,17 @@ from nanigpt.errors import RankError
 from nanigpt.parallel.world import start_world
 from nanigpt.training.run_directory import RunDirectory
 
-# What a resumed run may change without becoming another run: what it shows and keeps.
-_MAY_CHANGE = ("metrics", "sampler", "evaluation", "checkpointer", "device")
+# What a resumed run may change without becoming another run: what it shows and keeps, and how it is
+# spread over ranks.
+_MAY_CHANGE = (
+    "metrics",
+    "sampler",
+    "evaluation",
+    "checkpointer",
+    "device",
+    "local_batch_size",
+    *(f"parallelizer.{name}" for name in ("mesh", "pipeline", "context", "tensor", "compile")),
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -1,0 +1,44 @@
+"""A run goes on under another mesh: checkpoints know the whole model, not the ranks."""
+
+import shutil
+
+import pytest
+
+from tests.support import TINY, flags, metrics, nanigpt, succeed, tiny, torchrun, train
+
+TIED = ("config:llama3_1b", "fiddler:debug_scale")
+
+
+def forget_the_last_checkpoint(path) -> None:
+    shutil.rmtree(path / "checkpoints" / "step_00000020")
+
+
+def assert_equal_curves(rows, expected):
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=2e-5)
+        assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("base", "meshes"),
+    [
+        (TINY, ["fiddler:pipeline(2, '1F1B', 4)", "fiddler:tensor_parallel(2)"]),
+        (TIED, ["fiddler:pipeline(2, 'GPipe', 8)", "fiddler:fsdp"]),
+    ],
+    ids=["pipeline to tensor parallel", "tied: pipeline to sharded"],
+)
+def test_a_run_goes_on_under_another_mesh(base, meshes, tmp_path):
+    expected = train(tiny(recipe=base[0].removeprefix("config:")), tmp_path / "one")
+    run = tmp_path / "run"
+    for mesh in meshes:
+        arguments = ["train", *flags(*base, mesh), f"--run_dir={run}"]
+        out = succeed(torchrun(2, "-m", "nanigpt", *arguments))
+        forget_the_last_checkpoint(run)
+    assert "resuming after step 10" in out
+    assert_equal_curves(metrics(run), expected)
+    # One process goes on, too, and looks at what many trained.
+    out = succeed(nanigpt("train", *flags(*base), f"--run={run}"))
+    assert "resuming after step 10" in out
+    assert_equal_curves(metrics(run), expected)
+    assert '"step": 20' in succeed(nanigpt("eval", f"--run={run}"))
