@@ -24,7 +24,7 @@ def steps(cfg: fdl.Config[Trainer], n: int) -> None:
 
 @fiddler
 def debug_scale(cfg: fdl.Config[Trainer]) -> None:
-    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, short, float32.
+    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, short, float32, one rank.
 
     All widths are divided by one number, so heads and their grouping stay those of the recipe.
     """
@@ -37,6 +37,10 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
         decoder.layers = decoder.layers[:2]
+    for axis in ("pp", "dp_replicate", "cp", "tp"):
+        setattr(cfg.parallelizer.mesh, axis, 1)
+    cfg.parallelizer.mesh.dp_shard = -1
+    cfg.parallelizer.compile = None
     set_tag(cfg, tags.VocabSize, 512)
     set_tag(cfg, tags.SequenceLength, 64)
     set_tag(cfg, tags.ComputeDType, torch.float32)

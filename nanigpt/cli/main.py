@@ -31,12 +31,17 @@ def main(argv: list[str]) -> int:
         print(_help())
         return 0
     try:
-        return _run(argv[0], argv[1:])
+        status = _run(argv[0], argv[1:])
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         # Ranks of one node mostly make the same mistake: the first speaks for them.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
             print(f"nanigpt: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read what was printed, such as head, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # as a program that SIGPIPE ended
     except KeyboardInterrupt:
         print("nanigpt: interrupted", file=sys.stderr)
         return 130

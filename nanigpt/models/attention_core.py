@@ -5,7 +5,7 @@ Shapes: B batch, L queries, S keys, H query heads, G KV heads, K head_dim.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ class Places(NamedTuple):
     documents_BL: torch.Tensor | None = None
 
 
+@runtime_checkable
 class AttentionCore(Protocol):
     """Attends to what is not later, and of the same document; scores scale with 1 / sqrt(K).
 

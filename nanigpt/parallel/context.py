@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from nanigpt.models.attention_core import AttentionCore, Places
+from nanigpt.models.attention_core import AttentionCore, Places, ScaledDotProduct
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import head_counts, indivisible
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Method = Literal["all_gather", "ulysses"]
+Method = Literal["all_gather", "ring", "ulysses"]
 
 
 class ContextParallel:
@@ -26,8 +26,10 @@ class ContextParallel:
 
     Args:
         method: how queries meet the keys of other ranks. `all_gather` gathers keys and values,
-            which grouped-query attention keeps small. `ulysses` exchanges: each rank gets all
-            positions of some heads, of which there must be enough (Jacobs et al., 2023).
+            which grouped-query attention keeps small. `ring` passes them on from rank to rank, so
+            that none holds them all; it knows no document masks, and is not compiled. `ulysses`
+            exchanges: each rank gets all positions of some heads, of which there must be enough
+            (Jacobs et al., 2023).
     """
 
     def __init__(self, *, method: Method = "all_gather"):
@@ -35,11 +37,20 @@ class ContextParallel:
             raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
         self.method = method
 
-    def problems(self, model: nn.Module, n: int, *, tp: int, sequence_length: int) -> list[str]:
-        """What n ranks, each of them `tp` ranks of tensor parallelism, cannot divide."""
+    def problems(
+        self, model: nn.Module, n: int, *, tp: int, sequence_length: int, mask_documents: bool
+    ) -> list[str]:
+        """Why n ranks, each of them `tp` ranks of tensor parallelism, cannot share sequences."""
         if n == 1:
             return []
         found = []
+        if self.method == "ring":
+            cores = (module.core for module in model.modules() if hasattr(module, "core"))
+            if mask_documents or not all(isinstance(core, ScaledDotProduct) for core in cores):
+                found.append(
+                    "context.method='ring' knows neither data.mask_documents nor another attention "
+                    "core; take 'all_gather' or 'ulysses'"
+                )
         if sequence_length % (2 * n * tp):
             found.append(
                 f"data.sequence_length={sequence_length} is not divisible by 2 x mesh.cp={n} x "
@@ -57,7 +68,7 @@ class ContextParallel:
         """Exchanges the `core` of every attention module."""
         if layout.sizes["cp"] == 1:
             return
-        core = _Gathered if self.method == "all_gather" else _Exchanged
+        core = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}[self.method]
         for module in model.modules():
             if hasattr(module, "core"):
                 module.core = core(module.core, layout.sequences["cp"])
@@ -93,6 +104,26 @@ class _Gathered:
         k_BSGK = all_gather_single_autograd(k_BLGK.contiguous(), 1, self._mesh)
         v_BSGK = all_gather_single_autograd(v_BLGK.contiguous(), 1, self._mesh)
         return self._core(q_BLHK, k_BSGK, v_BSGK, queries, Places(*places))
+
+
+class _Ring:
+    """Attention in as many steps as ranks, each to the keys and values of another one."""
+
+    def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
+        self._mesh = mesh
+
+    def __call__(
+        self,
+        q_BLHK: torch.Tensor,
+        k_BLGK: torch.Tensor,
+        v_BLGK: torch.Tensor,
+        queries: Places | None = None,
+        keys: Places | None = None,
+    ) -> torch.Tensor:
+        from nanigpt.parallel.ring import ring_attention
+
+        heads_first = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
+        return ring_attention(*heads_first, self._mesh.get_group()).transpose(1, 2)
 
 
 class _Exchanged:

@@ -31,6 +31,11 @@ class Parallelizer:
         tensor: TensorParallel,
         compile: Compile | None = None,
     ):
+        if tensor.asynchronous and (compile is None or compile.backend != "inductor"):
+            raise ValueError(
+                "tensor.asynchronous=True: expected compile with backend='inductor', which fuses "
+                "products and communication; add --config='set:parallelizer.compile=@compile()'"
+            )
         self.mesh = mesh
         self.pipeline = pipeline
         self.fsdp = fsdp
@@ -39,7 +44,13 @@ class Parallelizer:
         self.compile = compile
 
     def problems(
-        self, model: Decoder, ranks: int, *, sequence_length: int, local_batch: int
+        self,
+        model: Decoder,
+        ranks: int,
+        *,
+        sequence_length: int,
+        mask_documents: bool,
+        local_batch: int,
     ) -> list[str]:
         """Everything for which `model` cannot run on so many ranks.
 
@@ -51,7 +62,11 @@ class Parallelizer:
         copies = sizes["dp_replicate"] * sizes["dp_shard"] * cp
         # Where sequences are split twice, the second split is the context's to tell.
         found = self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
-        found += self.context.problems(model, cp, tp=tp, sequence_length=sequence_length)
+        found += self.context.problems(
+            model, cp, tp=tp, sequence_length=sequence_length, mask_documents=mask_documents
+        )
+        if cp > 1 and self.context.method == "ring" and self.compile is not None:
+            found.append("context.method='ring' cannot be compiled; set parallelizer.compile=None")
         found += self.pipeline.problems(model, sizes["pp"], copies=copies, local_batch=local_batch)
         return found
 

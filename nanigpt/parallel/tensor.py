@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Layout
 
 if TYPE_CHECKING:
@@ -38,11 +39,25 @@ class TensorParallel:
             and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
             are short and of any length, every rank has them whole.
         loss_parallel: the loss is computed on the parts of the logits, which nobody gathers.
+        asynchronous: matrix products overlap with the communication before and after them, piece by
+            piece, where GPUs of a node see each other's memory. It is inductor that rewrites the
+            two into one, so blocks must be compiled by it.
     """
 
-    def __init__(self, *, sequence_parallel: bool = True, loss_parallel: bool = True):
+    def __init__(
+        self,
+        *,
+        sequence_parallel: bool = True,
+        loss_parallel: bool = True,
+        asynchronous: bool = False,
+    ):
+        if asynchronous and not sequence_parallel:
+            raise ValueError(
+                "asynchronous=True: expected sequence_parallel=True, which it overlaps"
+            )
         self.sequence_parallel = sequence_parallel
         self.loss_parallel = loss_parallel
+        self.asynchronous = asynchronous
 
     def problems(self, model: nn.Module, n: int, *, sequence_length: int) -> list[str]:
         """What n ranks cannot divide."""
@@ -58,6 +73,8 @@ class TensorParallel:
         if layout.sizes["tp"] == 1:
             return
         mesh = layout.parameters["tp"]
+        if self.asynchronous:
+            _overlap(mesh)
         aliases = _aliases(model)
         for module in list(model.modules()):
             for child, style in getattr(module, "tensor_parallel", {}).items():
@@ -114,6 +131,20 @@ class TensorParallel:
             module.register_forward_pre_hook(lambda _, args: (before(args[0]), *args[1:]))
         if after is not None:
             module.register_forward_hook(lambda _, args, output: after(output))
+
+
+def _overlap(mesh: "DeviceMesh") -> None:
+    """Has inductor fuse products with communication over symmetric memory."""
+    if mesh.device_type != "cuda":
+        raise UsageError(
+            f"parallelizer.tensor.asynchronous=True on {mesh.device_type}: expected CUDA devices "
+            "with symmetric memory; set it to False"
+        )
+    import torch._inductor.config as inductor
+    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+
+    inductor._micro_pipeline_tp = True
+    enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
 def indivisible(sizes: Iterable[tuple[str, int]], n: int) -> list[str]:

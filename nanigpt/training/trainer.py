@@ -212,7 +212,11 @@ class Trainer:
         """
         readers, local = self._readers(ranks), self.local_batch(ranks)
         found = self.parallelizer.problems(
-            self.model, ranks, sequence_length=self.data.sequence_length, local_batch=local
+            self.model,
+            ranks,
+            sequence_length=self.data.sequence_length,
+            mask_documents=self.data.mask_documents,
+            local_batch=local,
         )
         if self.global_batch_size % (local * readers):
             found.append(

@@ -62,6 +62,7 @@ CASES: dict[int, dict[str, list[str]]] = {
             "set:parallelizer.tensor.loss_parallel=False",
         ],
         "cp2": ["fiddler:context_parallel(2)"],
+        "cp2 ring": ["fiddler:context_parallel(2, 'ring')"],
         "cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
         **{f"pp2 {name}": [f"fiddler:pipeline(2, '{name}', 4)"] for name in SCHEDULES},
         "pp2 CSV": [
@@ -83,6 +84,7 @@ CASES: dict[int, dict[str, list[str]]] = {
         "tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "tied tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "cp2 tp2": ["fiddler:context_parallel(2)", "fiddler:tensor_parallel(2)"],
+        "cp4 ring": ["fiddler:context_parallel(4, 'ring')"],
         "cp2 ulysses fsdp2": ["fiddler:context_parallel(2, 'ulysses')"],
         "pp2 fsdp2": ["fiddler:pipeline(2, '1F1B', 2)"],
         "tied pp2 fsdp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 2)"],
@@ -200,6 +202,7 @@ def write_references(folder: Path) -> Path:
 
 
 def main(references: str, results: str, *cases: str) -> None:
+    faulthandler.enable()
     world = start_world("cpu")
     expected = torch.load(references)
     folder = Path(references).parent

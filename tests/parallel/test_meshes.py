@@ -7,6 +7,7 @@ import pytest
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
+from nanigpt.config.registry import recipes
 from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Mesh
 from tests.support import flags
@@ -21,6 +22,7 @@ DP, TP, CP, PP, HSDP = (
     "tag:DataParallelReplicate={}",
 )
 ULYSSES = "set:parallelizer.context.method=ulysses"
+RING = "set:parallelizer.context.method=ring"
 BATCH = "tag:LocalBatchSize={}"
 
 
@@ -75,7 +77,10 @@ WRONG = [
     (16, [CP.format(16), ULYSSES], "n_kv_heads=8 (and 31 others like it) is not divisible by mesh"),
     (8, [CP.format(4), TP.format(4), ULYSSES], "n_kv_heads=8"),
     (64, [CP.format(64), ULYSSES], "n_heads=32"),
-    (8, ["set:parallelizer.context.method=ring"], "expected one of 'all_gather', 'ulysses'"),
+    (8, ["set:parallelizer.context.method=star"], "expected one of 'all_gather', 'ring', 'ulysses'"),
+    (8, [CP.format(8), RING, "set:data.mask_documents=True"], "knows neither data.mask_documents"),
+    (8, [CP.format(8), RING, "tag:AttentionCore=@flex_attention()"], "another attention core"),
+    (8, [CP.format(8), RING, "set:parallelizer.compile=@compile()"], "cannot be compiled"),
     # Stages.
     (64, [pipeline(64, microbatches=64)], "64 pipeline stages (mesh.pp=64 x 1 per rank), but"),
     (32, [pipeline(32, "Interleaved1F1B", 32)], "64 pipeline stages (mesh.pp=32 x 2 per rank)"),
@@ -146,6 +151,14 @@ def test_a_tied_head_cannot_be_sharded_in_a_v(capsys):
 )  # fmt: skip
 def test_right_meshes_are_accepted(ranks, edits, capsys):
     assert main(["check", *flags("config:llama3_8b", *edits), f"--ranks={ranks}"]) == 0
+
+
+@pytest.mark.parametrize("recipe", [r for r in recipes() if "_on_" in r])
+def test_layouts_fit_their_world_and_no_other(recipe, capsys):
+    ranks = int(recipe.rpartition("_")[2])
+    assert main(["check", *flags(f"config:{recipe}"), f"--ranks={ranks}"]) == 0
+    assert main(["check", *flags(f"config:{recipe}"), f"--ranks={ranks // 2}"]) == 2
+    assert f"needs {ranks} ranks, not {ranks // 2}" in capsys.readouterr().err
 
 
 def test_sizes_multiply_to_the_world():

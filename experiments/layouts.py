@@ -1,0 +1,49 @@
+"""Llama 3 at published layouts, on nodes of eight GPUs.
+
+Meshes and batches: torchtitan's measurements on H100s of December 2024
+(benchmarks/llama3_h100_202412_torchtitan.md in its repository), tables 1, 4 and 5. Those runs were
+in float8, and table 1's recomputed selectively; these compute in bfloat16 and recompute whole
+blocks.
+"""
+
+import fiddle as fdl
+
+from experiments.llama3 import llama3_8b, llama3_70b, llama3_405b
+from nanigpt.config.registry import recipe
+from nanigpt.parallel.compile import Compile
+from nanigpt.training.trainer import Trainer
+
+
+def _at_scale(
+    cfg: fdl.Config[Trainer], *, global_batch_size: int, local_batch_size: int, **axes: int
+) -> fdl.Config[Trainer]:
+    cfg.global_batch_size = global_batch_size
+    cfg.local_batch_size = local_batch_size
+    for axis, size in axes.items():
+        setattr(cfg.parallelizer.mesh, axis, size)
+    for block in cfg.model.layers:
+        block.activation_checkpointing = "full"
+    cfg.parallelizer.compile = fdl.Config(Compile)
+    return cfg
+
+
+@recipe
+def llama3_8b_on_8() -> fdl.Config[Trainer]:
+    """Llama 3.1 8B on one node: sharded over 8."""
+    return _at_scale(llama3_8b(), global_batch_size=16, local_batch_size=2, dp_shard=8)
+
+
+@recipe
+def llama3_70b_on_256() -> fdl.Config[Trainer]:
+    """Llama 3.1 70B on 32 nodes: tensor parallel within a node, sharded over the nodes."""
+    return _at_scale(llama3_70b(), global_batch_size=512, local_batch_size=16, dp_shard=32, tp=8)
+
+
+@recipe
+def llama3_405b_on_512() -> fdl.Config[Trainer]:
+    """Llama 3.1 405B on 64 nodes: tensor parallel 8, 8 pipeline ranks, sharded over 8."""
+    cfg = _at_scale(
+        llama3_405b(), global_batch_size=256, local_batch_size=32, pp=8, dp_shard=8, tp=8
+    )
+    cfg.parallelizer.pipeline.schedule = "Interleaved1F1B"
+    return cfg
