@@ -94,15 +94,9 @@ class _Gathered:
         queries: Places | None = None,
         keys: Places | None = None,
     ) -> torch.Tensor:
-        from torch.distributed._functional_collectives import (
-            all_gather_single,
-            all_gather_single_autograd,
-        )
-
         # Places come in the same order as keys and values.
-        places = [None if x is None else all_gather_single(x, 1, self._mesh) for x in queries]
-        k_BSGK = all_gather_single_autograd(k_BLGK.contiguous(), 1, self._mesh)
-        v_BSGK = all_gather_single_autograd(v_BLGK.contiguous(), 1, self._mesh)
+        places = [None if x is None else _gather(x, self._mesh) for x in queries]
+        k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
         return self._core(q_BLHK, k_BSGK, v_BSGK, queries, Places(*places))
 
 
@@ -141,15 +135,13 @@ class _Exchanged:
         queries: Places | None = None,
         keys: Places | None = None,
     ) -> torch.Tensor:
-        from torch.distributed._functional_collectives import all_gather_single
-
         n = self._mesh.size()
         order_S = _natural(n * q_BLHK.shape[1], n).to(q_BLHK.device)
         natural_S = order_S.argsort()
         whole = [self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK)]
         places = None
         if queries.documents_BL is not None:
-            both = [all_gather_single(x.contiguous(), 1, self._mesh) for x in queries]
+            both = [_gather(x, self._mesh) for x in queries]
             places = Places(*(x[:, natural_S] for x in both))
         return self._to_positions(self._core(*whole, places)[:, order_S])
 
@@ -168,6 +160,19 @@ class _Exchanged:
 
         each = [1] * self._mesh.size()
         return all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh)
+
+
+def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
+    """What all ranks have along dim 1, in their order; with gradients."""
+    from torch.distributed._functional_collectives import (
+        AsyncCollectiveTensor,
+        all_gather_single_autograd,
+    )
+
+    gathered = all_gather_single_autograd(x_BL.contiguous(), 1, mesh)
+    # Waited for here: left to wait when it is used, it corrupted memory now and then where the batch
+    # is a single sequence, which makes it a view (gloo, torch 2.13).
+    return gathered.wait() if isinstance(gathered, AsyncCollectiveTensor) else gathered
 
 
 def _natural(length: int, n: int) -> torch.Tensor:

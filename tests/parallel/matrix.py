@@ -1,6 +1,6 @@
 """Run on several ranks by test_parity.py: trains every case against one process.
 
-Usage: torchrun --nproc-per-node=4 -m tests.parallel.matrix REFERENCES.pt RESULTS CASE ...
+Usage: torchrun --nproc-per-node=4 -m tests.parallel.matrix DEVICE REFERENCES.pt RESULTS CASE ...
 """
 
 import faulthandler
@@ -191,19 +191,19 @@ def compare(got: dict, want: dict, *, loss: float = 1e-5, gradient: float = 1e-4
     assert got["text"] == want["text"] or loss > 1e-5, "sampled another text"
 
 
-def write_references(folder: Path) -> Path:
+def write_references(folder: Path, device: str) -> Path:
     """Every family on this process alone, and the text of short documents."""
     texts = [f"{n} is the text of document {n * n}" for n in range(400)]
     (folder / "short.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    world = start_world("cpu")
+    world = start_world(device)
     path = folder / "references.pt"
     torch.save({name: train(debug_run(name, [], folder), world) for name in FAMILIES}, path)
     return path
 
 
-def main(references: str, results: str, *cases: str) -> None:
+def main(device: str, references: str, results: str, *cases: str) -> None:
     faulthandler.enable()
-    world = start_world("cpu")
+    world = start_world(device)
     expected = torch.load(references)
     folder = Path(references).parent
     outcome = {}

@@ -3,21 +3,26 @@
 import json
 
 import pytest
+import torch
 
 from tests.parallel.matrix import CASES, write_references
 from tests.support import torchrun
 
 
-@pytest.fixture(scope="module")
-def references(tmp_path_factory):
-    return write_references(tmp_path_factory.mktemp("parity"))
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def references(request, tmp_path_factory):
+    """Device, and the runs of one process on it: gloo serves CPUs, NCCL one GPU per rank."""
+    return request.param, write_references(tmp_path_factory.mktemp("parity"), request.param)
 
 
 @pytest.mark.parametrize("ranks", CASES)
 def test_parity(ranks, references, tmp_path):
     """All cases of so many ranks share a launch; a failing rank's traceback is in the message."""
+    device, path = references
+    if device == "cuda" and torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs {ranks} GPUs, this machine has {torch.cuda.device_count()}")
     results = tmp_path / "results.json"
-    arguments = ("-m", "tests.parallel.matrix", str(references), str(results), *CASES[ranks])
+    arguments = ("-m", "tests.parallel.matrix", device, str(path), str(results), *CASES[ranks])
     done = torchrun(ranks, *arguments, timeout=280)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(results.read_text())) == set(CASES[ranks])
