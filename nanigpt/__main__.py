@@ -4,4 +4,5 @@ import sys
 
 from nanigpt.cli.main import run_console
 
-sys.exit(run_console())
+if __name__ == "__main__":
+    sys.exit(run_console())

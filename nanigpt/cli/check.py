@@ -3,11 +3,15 @@
 nanigpt check --config=config:llama3_405b --config=set:global_batch_size=100 --ranks=512
 """
 
+from typing import Any
+
 from absl import flags
 
-from nanigpt.cli.trainer import build_trainer
+from nanigpt.config.build import check
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
+from nanigpt.errors import UsageError
+from nanigpt.training.trainer import Trainer
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -18,12 +22,19 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer = build_trainer(values.config)
+    built = check(values.config)
     if values.ranks is not None:
-        trainer.check_ranks(values.ranks)
-    print(
-        f"no problems; {trainer.model.n_parameters():,} parameters, {trainer.steps:,} steps of "
-        f"{trainer.global_batch_size} x {trainer.data.sequence_length} tokens, "
-        f"fingerprint {fingerprint(values.config)}"
-    )
+        if not isinstance(built, Trainer):
+            raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
+        built.check_ranks(values.ranks)
+    print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0
+
+
+def _describe(built: Any) -> str:
+    if not isinstance(built, Trainer):
+        return f"builds {type(built).__name__}, which is no Trainer"
+    return (
+        f"{built.model.n_parameters():,} parameters, {built.steps:,} steps of "
+        f"{built.global_batch_size} x {built.data.sequence_length} tokens"
+    )

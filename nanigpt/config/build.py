@@ -3,6 +3,7 @@
 from typing import Any
 
 import fiddle as fdl
+import torch
 
 from nanigpt.config.check import collect_build, problems
 from nanigpt.errors import UsageError
@@ -21,3 +22,14 @@ def build(cfg: fdl.Buildable) -> Any:
         many = len(found) > 1
         raise UsageError("\n  ".join([f"{len(found)} problems:", *found]) if many else found[0])
     return built
+
+
+def check(cfg: fdl.Buildable) -> Any:
+    """What `build` would return, but with every tensor on meta: a config of any size is checked
+    without memory for it.
+
+    Raises:
+        UsageError: as `build`.
+    """
+    with torch.device("meta"):
+        return build(cfg)

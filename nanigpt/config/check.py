@@ -17,22 +17,26 @@ import typeguard
 from fiddle import daglish
 
 from nanigpt.config.fingerprint import nameless
-from nanigpt.config.leaves import holds_nodes
+from nanigpt.config.leaves import TOO_DEEP, holds_nodes
 from nanigpt.config.paths import join
 from nanigpt.config.values import describe, types_of
 
 _ALL_ITEMS = typeguard.CollectionCheckStrategy.ALL_ITEMS
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def problems(cfg: fdl.Buildable) -> list[str]:
     """Missing arguments, wrong types, nodes shared by accident, lost tags, and what has no name."""
     found = []
-    for node, path in daglish.iterate(cfg):
-        if isinstance(node, fdl.Buildable):
-            where = daglish.path_str(path).removeprefix(".")
-            for check in (_annotations, _missing, _types, _sharing):
-                found.extend(check(node, where))
-    found.extend(nameless(cfg))
+    try:
+        for node, path in daglish.iterate(cfg):
+            if isinstance(node, fdl.Buildable):
+                where = daglish.path_str(path).removeprefix(".")
+                for check in (_annotations, _missing, _types, _sharing):
+                    found.extend(check(node, where))
+        found.extend(nameless(cfg))
+    except RecursionError:
+        return [f"the config {TOO_DEEP}"]
     return list(dict.fromkeys(found))
 
 
@@ -55,12 +59,13 @@ def _annotations(node: fdl.Buildable, where: str) -> Iterator[str]:
 
 
 def _missing(node: fdl.Buildable, where: str) -> Iterator[str]:
-    if not isinstance(node, fdl.Config):  # a Partial may be given the rest when it is called
+    if isinstance(node, fdl.Partial):  # it may be given the rest when it is called
         return
     given = fdl.ordered_arguments(node)
-    for name, parameter in inspect.signature(fdl.get_callable(node)).parameters.items():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is parameter.empty and name not in given and not variadic:
+    # Not inspect.signature: builtins such as dict have none.
+    for i, (name, parameter) in enumerate(node.__signature_info__.parameters.items()):
+        known = name in given or (parameter.kind is parameter.POSITIONAL_ONLY and i in given)
+        if parameter.default is parameter.empty and parameter.kind not in _VARIADIC and not known:
             yield f"{join(where, name)}: required by {fdl.get_callable(node).__name__}, not set"
 
 
@@ -70,8 +75,23 @@ def _types(node: fdl.Buildable, where: str) -> Iterator[str]:
     except Exception:  # told by _annotations
         return
     for name, value in fdl.ordered_arguments(node).items():
-        if name in hints:
-            yield from _type_problems(value, hints[name], join(where, str(name)))
+        parameter = _parameter(node, name)
+        if parameter in hints:
+            yield from _type_problems(value, hints[parameter], join(where, name))
+
+
+def _parameter(node: fdl.Buildable, argument: str | int) -> str | None:
+    """The parameter of a node's callable that takes an argument, also by position or as one of
+    `*args` or `**kwargs`."""
+    parameters = node.__signature_info__.parameters
+    if argument in parameters:
+        return argument
+    if isinstance(argument, int) and argument < len(parameters):
+        name = list(parameters)[argument]
+        if parameters[name].kind is inspect.Parameter.POSITIONAL_ONLY:
+            return name
+    kind = _VARIADIC[isinstance(argument, str)]
+    return next((name for name, p in parameters.items() if p.kind is kind), None)
 
 
 def _type_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
@@ -82,15 +102,15 @@ def _type_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
             yield f"{path}: expected {describe(allowed)}, not {name}"
     elif holds_nodes(value):
         # Nodes are checked one by one, by the annotation of the container's elements.
-        kinds = [t for t in allowed if typing.get_origin(t) is type(value) or t is type(value)]
-        if not kinds and Any not in allowed:
+        kinds = [t for t in allowed if _is_kind(type(value), t)]
+        if not kinds:
             yield f"{path}: expected {describe(allowed)}, not {type(value).__name__}"
         arguments = typing.get_args(kinds[0]) if kinds else ()
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for i, (key, child) in enumerate(items):
             if not arguments:
                 element = Any
-            elif isinstance(value, tuple) and Ellipsis not in arguments:
+            elif isinstance(value, tuple) and _is_fixed(kinds[0]):
                 element = arguments[i] if i < len(arguments) else Any
             else:
                 element = arguments[0] if isinstance(value, tuple) else arguments[-1]
@@ -104,30 +124,65 @@ def _type_problems(value: Any, annotation: Any, path: str) -> Iterator[str]:
             yield f"{path}={value!r}: expected {describe(allowed)}{detail}"
 
 
+def _is_kind(kind: type, annotation: Any) -> bool:
+    """Whether an object of this class may stand where `annotation` is asked for."""
+    annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
+    target = typing.get_origin(annotation) or annotation
+    if typing.is_typeddict(target):
+        return kind is dict
+    if isinstance(annotation, typing.TypeVar):
+        bounds = annotation.__constraints__ or (annotation.__bound__ or object,)
+        return any(_is_kind(kind, t) for bound in bounds for t in types_of(bound))
+    if annotation is Any or getattr(annotation, "_is_protocol", False):
+        return True
+    return isinstance(target, type) and issubclass(kind, target)
+
+
+def _is_fixed(annotation: Any) -> bool:
+    """Whether it is a tuple with a type for each element."""
+    return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
+
+
 def _accepts(annotation: Any, node: fdl.Buildable) -> bool:
     """Whether what the node builds may stand where `annotation` is asked for."""
     made = fdl.get_callable(node)
-    if annotation is Any or getattr(annotation, "_is_protocol", False):
-        return True
-    if isinstance(node, fdl.Partial) or typing.get_origin(annotation) is collections.abc.Callable:
-        return typing.get_origin(annotation) is collections.abc.Callable
-    if not isinstance(made, type):
-        return True  # what a function returns is seen when it is built
-    target = typing.get_origin(annotation) or annotation
-    return isinstance(target, type) and issubclass(made, target)
+    if isinstance(node, fdl.Partial):
+        return _is_kind(functools.partial, annotation)
+    if (typing.get_origin(annotation) or annotation) is collections.abc.Callable:
+        return True  # nearly anything may be: a class, or an object that can be called
+    # What a function returns is seen when it is built.
+    return not isinstance(made, type) or _is_kind(made, annotation)
 
 
 def _sharing(node: fdl.Buildable, where: str) -> Iterator[str]:
     """A Partial builds a Config below it once and gives the same object to every call."""
     if isinstance(node, fdl.Config):
         return
-    for name, value in fdl.ordered_arguments(node).items():
-        made = fdl.get_callable(value) if isinstance(value, fdl.Config) else None
+    for path, module in _modules_below(node, where, set()):
+        yield (
+            f"{path}: {fdl.get_callable(module).__name__} below {type(node).__name__} would be "
+            "one module shared by every call; use fdl.ArgFactory, or leave it to the caller"
+        )
+
+
+def _modules_below(value: Any, path: str, met: set[int]) -> Iterator[tuple[str, fdl.Config]]:
+    """The outermost configs of modules below a node, and their paths; what is below another Partial
+    is told there."""
+    if isinstance(value, fdl.Buildable):
+        children = list(fdl.ordered_arguments(value).items())
+    elif isinstance(value, dict):
+        children = [((key,), child) for key, child in value.items()]
+    else:
+        children = list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+    for element, child in children:
+        if id(child) in met:
+            continue
+        met.add(id(child))
+        made = fdl.get_callable(child) if isinstance(child, fdl.Config) else None
         if isinstance(made, type) and issubclass(made, torch.nn.Module):
-            yield (
-                f"{join(where, str(name))}: {made.__name__} below {type(node).__name__} would be "
-                "one module shared by every call; use fdl.ArgFactory, or leave it to the caller"
-            )
+            yield join(path, element), child
+        elif made is not None or not isinstance(child, fdl.Buildable):
+            yield from _modules_below(child, join(path, element), met)
 
 
 def collect_build(cfg: fdl.Buildable) -> tuple[Any, list[str]]:
@@ -145,14 +200,23 @@ def collect_build(cfg: fdl.Buildable) -> tuple[Any, list[str]]:
         if _failed(list(arguments.values())):
             return _FAILED
         try:
-            return value.__build__(**arguments)
+            return call(value, arguments)
         except Exception as error:  # a constructor may raise anything; all are told by path
             kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
             where = daglish.path_str(state.current_path).removeprefix(".")
             said.append(f"{where or 'the root'}: {kind}{error}")
             return _FAILED
 
-    return daglish.MemoizedTraversal.run(build, cfg), said
+    try:
+        return daglish.MemoizedTraversal.run(build, cfg), said
+    except RecursionError:
+        return None, [f"the config {TOO_DEEP}"]
+
+
+def call(node: fdl.Buildable, arguments: dict[str | int, Any]) -> Any:
+    """What a node builds from its built arguments, some of which may be positional."""
+    args, kwargs = node.__signature_info__.transform_to_args_kwargs(arguments)
+    return node.__build__(*args, **kwargs)
 
 
 _FAILED = types.SimpleNamespace()

@@ -8,6 +8,9 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.paths import arguments, join
+from nanigpt.errors import UsageError
+
+TOO_DEEP = "nests deeper than Python can follow (sys.setrecursionlimit)"
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,25 @@ class Node:
 
 @dataclass(frozen=True)
 class Shared:
-    """What stands for a node that was met before, at `path`."""
+    """What stands for a node, list, dict or set that was met before, at `path`."""
 
     path: str
+    kind: str = "node"
 
     def __str__(self) -> str:
-        return f"(the node {self.path or 'the root'})"
+        return f"(the {self.kind} {self.path or 'the root'})"
+
+
+@dataclass(frozen=True)
+class Container:
+    """What stands for a list, tuple or dict whose elements have paths of their own."""
+
+    value: Any
+
+    def __str__(self) -> str:
+        if holds_nodes(self.value):
+            return f"{type(self.value).__name__} of {len(self.value)}"
+        return repr(self.value)
 
 
 def head(node: fdl.Buildable) -> Node:
@@ -54,16 +70,33 @@ class Entry:
     owner: fdl.Buildable | None
     argument: str | int
 
+    @property
+    def is_default(self) -> bool:
+        """Nobody set the argument, so the class owns the value."""
+        return self.owner is not None and self.argument not in fdl.ordered_arguments(self.owner)
 
-def leaves(cfg: Any) -> Iterator[tuple[str, Any]]:
-    """Yields (path, value) of everything in a DAG: values, nodes, and nodes met again."""
-    for entry in entries(cfg):
+
+def leaves(cfg: Any, *, containers: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yields (path, value) of everything in a DAG: values, nodes, and what is met again."""
+    for entry in entries(cfg, containers=containers):
         yield entry.path, entry.value
 
 
-def entries(cfg: Any) -> Iterator[Entry]:
-    """Everything in a DAG, with the argument that holds it; the root has none."""
-    yield from _entries(cfg, Entry("", None, None, ""), {})
+def entries(cfg: Any, *, containers: bool = False) -> Iterator[Entry]:
+    """Everything in a DAG, with the argument that holds it; the root has none.
+
+    Args:
+        containers: yield lists, tuples and dicts also where their elements are yielded.
+
+    Raises:
+        UsageError: it nests too deeply.
+    """
+    try:
+        for entry in _entries(cfg, Entry("", None, None, ""), {}):
+            if containers or not isinstance(entry.value, Container):
+                yield entry
+    except RecursionError as error:
+        raise UsageError(f"the config {TOO_DEEP}") from error
 
 
 def _entries(value: Any, at: Entry, first: dict[int, str]) -> Iterator[Entry]:
@@ -76,15 +109,23 @@ def _entries(value: Any, at: Entry, first: dict[int, str]) -> Iterator[Entry]:
         for name, child in arguments(value).items():
             yield from _entries(child, Entry(join(at.path, name), None, value, name), first)
         return
-    if isinstance(value, dict) and value:
+    if isinstance(value, (list, dict, set)) and not at.is_default:
+        if id(value) in first:
+            yield replace(at, value=Shared(first[id(value)], type(value).__name__))
+            return
+        first[id(value)] = at.path
+    whole = not ((isinstance(value, dict) and value) or holds_nodes(value))
+    yield replace(at, value=value if whole else Container(value))
+    if isinstance(value, dict):
         children = [((key,), child) for key, child in value.items()]
-    elif isinstance(value, (list, tuple)) and holds_nodes(value):
-        children = list(enumerate(value))
     else:
-        yield replace(at, value=value)
-        return
+        children = list(enumerate(value)) if isinstance(value, (list, tuple)) else []
     for element, child in children:
-        yield from _entries(child, replace(at, path=join(at.path, element)), first)
+        if whole and not isinstance(child, (list, tuple, dict, set)):
+            continue
+        for entry in _entries(child, replace(at, path=join(at.path, element)), first):
+            if not whole or isinstance(entry.value, Shared):  # what a value holds is told by it
+                yield entry
 
 
 def show_value(value: Any) -> str:
@@ -97,4 +138,4 @@ def show_value(value: Any) -> str:
         return value.__name__
     if value is fdl.NO_VALUE:
         return "(not set)"
-    return str(value) if isinstance(value, (Node, Shared)) else repr(value)
+    return str(value) if isinstance(value, (Node, Shared, Container)) else repr(value)

@@ -1,6 +1,8 @@
 """Configs as JSON: written beside a run's results, and loaded back equal."""
 
 import collections
+import functools
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,53 +10,37 @@ from typing import Any
 
 import fiddle as fdl
 import torch
+from fiddle import daglish
 from fiddle._src.experimental import serialization  # the public module hides Serialization
 
-from nanigpt.config.leaves import Node, leaves, show_value
+from nanigpt.config.fingerprint import same_content
+from nanigpt.config.leaves import TOO_DEEP, Container, Node, leaves, show_value
+from nanigpt.config.names import AllowList, library_name
 from nanigpt.config.provenance import mark
-from nanigpt.config.registry import extension_packages
 from nanigpt.errors import UsageError
-
-_DTYPES = {
-    name: value
-    for name, value in vars(torch).items()
-    if isinstance(value, torch.dtype) and str(value) == f"torch.{name}"
-}
-for _name in _DTYPES:
-    serialization.register_constant("torch", _name, compare_by_identity=True)
-
 
 _ABSENT = object()
 
-
-class AllowList(serialization.PyrefPolicy):
-    """What a config file may name: classes and functions defined in packages of recipes, Fiddle's
-    nodes, containers, and dtypes. Anything else is refused before it is imported."""
-
-    _BUILTINS = {"dict", "list", "tuple", "set", "frozenset", "slice", "bytes"}
-    _FIDDLE = {"Config", "Partial", "ArgFactory", "BuildableTraverserMetadata", "NoValue"}
-
-    def allows_import(self, module: str, symbol: str) -> bool:
-        package = module.partition(".")[0]
-        if package == "builtins":
-            return symbol in self._BUILTINS
-        if package == "fiddle":
-            return symbol in self._FIDDLE
-        if module == "torch":
-            return symbol in _DTYPES
-        if module.startswith(("nanigpt.cli", "nanigpt.config")):
-            return False  # no components, but commands and file access
-        return package in extension_packages()
-
-    def allows_value(self, value: Any) -> bool:
-        # A module of ours may have imported `os`: only what it defines itself is allowed.
-        if isinstance(value, torch.dtype):
-            return True
-        package = (getattr(value, "__module__", None) or "").partition(".")[0]
-        return package in ("builtins", "fiddle") or package in extension_packages()
-
-    def __str__(self) -> str:
-        return f"classes and functions of {', '.join(sorted(extension_packages()))}"
+# Values that Fiddle does not know how to write.
+serialization.register_node_traverser(
+    complex,
+    flatten_fn=lambda value: ((value.real, value.imag), None),
+    unflatten_fn=lambda values, _: complex(*values),
+    path_elements_fn=lambda _: (daglish.Attr("real"), daglish.Attr("imag")),
+)
+serialization.register_node_traverser(
+    functools.partial,
+    flatten_fn=lambda value: ((value.func, value.args, value.keywords), None),
+    unflatten_fn=lambda values, _: functools.partial(values[0], *values[1], **values[2]),
+    path_elements_fn=lambda _: tuple(map(daglish.Attr, ("func", "args", "keywords"))),
+)
+for _kind in (torch.device, Path, type(Path())):
+    serialization.register_node_traverser(
+        _kind,
+        flatten_fn=lambda value: ((str(value),), None),
+        unflatten_fn=lambda values, _, kind=_kind: kind(values[0]),
+        path_elements_fn=lambda _: (serialization.IdentityElement(),),
+    )
 
 
 class _Serialization(serialization.Serialization):
@@ -63,7 +49,7 @@ class _Serialization(serialization.Serialization):
 
     def __init__(self, *args, **kwargs):
         self._counts: dict[str, int] = collections.defaultdict(int)
-        self._pyrefs: dict[Any, dict[str, str]] = {}
+        self._pyrefs: dict[int, tuple[Any, dict[str, str]]] = {}
         super().__init__(*args, **kwargs)
 
     def _unique_name(self, value: Any) -> str:
@@ -73,11 +59,17 @@ class _Serialization(serialization.Serialization):
         return f"{hint}_{self._counts[hint]}"
 
     def _pyref(self, value: Any, current_path: Any) -> dict[str, str]:
-        if value not in self._pyrefs:
-            self._pyrefs[value] = super()._pyref(value, current_path)
-        return self._pyrefs[value]
+        if id(value) not in self._pyrefs:
+            if known := library_name(value):
+                reference = {"type": "pyref", "module": known[0], "name": known[1]}
+            else:
+                reference = super()._pyref(value, current_path)
+            self._pyrefs[id(value)] = (value, reference)  # kept, so that no id is used twice
+        return self._pyrefs[id(value)][1]
 
     def _serialize(self, value: Any, current_path: Any, all_paths: Any = None) -> Any:
+        if library_name(value):  # functions and constants that upstream does not know
+            return self._pyref(value, current_path)
         return super()._serialize(value, current_path)
 
 
@@ -89,8 +81,15 @@ def dump(cfg: fdl.Buildable) -> str:
     """
     try:
         result = _Serialization(cfg, AllowList()).result
-    except (serialization.UnserializableValueError, serialization.PyrefPolicyError) as error:
+    except (
+        serialization.UnserializableValueError,
+        serialization.PyrefPolicyError,
+        AttributeError,  # it has a name, by which it is not found
+        ImportError,
+    ) as error:
         raise UsageError(f"the config cannot be recorded: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"the config cannot be recorded: it {TOO_DEEP}") from error
     objects = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in result.pop("objects").items()]
     rest = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()]
     listed = ' "objects": {\n' + ",\n".join(objects) + "\n }"
@@ -107,12 +106,16 @@ def load(path: str | Path) -> fdl.Buildable:
         raise UsageError(f"{path}: no such file")
     try:
         cfg = serialization.load_json(Path(path).read_text(), pyref_policy=AllowList())
+        if isinstance(cfg, fdl.Buildable):
+            _check_nodes(cfg)
     except serialization.PyrefPolicyError as error:
         raise UsageError(
             f"{path} names {error.module}.{error.symbol}, which a config file may not; allowed are "
             f"{AllowList()}, and of packages with an entry point of the group nanigpt"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path} is not a config: it {TOO_DEEP}, or holds itself") from error
+    except Exception as error:  # reading a damaged file may raise anything
         raise UsageError(f"{path} is not a config that this version can read: {error}") from error
     if not isinstance(cfg, fdl.Buildable):
         raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
@@ -120,10 +123,28 @@ def load(path: str | Path) -> fdl.Buildable:
     return cfg
 
 
+def _check_nodes(cfg: fdl.Buildable) -> None:
+    """Raises ValueError where a node is none that Python code could have made: Fiddle rebuilds
+    nodes from a record unseen."""
+    for node, path in daglish.iterate(cfg):
+        if not isinstance(node, fdl.Buildable):
+            continue
+        where = daglish.path_str(path).removeprefix(".") or "the root"
+        parameters = node.__signature_info__.parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        for name in {**node.__arguments__, **node.__argument_tags__}:
+            known = name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+            if not (known if isinstance(name, str) else isinstance(name, int)):
+                raise ValueError(f"{where}: {fdl.get_callable(node)!r} takes no {name!r}")
+        for tags in node.__argument_tags__.values():
+            if not all(isinstance(tag, type) and issubclass(tag, fdl.Tag) for tag in tags):
+                raise ValueError(f"{where}: {set(tags)} are not tags")
+
+
 def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:
     """`path: old -> new` of each value that differs."""
     return [
-        f"{path}: {'(absent)' if a is None else a} -> {'(absent)' if b is None else b}"
+        f"{path or 'the root'}: {a or '(absent)'} -> {b or '(absent)'}"
         for path, a, b in changes(old, new)
     ]
 
@@ -133,15 +154,15 @@ def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str |
 
     Of what only one side has, the topmost path alone is told.
     """
-    before, after = dict(leaves(old)), dict(leaves(new))
+    before, after = (dict(leaves(cfg, containers=True)) for cfg in (old, new))
     below = ()  # how paths begin that lie below one which has children on one side only
     for path in {**before, **after}:
         if below and path.startswith(below):
             continue
         sides = [values.get(path, _ABSENT) for values in (before, after)]
-        # As the fingerprint has it: 1 is 1.0, but not True.
-        if sides[0] == sides[1] and isinstance(sides[0], bool) == isinstance(sides[1], bool):
+        if all(side is not _ABSENT for side in sides) and same_content(*sides, path=path):
             continue
-        if isinstance(sides[0], Node) != isinstance(sides[1], Node):
+        parents = [isinstance(side, (Node, Container)) for side in sides]
+        if parents[0] != parents[1]:
             below = (f"{path}.", f"{path}[")
         yield path, *(None if side is _ABSENT else show_value(side) for side in sides)

@@ -6,6 +6,7 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.paths import arguments
 from nanigpt.config.record import differences, dump, load
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
@@ -50,7 +51,8 @@ def claim_run(
     if path.exists() and started:
         old = load(path)
         if fingerprint(old) != fingerprint(cfg):
-            changed = differences(old, cfg)
+            # Whatever a difference does not tell is refused all the same.
+            changed = differences(old, cfg) or ["fingerprints differ"]
         allowed = [d for d in changed if _may_change(d, may_change) or _grows(d, old, cfg)]
         refused = [d for d in changed if d not in allowed]
         if refused and not allow_config_change:
@@ -69,7 +71,9 @@ def _may_change(difference: str, paths: tuple[str, ...]) -> bool:
 
 
 def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:
-    return difference.startswith("steps: ") and new.steps > old.steps
+    before, after = (arguments(cfg).get("steps") for cfg in (old, new))
+    numbers = isinstance(before, int) and isinstance(after, int)  # the roots may be anything
+    return difference.startswith("steps: ") and numbers and after > before
 
 
 def _some(differences: list[str]) -> str:

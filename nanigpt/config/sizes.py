@@ -8,7 +8,8 @@ import fiddle as fdl
 import torch
 from fiddle import daglish
 
-from nanigpt.config.check import problems
+from nanigpt.config.check import call, problems
+from nanigpt.config.leaves import TOO_DEEP
 from nanigpt.errors import UsageError
 
 
@@ -35,8 +36,11 @@ def sizes(cfg: fdl.Buildable) -> dict[int, Size]:
     if found:
         raise UsageError("; ".join(found))
     meter = _Meter()
-    with torch.device("meta"):
-        daglish.MemoizedTraversal.run(meter.build, cfg)
+    try:
+        with torch.device("meta"):
+            daglish.MemoizedTraversal.run(meter.build, cfg)
+    except RecursionError as error:
+        raise UsageError(f"the config {TOO_DEEP}") from error
     return meter.sizes
 
 
@@ -61,7 +65,7 @@ class _Meter:
             return state.map_children(value) if state.is_traversable(value) else value
         children = state.flattened_map_children(value)
         try:
-            made = value.__build__(**children.metadata.arguments(children.values))
+            made = call(value, children.metadata.arguments(children.values))
         except Exception as error:  # a constructor may raise anything
             where = daglish.path_str(state.current_path).removeprefix(".")
             raise UsageError(f"{where or 'the root'}: {error}") from error

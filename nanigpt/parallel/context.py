@@ -170,7 +170,7 @@ def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     )
 
     gathered = all_gather_single_autograd(x_BL.contiguous(), 1, mesh)
-    # Waited for here: left to wait when it is used, it corrupted memory now and then where the batch
+    # Waited for here: left to wait when it is used, it corrupted memory now and then where a batch
     # is a single sequence, which makes it a view (gloo, torch 2.13).
     return gathered.wait() if isinstance(gathered, AsyncCollectiveTensor) else gathered
 

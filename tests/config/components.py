@@ -1,10 +1,14 @@
 """A small DAG that has nothing to do with training."""
 
 import enum
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, NewType, TypeVar
 
 import fiddle as fdl
 import torch
+
+T = TypeVar("T")
+Size = NewType("Size", int)
 
 
 class Rate(fdl.Tag):
@@ -73,3 +77,71 @@ class Owner:
 def whole() -> fdl.Config[Whole]:
     shared = fdl.Config(Part)
     return fdl.Config(Whole, name="w", parts=[shared, fdl.Config(Part), shared], table={"a": 1})
+
+
+class Side(enum.IntEnum):
+    LEFT = 1
+
+
+class Mood(enum.StrEnum):
+    CALM = "calm"
+
+
+class Point(NamedTuple):
+    x: int
+    y: int
+
+
+class Anything:
+    """Takes what it is given."""
+
+    def __init__(self, *, a: Any = None, b: Any = None):
+        self.a = a
+        self.b = b
+
+    @classmethod
+    def made(cls, *, a: Any = None) -> "Anything":
+        return cls(a=a)
+
+    def forget(self) -> None:
+        self.a = None
+
+
+class Something(Anything):
+    """Inherits all."""
+
+
+class Defaults:
+    """Its defaults have no content that could be compared."""
+
+    def __init__(self, *, a: Any = object(), b: Any = lambda: 0):  # noqa: B008
+        self.a = a
+        self.b = b
+
+
+class Parts:
+    def __init__(
+        self,
+        first: int = 0,
+        /,
+        *rest: int,
+        many: Sequence[Part] = (),
+        named: Mapping[str, Part] | None = None,
+        act: Callable | None = None,
+        thing: object = None,
+        some: T = None,
+        others: Iterable[T] = (),
+        size: Size = 0,
+        **extra: float,
+    ):
+        self.first = first
+        self.rest = rest
+        self.extra = extra
+
+
+def pair(a: Any, b: Any = None) -> tuple:
+    return a, b
+
+
+def _private() -> None:
+    """No config file may name it."""

@@ -1,18 +1,22 @@
 """Problems of a config, all at once, each with its place."""
 
+import datetime
 from typing import TYPE_CHECKING
 
 import fiddle as fdl
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.cli.main import main
+from nanigpt.config import registry
+from nanigpt.config.build import build, check
 from nanigpt.config.check import collect_build, problems
 from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
+from nanigpt.config.sizes import sizes
 from nanigpt.errors import UsageError
 from nanigpt.models.norm import RMSNorm
-from tests.config.components import Part, Whole, whole
+from tests.config.components import Anything, Defaults, Part, Parts, Whole, pair, whole
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -78,10 +82,71 @@ def test_right_types_are_no_problem(name, value):
     assert problems(cfg) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"many": [fdl.Config(Part)]},
+        {"many": (fdl.Config(Part), fdl.Config(Part))},
+        {"named": {"a": fdl.Config(Part)}},
+        {"act": fdl.Partial(pair, a=1)},
+        {"act": torch.relu},
+        {"thing": fdl.Partial(pair, a=1)},
+        {"thing": [fdl.Config(Part)]},
+        {"some": fdl.Config(Part)},
+        {"others": [fdl.Config(Part)]},
+        {"size": 3},
+        {"extra": 0.5},
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_general_annotations_take_what_fits_them(arguments):
+    assert problems(fdl.Config(Parts, **arguments)) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ({"many": [fdl.Config(Whole)]}, "many[0]: expected Part, not Whole"),
+        ({"many": {"a": fdl.Config(Part)}}, "many: expected Sequence, not dict"),
+        ({"named": {"a": fdl.Config(Whole)}}, "named['a']: expected Part, not Whole"),
+        ({"named": [fdl.Config(Part)]}, "named: expected Mapping or None, not list"),
+        (
+            {"extra": "x"},
+            "extra='x': expected float (str is neither float or int)",
+        ),
+    ],
+)
+def test_general_annotations_refuse_what_does_not(arguments, expected):
+    assert expected in problems(fdl.Config(Parts, **arguments))
+
+
+def test_arguments_by_position():
+    cfg = fdl.Config(Parts, 1, 2, 3)
+    assert problems(cfg) == []
+    assert collect_build(cfg)[0].rest == (2, 3)
+    assert sizes(cfg)
+    assert problems(fdl.Config(Parts, "x", "y")) == [
+        "[0]='x': expected int (str is not an instance of int)",
+        "[1]='y': expected int (str is not an instance of int)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [fdl.Config(dict, a=1), fdl.Config(datetime.timedelta, days=1), fdl.Config(Defaults)],
+    ids=["dict", "timedelta", "defaults"],
+)
+def test_what_has_no_signature_or_nameless_defaults_is_no_problem(cfg):
+    assert problems(cfg) == []
+    assert collect_build(cfg)[1] == []
+
+
 def test_missing_arguments():
     cfg = fdl.Config(Whole, parts=[fdl.Config(Part)])
     assert problems(cfg) == ["name: required by Whole, not set"]
     assert problems(fdl.Partial(Whole)) == []
+    # Nobody gives it more when the Partial is called.
+    assert problems(fdl.Partial(pair, a=fdl.ArgFactory(pair))) == ["a.a: required by pair, not set"]
 
 
 def test_a_module_below_a_partial_is_refused():
@@ -90,6 +155,30 @@ def test_a_module_below_a_partial_is_refused():
     assert any("RMSNorm below Partial would be one module shared" in p for p in problems(shared))
     fresh = fdl.Partial(Layer, norm=fdl.ArgFactory(RMSNorm, dim=3))
     assert not any("would be one module" in p for p in problems(fresh))
+
+
+@pytest.mark.parametrize(
+    "below, path",
+    [
+        ([fdl.Config(torch.nn.Linear, 2, 2)], "a[0]"),
+        ({"k": (fdl.Config(torch.nn.Linear, 2, 2),)}, "a['k'][0]"),
+        (fdl.Config(pair, a=fdl.Config(torch.nn.Linear, 2, 2)), "a.a"),
+        (fdl.ArgFactory(pair, a=fdl.Config(torch.nn.Linear, 2, 2)), "a.a"),
+        (fdl.ArgFactory(torch.nn.Linear, 2, 2), None),
+    ],
+)
+def test_a_module_is_shared_however_deep_below_a_partial(below, path):
+    partial = fdl.Partial(pair, a=below)
+    told = [p.partition(":")[0] for p in problems(partial) if "one module shared" in p]
+    assert told == ([path] if path else [])
+
+    def module(value):  # in what one call makes
+        while not isinstance(value, torch.nn.Module):
+            value = value["k" if isinstance(value, dict) else 0]
+        return value
+
+    make = fdl.build(partial)
+    assert (module(make()) is module(make())) == bool(path)
 
 
 def test_an_annotation_that_hides_tags_is_told():
@@ -144,3 +233,27 @@ def test_a_lambda_is_refused_with_its_path():
     said = [line for line in problems(cfg) if "name the function" in line]
     assert [line.partition(":")[0] for line in said] == ["name", "parts[1].rate"]
     assert "def it at the top level of a module" in said[0]
+
+
+def test_a_check_allocates_nothing():
+    built = check(fdl.Config(Anything, a=fdl.Config(torch.nn.Linear, 1_000_000, 1_000_000)))  # 4 TB
+    assert built.a.weight.is_meta
+
+
+def test_what_nests_too_deeply_is_told():
+    cfg = fdl.Config(Anything)
+    for _ in range(500):
+        cfg = fdl.Config(Anything, a=cfg)
+    with pytest.raises(UsageError, match="nests deeper than Python can follow"):
+        build(cfg)
+    with pytest.raises(UsageError, match="nests deeper than Python can follow"):
+        sizes(cfg)
+
+
+def test_the_command_checks_any_dag(monkeypatch, capsys):
+    found = {"parts": lambda: fdl.Config(Parts, many=[fdl.Config(Part)])}
+    monkeypatch.setattr(registry, "recipes", lambda: found)
+    assert main(["check", "--config=config:parts"]) == 0
+    assert "no problems; builds Parts, which is no Trainer, fingerprint " in capsys.readouterr().out
+    assert main(["check", "--config=config:parts", "--config=set:many[0].size=-1"]) == 2
+    assert "many[0]: size=-1: expected 0 or more" in capsys.readouterr().err

@@ -1,8 +1,11 @@
 """Equal where the run is, different where anything is."""
 
+import functools
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import fiddle as fdl
 import pytest
@@ -10,11 +13,24 @@ import torch
 
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
-from nanigpt.config.record import dump, load
+from nanigpt.config.record import differences, dump, load
 from nanigpt.config.registry import recipes
 from nanigpt.errors import UsageError
 from nanigpt.models.init import Constant
-from tests.config.components import Part, Rate, Whole, whole
+from tests.config.components import (
+    Anything,
+    Color,
+    Defaults,
+    Mood,
+    Part,
+    Point,
+    Rate,
+    Side,
+    Something,
+    Whole,
+    pair,
+    whole,
+)
 from tests.support import tiny
 
 
@@ -53,6 +69,94 @@ def test_any_change_of_what_is_built_matters(edit):
     cfg = whole()
     edit(cfg)
     assert fingerprint(cfg) != fingerprint(whole())
+
+
+ONE, TWO = [1], {"k": 1}
+
+
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ([1], (1,)),
+        ({1}, frozenset({1})),
+        ((1, 2), Point(1, 2)),
+        ((1, 2), (True, 2)),
+        ({"k": 1}, {"k": True}),
+        (1, Side.LEFT),
+        ("calm", Mood.CALM),
+        (Color.RED, Color.BLUE),
+        (math.nan, math.inf),
+        (1 + 2j, 1 + 3j),
+        (torch.device("cpu"), torch.device("cuda:0")),
+        (torch.device("cpu"), "cpu"),
+        (Path("a"), Path("b")),
+        (Path("a"), "a"),
+        (torch.contiguous_format, torch.channels_last),
+        (torch.relu, torch.tanh),
+        (torch.relu, torch.nn.functional.relu),
+        (torch.nn.functional.max_pool1d, torch.nn.functional.max_pool2d),
+        (Anything.made, Something.made),
+        (functools.partial(pair, 1), functools.partial(pair, 2)),
+        (functools.partial(pair, b=1), functools.partial(pair, b=2)),
+        ([fdl.Config(Part)], (fdl.Config(Part),)),
+        ([fdl.Config(Part)], {0: fdl.Config(Part)}),
+        ([ONE, [1]], [ONE, ONE]),
+        ([TWO, {"k": 1}], [TWO, TWO]),
+    ],
+)
+def test_what_builds_otherwise_is_another_and_told(a, b):
+    for one, other in ((a, b), (b, a)):
+        old, new = fdl.Config(Anything, a=one), fdl.Config(Anything, a=other)
+        assert fingerprint(old) != fingerprint(new)
+        assert differences(old, new)
+    assert fingerprint(fdl.Config(Anything, a=a)) == fingerprint(fdl.Config(Anything, a=a))
+    assert differences(fdl.Config(Anything, a=a), fdl.Config(Anything, a=a)) == []
+
+
+def test_a_list_of_two_arguments_is_theirs_together():
+    shared = [1]
+    together, apart = (fdl.Config(Anything, a=shared, b=b) for b in (shared, [1]))
+    for cfg in (together, apart):
+        built = fdl.build(cfg)
+        assert (built.a is built.b) == (cfg is together)
+    assert fingerprint(together) != fingerprint(apart)
+    assert differences(apart, together) == ["b: [1] -> (the list a)"]
+    deeper = fdl.Config(Anything, a=[shared], b=[shared])
+    assert differences(fdl.Config(Anything, a=[[1]], b=[[1]]), deeper) == [
+        "b[0]: (absent) -> (the list a[0])"
+    ]
+
+
+def test_equal_content_is_no_difference():
+    nan, other = fdl.Config(Anything, a=math.nan), fdl.Config(Anything, a=float("nan"))
+    assert fingerprint(nan) == fingerprint(other)
+    assert differences(nan, other) == []
+    one, same = (fdl.Config(Anything, a=functools.partial(pair, [1], b=2)) for _ in range(2))
+    assert fingerprint(one) == fingerprint(same)
+    assert differences(one, same) == []
+
+
+def test_a_default_without_content_is_known_by_its_class():
+    cfg = fdl.Config(Defaults)
+    assert fingerprint(cfg) == fingerprint(fdl.Config(Defaults))
+    assert fingerprint(cfg) != fingerprint(fdl.Config(Defaults, b=3))
+    assert differences(cfg, fdl.Config(Defaults)) == []
+    with pytest.raises(UsageError, match="a: <object object at .* has no content to compare"):
+        fingerprint(fdl.Config(Defaults, a=object()))
+
+
+def test_a_method_of_an_object_has_no_content():
+    with pytest.raises(UsageError, match="a: <bound method .* cannot be named"):
+        fingerprint(fdl.Config(Anything, a=Anything().forget))
+
+
+def test_what_nests_too_deeply_is_told():
+    cfg = fdl.Config(Anything)
+    for _ in range(500):
+        cfg = fdl.Config(Anything, a=cfg)
+    for tell in (fingerprint, dump):
+        with pytest.raises(UsageError, match="nests deeper than Python can follow"):
+            tell(cfg)
 
 
 def test_recipes_differ_and_their_records_do_not(tmp_path):

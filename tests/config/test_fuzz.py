@@ -8,12 +8,12 @@ from fiddle import daglish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanigpt.config import record
+from nanigpt.config import names
 from nanigpt.config.diff import render as render_diff
 from nanigpt.config.edit import to_fiddler
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.paths import arguments
-from nanigpt.config.record import dump, load
+from nanigpt.config.record import differences, dump, load
 from nanigpt.config.show import render
 from nanigpt.config.source import to_python
 from tests.config.dags import dags, edited, tags_of
@@ -22,9 +22,9 @@ from tests.config.dags import dags, edited, tags_of
 @pytest.fixture(autouse=True, scope="module")
 def recordable():
     """A record may name the components of these tests."""
-    known = record.extension_packages()
+    known = names.extension_packages()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record, "extension_packages", lambda: known | {"tests"})
+        patch.setattr(names, "extension_packages", lambda: known | {"tests"})
         yield
 
 
@@ -116,6 +116,26 @@ def test_a_difference_is_told_where_there_is_one(data):
     told = render_diff(cfg, other)
     assert bool(told) == (fingerprint(cfg) != fingerprint(other)), told
     assert render_diff(cfg, copy.deepcopy(cfg)) == ""
+
+
+@given(st.data())
+def test_sharing_of_lists_is_content(tmp_path_factory, data):
+    cfg = data.draw(dags())
+    other = copy.deepcopy(cfg)
+    value = data.draw(st.sampled_from([[], [1], {"k": 1}, [[2]]]))
+    nodes = [n for n, _ in daglish.iterate(cfg) if isinstance(n, fdl.Buildable)]
+    places = st.tuples(st.integers(0, len(nodes) - 1), st.sampled_from("abc"))
+    for i, name in data.draw(st.sets(places, min_size=1, max_size=3)):
+        for of, copied in ((cfg, False), (other, data.draw(st.booleans()))):
+            node = [n for n, _ in daglish.iterate(of) if isinstance(n, fdl.Buildable)][i]
+            inner = copy.deepcopy(value) if copied else value
+            setattr(node, name, data.draw(st.sampled_from([inner, (inner,), {"x": inner}])))
+    told = differences(cfg, other)
+    assert bool(told) == (fingerprint(cfg) != fingerprint(other)), told
+    path = tmp_path_factory.getbasetemp() / "fuzz.json"
+    path.write_text(dump(other))
+    assert fingerprint(load(path)) == fingerprint(other)
+    assert differences(load(path), other) == []
 
 
 @given(dags())

@@ -1,20 +1,34 @@
 """Configs written and read back."""
 
+import functools
 import json
+import random
+import subprocess
 import sys
+from pathlib import Path
 
 import fiddle as fdl
 import pytest
 import torch
 
+from nanigpt.config import names
+from nanigpt.config.check import problems
 from nanigpt.config.flag import compose
 from nanigpt.config.record import differences, dump, load
 from nanigpt.config.registry import recipes
 from nanigpt.config.run_config import choose_run, claim_run, load_run
+from nanigpt.config.show import render
 from nanigpt.errors import UsageError
 from nanigpt.models.linear import Linear
-from tests.config.components import Part, whole
+from tests.config.components import Anything, Color, Part, Point, Side, pair, whole
 from tests.support import tiny
+
+
+@pytest.fixture
+def tests_allowed(monkeypatch):
+    """A record may name the components of these tests."""
+    known = names.extension_packages()
+    monkeypatch.setattr(names, "extension_packages", lambda: known | {"tests"})
 
 
 @pytest.mark.parametrize("name", recipes())
@@ -46,6 +60,61 @@ def test_a_lambda_cannot_be_recorded():
 
 
 @pytest.mark.parametrize(
+    "value",
+    [
+        torch.relu,
+        torch.nn.functional.gelu,
+        torch.nn.functional.silu,
+        torch.nn.functional.conv2d,
+        torch.nn.functional.max_pool2d,
+        torch.nn.init.normal_,
+        torch.nn.GELU,
+        torch.optim.AdamW,
+        torch.optim.lr_scheduler.CosineAnnealingLR,
+        torch.device("cuda", 1),
+        torch.channels_last,
+        torch.float8_e4m3fn,
+        1 + 2j,
+        int,
+        Path("a/b"),
+        Point(1, 2),
+        Anything.made,
+        Color.RED,
+        Side.LEFT,
+        functools.partial(pair, 1, b=[2]),
+        fdl.Config(torch.nn.Linear, 3, 4, dtype=torch.bfloat16),
+        fdl.Config(torch.nn.Sequential, fdl.Config(torch.nn.ReLU)),
+        fdl.Partial(torch.optim.AdamW, lr=1e-3),
+        fdl.Config(dict, a=1),
+        fdl.Config(Anything.made, a=1),
+    ],
+    ids=str,
+)
+def test_values_load_back_equal(value, tmp_path, tests_allowed):
+    cfg = fdl.Config(Anything, a=value)
+    path = tmp_path / "config.json"
+    path.write_text(dump(cfg))
+    loaded = load(path)
+    assert differences(cfg, loaded) == []
+    assert type(loaded.a) is type(value)
+    assert repr(loaded) == repr(cfg) or isinstance(value, functools.partial)
+
+
+def test_a_list_of_two_arguments_stays_one(tmp_path, tests_allowed):
+    shared = [1]
+    path = tmp_path / "config.json"
+    path.write_text(dump(fdl.Config(Anything, a=shared, b=shared)))
+    loaded = load(path)
+    assert loaded.a is loaded.b
+
+
+def test_torch_is_recorded_by_public_names():
+    recorded = dump(fdl.Config(torch.nn.Linear, 1, 2))
+    assert '"module": "torch.nn", "name": "Linear"' in recorded
+    assert "torch.nn.modules" not in recorded
+
+
+@pytest.mark.parametrize(
     "module, symbol",
     [
         ("os", "system"),
@@ -57,6 +126,27 @@ def test_a_lambda_cannot_be_recorded():
         ("torch", "load"),
         ("nanigpt.cli.main", "main"),
         ("nanigpt.config.run_config", "claim_run"),
+        ("nanigpt", "cli.main.main"),
+        ("nanigpt", "config.record.load"),
+        ("nanigpt", "files.write_atomically"),
+        ("nanigpt", "__main__.run_console"),
+        ("nanigpt.__main__", "run_console"),
+        ("nanigpt.files", "write_atomically"),
+        ("nanigpt.parallel.world", "start_world"),
+        ("nanigpt.training.metrics", "drop_rows_after"),
+        ("nanigpt.data.dataset", "tokenize_corpus"),
+        ("nanigpt.training.checkpoint", "_remove"),
+        ("nanigpt.models.decoder", "Decoder.__class__"),
+        ("nanigpt.models.decoder", "Decoder.forward"),
+        ("nanigpt.models.decoder", "Decoder.__init__.__globals__"),
+        ("nanigpt.optim.adamw", "adamw.__class__"),
+        ("nanigpt.optim.adamw", "torch.load"),
+        ("torch", "save"),
+        ("torch", "from_file"),
+        ("torch", "hub.load"),
+        ("torch.nn.functional", "importlib.import_module"),
+        ("fiddle.absl_flags", "Config"),
+        ("builtins", "type"),
     ],
 )
 def test_a_config_file_names_only_what_is_allowed(tmp_path, module, symbol):
@@ -78,7 +168,17 @@ def test_a_config_file_names_only_what_is_allowed(tmp_path, module, symbol):
     known = set(sys.modules)
     with pytest.raises(UsageError, match=f"names {module}.{symbol}, which a config file may not"):
         load(path)
-    assert "antigravity" not in set(sys.modules) - known
+    assert not {"antigravity", "nanigpt.__main__"} & (set(sys.modules) - known)
+
+
+def test_importing_main_runs_nothing():
+    done = subprocess.run(
+        [sys.executable, "-c", "import nanigpt.__main__"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2]", '{"root": 3, "objects": {}}', "nonsense"])
@@ -86,6 +186,68 @@ def test_what_is_not_a_config_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(UsageError, match="config"):
+        load(path)
+
+
+def damaged(recorded: str, *, seed: int) -> str:
+    """A record in which one place is missing, or holds what does not belong there."""
+    rng, record = random.Random(seed), json.loads(recorded)
+
+    def places(value):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            if isinstance(value[key], (dict, list)):
+                yield from places(value[key])
+
+    all_places = list(places(record))
+    holder, key = rng.choice(all_places)
+    other, other_key = rng.choice(all_places)
+    wrong = rng.choice([None, 7, -1, "zz", [1], {"a": 1}, other[other_key], "delete"])
+    if wrong == "delete":
+        del holder[key]
+    else:
+        holder[key] = json.loads(json.dumps(wrong))
+    return json.dumps(record)
+
+
+def test_a_damaged_record_is_refused_or_can_be_shown(tmp_path, tests_allowed):
+    cfg = whole()
+    cfg.parts.append(fdl.Partial(Part, size=2))
+    recorded, path = dump(cfg), tmp_path / "config.json"
+    refused = 0
+    for seed in range(300):
+        path.write_text(damaged(recorded, seed=seed))
+        try:
+            loaded = load(path)
+        except UsageError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:
+            render(loaded)
+            problems(loaded)
+    assert 100 < refused < 300
+
+
+@pytest.mark.parametrize(
+    "name, edit, message",
+    [
+        ("deep", lambda record: "[" * 100_000 + "]" * 100_000, "nests deeper"),
+        ("circular", None, "nests deeper than .*, or holds itself"),
+        ("tag", ('"Rate"', '"Part"'), r"not a config .*: parts\[0\]: .* are not tags"),
+        ("argument", ('"rate"', '"ratio"'), r"parts\[0\]: .*Part'> takes no 'ratio'"),
+    ],
+)
+def test_damage_that_reading_does_not_meet(name, edit, message, tmp_path, tests_allowed):
+    text = dump(whole())
+    if name == "circular":
+        record = json.loads(text)
+        record["objects"]["list_1"]["items"][0][1] = record["root"]
+        text = json.dumps(record)
+    else:
+        text = text.replace(*edit) if isinstance(edit, tuple) else edit(text)
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message):
         load(path)
 
 
@@ -125,6 +287,14 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
     claim_run(recorded, tiny("set:steps=30"), started=True)  # prolongs the run
     with pytest.raises(UsageError, match="steps: 30 -> 15"):
         claim_run(recorded, tiny("set:steps=15"), started=True)
+    with pytest.raises(UsageError, match=r"optimizer.betas: .* -> \(True, 0.95\)"):
+        one, true = tiny("set:steps=30"), tiny("set:steps=30")
+        one.optimizer.betas, true.optimizer.betas = (1, 0.95), (True, 0.95)
+        claim_run(recorded, one, started=True, allow_config_change=True)
+        claim_run(recorded, true, started=True)
+    claim_run(recorded, tiny("set:steps=30"), started=True, allow_config_change=True)
+    with pytest.raises(UsageError, match="the root: Trainer -> Linear; "):
+        claim_run(recorded, fdl.Config(Linear, in_dim=1), started=True)
     logging = tiny("set:steps=40", "set:metrics.log_interval=3")
     assert claim_run(recorded, logging, started=True, may_change=("metrics",)) == [
         "metrics.log_interval: 10 -> 3",

@@ -25,7 +25,7 @@ MEASURE = """
 import json, tempfile, time
 from pathlib import Path
 
-from nanigpt.config.build import build
+from nanigpt.config.build import check
 from nanigpt.config.diff import render as render_diff
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
@@ -43,7 +43,7 @@ def measure(name, function):
 
 recipe = find_recipe("llama3_405b")
 cfg = measure("construct", recipe)
-measure("check, with build on meta", lambda: build(cfg))
+measure("check, with build on meta", lambda: check(cfg))
 text = measure("dump", lambda: dump(cfg))
 path = Path(tempfile.mkdtemp()) / "config.json"
 path.write_text(text)
