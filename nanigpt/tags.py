@@ -61,7 +61,8 @@ class VocabSize(Tag):
 
 
 class Width(Tag):
-    """A feature dimension of the model; all of them scale together."""
+    """A feature dimension of the model: for fiddlers, which scale each by its own size. A model has
+    several sizes, so that one value for all of them passes no check."""
 
 
 class Initializer(Tag):

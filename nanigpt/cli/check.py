@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from nanigpt.config.blame import blaming
 from nanigpt.config.build import check
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
@@ -22,11 +23,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    built = check(values.config)
-    if values.ranks is not None:
-        if not isinstance(built, Trainer):
-            raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
-        built.check_ranks(values.ranks)
+    with blaming(values.config, values["config"].directives):
+        built = check(values.config)
+        if values.ranks is not None:
+            _check_ranks(built, values.ranks)
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0
 
@@ -38,3 +38,9 @@ def _describe(built: Any) -> str:
         f"{built.model.n_parameters():,} parameters, {built.steps:,} steps of "
         f"{built.global_batch_size} x {built.data.sequence_length} tokens"
     )
+
+
+def _check_ranks(built: Any, ranks: int) -> None:
+    if not isinstance(built, Trainer):
+        raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
+    built.check_ranks(ranks)

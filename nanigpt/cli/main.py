@@ -54,7 +54,8 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
         UsageError: there is no such command, or it does not take these arguments.
     """
     if name not in COMMANDS:
-        raise UnknownName(f"unknown command {name!r}", name, COMMANDS)
+        error = UnknownName(f"unknown command {name!r}", name, COMMANDS)
+        raise UsageError(f"{error}\n  try: nanigpt {' '.join([*error.near[:1], '--help'])}")
     command = importlib.import_module(f"nanigpt.cli.{name}")
     # A set of flags of our own: fiddle.absl_flags adds legacy flags to absl's global one.
     values = flags.FlagValues()
@@ -63,9 +64,12 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
     try:
         rest = values([f"nanigpt {name}", *argv])[1:]
     except flags.Error as error:
-        raise UsageError(f"{name}: {error}; see nanigpt {name} --help") from error
+        raise UsageError(f"{name}: {_told(error)}{_help_line(name)}") from error
     if rest and not getattr(command, "TAKES_ARGUMENTS", False):
-        raise UsageError(f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value")
+        raise UsageError(
+            f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value"
+            f"{_help_line(name)}"
+        )
     return command, values, rest
 
 
@@ -86,6 +90,18 @@ def _run(name: str, argv: list[str]) -> int:
 
         stop_world()
     return status
+
+
+def _told(error: flags.Error) -> str:
+    """What absl says, without the tuple that it prints for a boolean flag's value."""
+    cause = error.__context__
+    if isinstance(cause, ValueError) and len(cause.args) > 1:
+        return str(error).replace(str(cause), "expected true or false")
+    return str(error)
+
+
+def _help_line(command: str) -> str:
+    return f"\n  try: nanigpt {command} --help"
 
 
 def _command_help(command: ModuleType, values: flags.FlagValues, config: Any) -> str:

@@ -10,4 +10,10 @@ def define_run_flag(values: flags.FlagValues, help_text: str = "directory of the
     own `--run-path` and stops; it lets `--run_dir` pass.
     """
     flags.DEFINE_string("run", None, help_text, flag_values=values)
+    flags.register_validator(
+        "run",
+        lambda path: path != "",
+        message="the path is empty; expected a directory such as runs/NAME",
+        flag_values=values,
+    )
     flags.DEFINE_alias("run_dir", "run", flag_values=values)

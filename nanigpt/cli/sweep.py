@@ -27,7 +27,8 @@ from nanigpt.cli.sweeping.tpe import Search
 from nanigpt.cli.trainer import build_trainer
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.sweep import Space, extremes, parse_axis, points
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName, UsageError
+from nanigpt.training.metrics import NAMES as METRICS
 
 _SHOWN = 10  # problems
 
@@ -53,7 +54,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
     integer("trials", None, "how many, for random and tpe")
     integer("seed", 0, "of random and tpe", low=0)
-    integer("parallel", 1, "trials at a time")
+    integer("parallel", None, "trials at a time (default: 1; of a Slurm array: all)")
     integer("nproc", 1, "processes of each trial")
     integer("only", None, "run the trial of this number in sweep.json, and nothing else", low=0)
     flags.DEFINE_string(
@@ -99,7 +100,9 @@ def run(values: flags.FlagValues) -> int:
         trials = [directory.add(trial) for trial in planned]
         if values.slurm:
             return _write_array(directory, to_run(directory, trials, retry=values.retry), values)
-        runner = Runner(directory, Pool(size=values.parallel, nproc=values.nproc, holding=held))
+        runner = Runner(
+            directory, Pool(size=values.parallel or 1, nproc=values.nproc, holding=held)
+        )
         if values.method == "tpe":
             search = _search(directory, axes, values)
             trials = search.trials
@@ -116,6 +119,13 @@ def run(values: flags.FlagValues) -> int:
 
 def _axes(values: flags.FlagValues) -> dict[str, Space]:
     """What the flags ask to vary, once it is clear that they go together."""
+    try:
+        return _read_axes(values)
+    except UsageError as error:
+        raise UsageError(f"{error}\n  try: nanigpt sweep --help") from error
+
+
+def _read_axes(values: flags.FlagValues) -> dict[str, Space]:
     if not values.sweep:
         raise UsageError(
             "--sweep is missing; expected --sweep='tag:LearningRate=[1e-4,3e-4]' or the like"
@@ -131,6 +141,11 @@ def _axes(values: flags.FlagValues) -> dict[str, Space]:
         )
     if values.submit and not values.slurm:
         raise UsageError("--submit goes with --slurm")
+    if values.sbatch and not values.slurm:
+        raise UsageError(f"--sbatch={values.sbatch[0]} goes with --slurm")
+    if values.objective is not None and values.objective not in METRICS:
+        problem = f"--objective={values.objective}: not among the metrics"
+        raise UnknownName(problem, values.objective, METRICS)
     if values.method == "tpe":
         _require("optuna")
     axes: dict[str, Space] = {}

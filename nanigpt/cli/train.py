@@ -10,6 +10,7 @@ from absl import flags
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import build_trainer
+from nanigpt.config.blame import blaming
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
@@ -43,7 +44,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     cfg = values.config
-    trainer = build_trainer(cfg)
+    with blaming(cfg, values["config"].directives):
+        trainer = build_trainer(cfg)
     path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
     directory = RunDirectory(path)
     world = start_world(trainer.device)

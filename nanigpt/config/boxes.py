@@ -105,7 +105,8 @@ class _Drawing:
         number = len(self._graph.boxes)
         for value in row.values:
             self._numbers[id(value)] = number
-        name, many = str(head(row.value)), len(row.values) > 1 and not row.first
+        name = str(head(row.value))
+        many = len(row.values) > 1 and row.values[0] is not row.values[1]
         title = f"{name} ×{len(row.values)}" if many else name
         about = row.first[0] if row.first else row.path
         self._graph.boxes.append(Box(title, _values(row.value), about or name, name, many))

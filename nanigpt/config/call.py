@@ -42,6 +42,10 @@ class Call:
         def source(node: ast.expr) -> str:
             return ast.get_source_segment(text, node) or ""
 
+        names = [k.arg for k in tree.keywords]
+        twice = [name for i, name in enumerate(names) if name in names[:i]]
+        if twice:
+            raise UsageError(f"{twice[0]} is given twice in {text!r}; keep one of the two")
         args = tuple(source(a) for a in tree.args)
         return cls(tree.func.id, args, tuple((k.arg, source(k.value)) for k in tree.keywords))
 

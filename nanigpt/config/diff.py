@@ -1,50 +1,86 @@
 """What differs between two configs, path by path, with equal changes of list elements folded."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.depth import refuses_depth
+from nanigpt.config.paths import Element, child, expand, first_index, join, parse_path
 from nanigpt.config.record import changes
 from nanigpt.errors import UsageError
 
 FORMATS = ("text", "json", "python", "html")
 
-_INDEX = re.compile(r"\[(\d+)\]")
-
 
 @dataclass(frozen=True)
 class Change:
-    """One value that differs; None stands for a path that one side lacks."""
+    """One value that differs; None stands for a path that one side lacks.
+
+    Attributes:
+        where: the path, or a slice of it where neighbours changed alike.
+    """
 
     paths: tuple[str, ...]
     old: str | None
     new: str | None
-
-    @property
-    def where(self) -> str:
-        """The path, or a slice of it where neighbours changed alike."""
-        if len(self.paths) == 1:
-            return self.paths[0]
-        numbers = [int(_INDEX.search(path)[1]) for path in self.paths]
-        step = numbers[1] - numbers[0]
-        if numbers == list(range(numbers[0], numbers[-1] + 1, step)):
-            bounds = f"{numbers[0]}:{numbers[-1] + 1}" + (f":{step}" if step > 1 else "")
-        else:
-            bounds = ",".join(map(str, numbers))
-        return _INDEX.sub(f"[{bounds}]", self.paths[0], count=1)
+    where: str
 
 
+@refuses_depth
 def diff(old: fdl.Buildable, new: fdl.Buildable) -> list[Change]:
     """Every value that differs, in the order of the config; linear in its size."""
+    changed = list(changes(old, new))
+    if not changed:
+        return []
+    sides = [{(): old}, {(): new}]
+    elements = {path: _elements(path, sides) for path, *_ in changed}
     grouped: dict[tuple, list[str]] = {}
-    for path, before, after in changes(old, new):
+    for path, before, after in changed:
         # The first index of a path is that of the layer; the rest of the path must agree.
-        key = (_INDEX.sub("[]", path, count=1), before, after)
-        grouped.setdefault(key, []).append(path)
-    return [Change(tuple(paths), before, after) for (_, before, after), paths in grouped.items()]
+        at = first_index(elements[path])
+        rest = (elements[path][:at], elements[path][at:][1:]) if at is not None else path
+        grouped.setdefault((rest, before, after), []).append(path)
+    return [
+        Change(tuple(paths), before, after, _where([elements[path] for path in paths]))
+        for (_, before, after), paths in grouped.items()
+    ]
+
+
+def _elements(path: str, sides: list[dict[tuple[Element, ...], Any]]) -> tuple[Element, ...]:
+    """The elements of a path: which are indices of a list, and which are keys of a dict, is seen
+    from the containers on one of the sides, whose values are kept by their elements."""
+    for values in sides:
+        walked: tuple[Element, ...] = ()
+        try:
+            for element in parse_path(path):
+                if walked not in values:
+                    values[walked] = child(values[walked[:-1]], walked[-1], path)
+                walked = (*walked, *expand(values[walked], element, path))
+            return walked
+        except UsageError:  # the other side may have it
+            continue
+    return (path,)  # a key that cannot be typed as a path: there is nothing to fold
+
+
+def _where(paths: list[tuple[Element, ...]]) -> str:
+    at = first_index(paths[0])
+    text = ""
+    for i, element in enumerate(paths[0]):
+        if i == at and len(paths) > 1:
+            text += f"[{_span([path[i] for path in paths])}]"
+        else:
+            text = join(text, element)
+    return text
+
+
+def _span(numbers: list[int]) -> str:
+    step = numbers[1] - numbers[0]
+    if numbers == list(range(numbers[0], numbers[-1] + 1, step)):
+        return f"{numbers[0]}:{numbers[-1] + 1}" + (f":{step}" if step > 1 else "")
+    return ",".join(map(str, numbers))
 
 
 def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> str:

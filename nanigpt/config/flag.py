@@ -1,5 +1,6 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
+import os
 import shlex
 import traceback
 from collections.abc import Callable
@@ -107,7 +108,7 @@ def recipe_name(directives: list[str]) -> str:
     expression = directives[0].partition(":")[2]
     if _kind(directives[0]) == "config":
         return Call.parse(expression).name
-    path = Path(expression).resolve()
+    path = Path(expression).expanduser().resolve()
     if _kind(directives[0]) == "run":
         return path.name
     return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
@@ -122,10 +123,8 @@ def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.B
         raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
     if kind == "config":
         return _recipe(expression)
-    if kind == "config_file":
-        return load(expression)
-    if kind == "run":
-        return load_run(expression)
+    if kind in ("config_file", "run"):
+        return _recorded(kind, expression)
     if kind == "fiddler":
         with called_by(f"--config={directive}"):
             _apply_fiddler(cfg, expression)
@@ -133,6 +132,23 @@ def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.B
         with set_by(f"--config={directive}"):
             (apply_tag if kind == "tag" else apply_override)(cfg, expression)
     return cfg
+
+
+def _recorded(kind: str, expression: str) -> fdl.Buildable:
+    if not expression:
+        raise UsageError("the path is empty; expected config_file:runs/NAME/config.json or run:DIR")
+    path = os.path.expanduser(expression)  # no shell does it behind a colon
+    if kind == "run":
+        if Path(path).is_file():
+            raise UnknownName(
+                f"{path} is a file, not the directory of a run", "run", near=["config_file"]
+            )
+        return load_run(path)
+    if (Path(path) / "config.json").is_file():
+        raise UnknownName(f"{path} is the directory of a run", "config_file", near=["run"])
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a directory, not a file")
+    return load(path)
 
 
 def _kind(directive: str) -> str:
@@ -155,8 +171,10 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
     flags_before = [f"--config={d}" for d in before]
     if before and kind == "set":
         return shlex.join(["nanigpt", "show", *flags_before, "--format=flat"])
-    if kind in ("run", "config_file") and not Path(expression).exists():
-        return shlex.join(["ls", str(Path(expression).parent)])
+    if kind in ("run", "config_file") and expression:
+        path = Path(expression).expanduser()
+        if not (path / "config.json").exists() and not path.is_file():
+            return shlex.join(["ls", str(path if path.is_dir() else path.parent)])
     return shlex.join(["nanigpt", "show", *flags_before, "--config=help"])
 
 

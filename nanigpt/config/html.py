@@ -14,6 +14,7 @@ from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.depth import refuses_depth
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.leaves import Shared, head, show_value
 from nanigpt.config.outline import Row, outline
@@ -31,6 +32,7 @@ def html(cfg: fdl.Buildable, *, title: str | None = None) -> str:
     return page(tree_html(cfg, title=title), title=title or str(head(cfg)))
 
 
+@refuses_depth
 def tree_html(cfg: fdl.Buildable, *, title: str | None = None) -> str:
     """The config as a collapsible tree with a search, as a piece of a page.
 
@@ -128,9 +130,8 @@ class _Tree:
     def _node(self, row: Row) -> Iterator[str]:
         about = f"{_describe(fdl.get_callable(row.value))}\n{_explain(row)}".strip()
         yield f'<span class="class" title="{escape(about)}">{escape(str(head(row.value)))}</span>'
-        if len(row.values) > 1:
-            same = " the same node" if row.values[0] is row.values[1] else ""
-            yield f'<span class="times">×{len(row.values)}{same}</span>'
+        if times := row.times("×"):
+            yield f'<span class="times">{times}</span>'
         if row.first:
             path, target = row.first
             text = escape(str(Shared(path)))

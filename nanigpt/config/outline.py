@@ -1,21 +1,21 @@
 """A config as an outline: the rows that a reader sees, whatever draws them.
 
-Equal neighbours of a list are one row, and a node met before is a row that refers to the first.
+Equal neighbours of a list are one row, unless they share differently; a node met before is a row
+that refers to the first.
 """
 
-import collections
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.depth import refuses_depth
 from nanigpt.config.leaves import holds_nodes
-from nanigpt.config.paths import arguments, join
+from nanigpt.config.paths import arguments, join, key_text
+from nanigpt.config.sharing import Sharing
 from nanigpt.config.units import unit
-from nanigpt.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Row:
         tags: of that argument.
         is_default: nobody set that argument.
         first: where the node was met before, and the path of the row that shows it there.
+        holders: how many neighbours, which are one row above, hold this very node; 0 where it is
+            not shared among them.
     """
 
     label: str
@@ -40,11 +42,19 @@ class Row:
     tags: tuple[type[fdl.Tag], ...] = ()
     is_default: bool = False
     first: tuple[str, str] | None = None
+    holders: int = 0
     children: tuple["Row", ...] = ()
 
     @property
     def value(self) -> Any:
         return self.values[0]
+
+    def times(self, sign: str) -> str:
+        """How many values the row stands for, and whether they are one node."""
+        if len(self.values) > 1:
+            same = " the same node" if self.values[0] is self.values[1] else ""
+            return f"{sign}{len(self.values)}{same}"
+        return f"one node in all {self.holders}" if self.holders else ""
 
     @property
     def unit(self) -> str:
@@ -60,32 +70,42 @@ class Row:
             yield from child.rows()
 
 
+@refuses_depth
 def outline(cfg: fdl.Buildable) -> Row:
     """The root's row, with all others below it."""
-    return _Outline().root(cfg)
+    return _Outline(cfg).root(cfg)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value stands: its name, its path in the config, and that of its row."""
+    """Where a value stands: its name, its path in the config, and that of its row.
+
+    Attributes:
+        inside: ids of what is held from inside of the folded row around it only.
+        neighbours: how many that row stands for.
+    """
 
     label: str
     path: str
     row: str
+    inside: frozenset[int] = frozenset()
+    neighbours: int = 0
 
     def child(self, element: Any) -> "_Place":
-        return _Place(_label(element), join(self.path, element), join(self.row, element))
+        path, row = join(self.path, element), join(self.row, element)
+        return replace(self, label=_label(element), path=path, row=row)
 
     def slice(self, start: int, stop: int) -> "_Place":
         index = start if stop == start + 1 else slice(start, stop)
         label, row = join(self.label, index), join(self.row, index)
-        return _Place(label, join(self.path, start), row)
+        return replace(self, label=label, path=join(self.path, start), row=row)
 
 
 class _Outline:
     """Walks a config once; remembers where each node was met first."""
 
-    def __init__(self):
+    def __init__(self, cfg: fdl.Buildable):
+        self._sharing = Sharing(cfg)
         self._first: dict[int, tuple[str, str]] = {}
 
     def root(self, cfg: fdl.Buildable) -> Row:
@@ -105,7 +125,7 @@ class _Outline:
                 "tags": tuple(sorted(node.__argument_tags__.get(name, ()), key=_tag_name)),
                 "is_default": name not in given and value is not fdl.NO_VALUE,
             }
-            rows.extend(self._rows((value,), place.child(str(name)), about))
+            rows.extend(self._rows((value,), place.child(name), about))
         return tuple(rows)
 
     def _rows(self, values: tuple[Any, ...], place: _Place, about: dict) -> Iterator[Row]:
@@ -115,8 +135,14 @@ class _Outline:
             yield Row(place.label, place.row, values, **about, first=first)
         elif isinstance(value, fdl.Buildable):
             self._first[id(value)] = (place.path, place.row)
-            children = self._arguments(value, place)
-            yield Row(place.label, place.row, values, **about, children=children)
+            holders = 0
+            if len(values) > 1 and value is not values[1]:
+                inside = self._sharing.internal(value)
+                place = replace(place, inside=inside, neighbours=len(values))
+            elif self._sharing.is_shared(value) and id(value) not in place.inside:
+                holders = place.neighbours
+            children = self._arguments(value, replace(place, neighbours=0) if holders else place)
+            yield Row(place.label, place.row, values, **about, holders=holders, children=children)
         elif isinstance(value, dict) and value:
             below = {**about, "tags": ()}
             children = [
@@ -129,47 +155,22 @@ class _Outline:
             for start, stop in self._ranges(value):
                 part = place.slice(start, stop)
                 yield from self._rows(tuple(value[start:stop]), part, about)
-                for i in range(start + 1, stop):
-                    self._meet(value[i], join(place.path, i), part.row)
         else:
             yield Row(place.label, place.row, values, **about)
 
     def _ranges(self, values: list[Any] | tuple[Any, ...]) -> Iterator[tuple[int, int]]:
-        """Ranges of neighbours that would build the same, and are all one node or all distinct."""
-        times = collections.Counter(map(id, values))
-        keys = [
-            (_content(v), id(v) if id(v) in self._first or times[id(v)] > 1 else None)
-            for v in values
-        ]
+        """Ranges of neighbours with the same content and tags, that are all one node or all
+        distinct, and that share the same nodes with the rest of the config."""
+        keys = [self._sharing.key(value, arguments=arguments) for value in values]
         for _, indices in itertools.groupby(range(len(values)), key=keys.__getitem__):
             first, *rest = indices
             yield first, first + len(rest) + 1
 
-    def _meet(self, value: Any, path: str, row: str) -> None:
-        """Remembers the nodes of an element that has no row of its own."""
-        if isinstance(value, fdl.Buildable):
-            if id(value) in self._first:
-                return
-            self._first[id(value)] = (path, row)
-            for name, child in fdl.ordered_arguments(value).items():
-                self._meet(child, join(path, str(name)), row)
-        elif isinstance(value, dict):
-            for key, child in value.items():
-                self._meet(child, join(path, (key,)), row)
-        elif isinstance(value, (list, tuple)):
-            for i, child in enumerate(value):
-                self._meet(child, join(path, i), row)
-
-
-def _content(value: Any) -> str | int:
-    try:
-        return fingerprint(value)
-    except UsageError:  # something in it, such as a lambda, has no content to compare
-        return id(value)
-
 
 def _label(element: Any) -> str:
-    return repr(element[0]) if isinstance(element, tuple) else str(element)
+    if isinstance(element, tuple):
+        return key_text(element[0])
+    return f"[{element}]" if isinstance(element, int) else str(element)
 
 
 def _tag_name(tag: type[fdl.Tag]) -> str:

@@ -1,8 +1,7 @@
 """`set:PATH=VALUE` and `tag:TAG=VALUE`: values of a DAG, typed by annotation."""
 
-import collections.abc
 import copy
-import typing
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +10,23 @@ from fiddle import daglish, tagging
 
 from nanigpt.config.call import Call
 from nanigpt.config.leaves import leaves
-from nanigpt.config.paths import Element, check_element, child, expand, join, parse_path
+from nanigpt.config.paths import (
+    Element,
+    arguments,
+    check_element,
+    child,
+    expand,
+    join,
+    parse_path,
+)
 from nanigpt.config.registry import find_component
 from nanigpt.config.values import (
     argument_annotation,
+    convert,
     describe,
     element_annotation,
     parse_value,
+    takes_node,
     types_of,
 )
 from nanigpt.errors import UnknownName, UsageError
@@ -28,7 +37,7 @@ class _Place:
     """An argument of a node, or what lies inside of it in lists, tuples and dicts."""
 
     node: fdl.Buildable | None
-    argument: str
+    argument: str | int
     keys: tuple[Any, ...]
     path: str
     annotation: Any
@@ -36,7 +45,7 @@ class _Place:
     def below(self, value: Any, element: Element) -> "_Place":
         """The place of a child of `value`, which is what stands here."""
         path = join(self.path, element)
-        if isinstance(element, str):
+        if isinstance(value, fdl.Buildable):
             annotation = argument_annotation(fdl.get_callable(value), element)
             return _Place(value, element, (), path, annotation)
         key = element[0] if isinstance(element, tuple) else element
@@ -47,8 +56,11 @@ class _Place:
         """Containers are made anew: a default one is the class's own, and Fiddle's history knows
         only arguments."""
         if self.keys:
-            value = _with(getattr(self.node, self.argument), self.keys, value)
-        setattr(self.node, self.argument, value)
+            value = _with(arguments(self.node)[self.argument], self.keys, value)
+        if isinstance(self.argument, int):
+            self.node[self.argument] = value
+        else:
+            setattr(self.node, self.argument, value)
 
 
 def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
@@ -58,17 +70,35 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
         UsageError: the path leads nowhere, or the value is not of the argument's type.
     """
     path, text = _split(assignment, "PATH=VALUE")
-    _set_all(_places(cfg, path), text)
+    _set_all(_places(cfg, path), lambda annotation: _value(text, annotation), text)
 
 
-def set_value(cfg: fdl.Buildable, path: str, value: Any) -> None:
-    """Sets all that the path matches to a Python value, such as a config; each has its own copy.
+def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
+    """Sets every argument of `cfg` that has the tag, or a tag derived from it.
 
     Raises:
-        UsageError: the path leads nowhere.
+        UsageError: nothing has such a tag, or the value is not of an argument's type.
     """
-    for place in _places(cfg, path):
-        place.set(copy.deepcopy(value))
+    name, text = _split(assignment, "TAG=VALUE")
+    by_name = {t.__name__: t for t in tagging.list_tags(cfg, add_superclasses=True)}
+    if name not in by_name:
+        problem = f"no argument of this config has the tag {name!r}"
+        raise UnknownName(problem, name, sorted(by_name))
+    _set_all(_tagged(cfg, by_name[name]), lambda annotation: _value(text, annotation), text)
+
+
+def set_value(cfg: fdl.Buildable, key: str | type[fdl.Tag], value: Any) -> None:
+    """Sets all that the path matches, or that has the tag, to a Python value, such as a config;
+    each has its own copy.
+
+    Raises:
+        UsageError: the path leads nowhere, nothing has the tag, or a plain value is not of an
+            argument's type.
+    """
+    targets = _places(cfg, key) if isinstance(key, str) else _tagged(cfg, key)
+    if not targets:
+        raise UsageError(f"no argument of this config has the tag {key.__name__!r}")
+    _set_all(targets, lambda annotation: convert(copy.deepcopy(value), annotation), repr(value))
 
 
 def _places(cfg: fdl.Buildable, path: str) -> list[_Place]:
@@ -91,32 +121,22 @@ def _places(cfg: fdl.Buildable, path: str) -> list[_Place]:
     return targets
 
 
-def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
-    """Sets every argument of `cfg` that has the tag, or a tag derived from it.
-
-    Raises:
-        UsageError: nothing has such a tag, or the value is not of an argument's type.
-    """
-    name, text = _split(assignment, "TAG=VALUE")
-    by_name = {t.__name__: t for t in tagging.list_tags(cfg, add_superclasses=True)}
-    if name not in by_name:
-        problem = f"no argument of this config has the tag {name!r}"
-        raise UnknownName(problem, name, sorted(by_name))
+def _tagged(cfg: fdl.Buildable, wanted: type[fdl.Tag]) -> list[_Place]:
     targets = []
     for node, path in daglish.iterate(cfg):
         if isinstance(node, fdl.Buildable):
             for argument, tags in node.__argument_tags__.items():
-                if any(issubclass(tag, by_name[name]) for tag in tags):
+                if any(issubclass(tag, wanted) for tag in tags):
                     place = _Place(None, "", (), daglish.path_str(path).removeprefix("."), Any)
                     targets.append(place.below(node, argument))
-    _set_all(targets, text)
+    return targets
 
 
-def _set_all(targets: list[_Place], text: str) -> None:
+def _set_all(targets: list[_Place], value_for: Callable[[Any], Any], text: str) -> None:
     values = []
     for target in targets:  # all are read before any is set
         try:
-            values.append(_value(text, target.annotation))
+            values.append(value_for(target.annotation))
         except ValueError as error:
             told = error if isinstance(error, UsageError) else UsageError(str(error))
             raise told.within(f"{target.path}={text}") from error
@@ -131,11 +151,7 @@ def _value(text: str, annotation: Any) -> Any:
     call = Call.parse(text[1:])
     node = call.apply(find_component(call.name))
     made = fdl.get_callable(node)
-    callables = any(typing.get_origin(t) is collections.abc.Callable for t in allowed)
-    if Any in allowed or (isinstance(node, fdl.Partial) and callables):
-        return node
-    classes = tuple(t for t in allowed if isinstance(t, type))
-    if isinstance(node, fdl.Partial) or not (isinstance(made, type) and issubclass(made, classes)):
+    if not takes_node(allowed, type(node), made):
         raise UsageError(f"expected {describe(allowed)}, not {made.__name__}")
     return node
 

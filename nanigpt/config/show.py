@@ -1,10 +1,13 @@
 """A config as text, as Python, as a graph or as a page."""
 
 import json
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.depth import refuses_depth
 from nanigpt.config.leaves import Shared, entries, head, leaves, show_value
 from nanigpt.config.outline import Row, outline
 from nanigpt.config.provenance import explain
@@ -15,6 +18,7 @@ FORMATS = ("tree", "flat", "python", "json", "dot", "html")
 _DIM, _PLAIN = "\033[2m", "\033[0m"
 
 
+@refuses_depth
 def render(
     cfg: fdl.Buildable, *, format: str = "tree", color: bool = False, why: bool = False
 ) -> str:
@@ -22,8 +26,8 @@ def render(
 
     tree: nested, units and tags behind values, equal neighbours of a list folded
     (`layers[0:32] x32`), nodes that stood before named by their path. flat: a line `path = value`
-    each. python: a module that builds an equal config. json: `{path: value}`. dot: a graph for
-    Graphviz. html: a page that folds and searches.
+    each. python: a module that builds an equal config. json: `{path: value}`, where what JSON has
+    no value for is text. dot: a graph for Graphviz. html: a page that folds and searches.
 
     Args:
         color: defaults are dimmed, for a terminal.
@@ -52,7 +56,19 @@ def render(
         from nanigpt.config.html import html
 
         return html(cfg)
-    return json.dumps({path: show_value(value) for path, value in leaves(cfg)}, indent=1)
+    return json.dumps({path: _json(value) for path, value in leaves(cfg)}, indent=1)
+
+
+def _json(value: Any) -> Any:
+    """The value, if JSON has it, with lists for tuples; else how it is shown."""
+    if type(value) in (list, tuple):
+        return [_json(child) for child in value]
+    if type(value) is dict and all(type(key) is str for key in value):
+        return {key: _json(child) for key, child in value.items()}
+    finite = type(value) is float and math.isfinite(value)
+    if finite or type(value) in (type(None), bool, int, str):
+        return value
+    return show_value(value)
 
 
 def _tree(row: Row, indent: str, *, color: bool, why: bool) -> Iterator[str]:
@@ -63,7 +79,7 @@ def _tree(row: Row, indent: str, *, color: bool, why: bool) -> Iterator[str]:
         text = f"{row.label}:"
     else:
         text = f"{row.label} = {show_value(row.value)}" + (f" {row.unit}" if row.unit else "")
-    text += f"  x{len(row.values)}" if row.values[1:] else ""
+    text += f"  {row.times('x')}" if row.times("x") else ""
     text += "".join(f"  #{tag.__name__}" for tag in row.tags)
     origin = explain(row.owner, row.argument) if why and row.owner is not None else ""
     line = f"{indent}{text}" + (f"  <- {origin}" if origin else "")

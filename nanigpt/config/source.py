@@ -1,27 +1,30 @@
 """A config as Python that builds an equal one."""
 
 import builtins
-import collections
 import enum
 import keyword
 import math
 import re
+import sys
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import fiddle as fdl
-from fiddle import daglish
 
+from nanigpt.config.depth import refuses_depth
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.paths import join
+from nanigpt.config.sharing import Sharing
 from nanigpt.errors import UsageError
 
+_NAMED = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType)
 _WIDTH = 100
 _TAB = "    "
 
 
+@refuses_depth
 def to_python(cfg: fdl.Buildable) -> str:
     """A module whose function `config()` returns a config equal to this one, with its sharing and
     tags; equal neighbours of a list are made by a loop.
@@ -50,8 +53,8 @@ class Scope:
     """The body of a function so far.
 
     Attributes:
-        own: nodes that belong to it where they need a variable; the outermost takes all others.
-        variables: what nodes are called that have one.
+        own: ids of what belongs to it where it needs a variable; the outermost takes all others.
+        variables: what nodes, lists and dicts are called that have one.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -66,11 +69,18 @@ class Scope:
             _TAB * self.depth + statement + _render(value, self.depth, len(statement))
         )
 
-    def find(self, node: fdl.Buildable) -> str | None:
-        """The variable of a node here or in a function around."""
-        if id(node) in self.variables or self.parent is None:
-            return self.variables.get(id(node))
-        return self.parent.find(node)
+    def find(self, value: Any) -> str | None:
+        """The variable of a value here or in a function around."""
+        if id(value) in self.variables or self.parent is None:
+            return self.variables.get(id(value))
+        return self.parent.find(value)
+
+    def home(self, value: Any) -> "Scope":
+        """The innermost scope that everything which holds the value sees."""
+        scope = self
+        while scope.parent is not None and id(value) not in scope.own:
+            scope = scope.parent
+        return scope
 
 
 class Imports:
@@ -83,9 +93,7 @@ class Imports:
 
     def name(self, value: Any, path: str) -> str:
         """How a class or function is written, after its import."""
-        module, qualname = value.__module__, value.__qualname__
-        if "<" in qualname:
-            raise UsageError(f"{path}: {value!r} has no name to import it by")
+        module, qualname = _import_name(value, path)
         if module == "builtins":
             return qualname
         top, dot, rest = qualname.partition(".")
@@ -123,7 +131,8 @@ class Writer:
     """Writes values of one DAG.
 
     Attributes:
-        known: paths of nodes that are there already, by id; they are not written but referred to.
+        known: paths of nodes, lists and dicts that are there already, by id; they are not written
+            but referred to.
         captured: (variable, path) of those that were.
     """
 
@@ -131,12 +140,25 @@ class Writer:
         self.imports = Imports()
         self.known: dict[int, str] = {}
         self.captured: dict[int, tuple[str, str]] = {}
-        self._references = _references(cfg)
+        self.sharing = Sharing(cfg)
 
     def value(self, value: Any, scope: Scope, path: str) -> "str | Group":
         """The source of a value; what it needs first is added to the scope."""
+        if id(value) in self.known:
+            if id(value) not in self.captured:
+                known = self.known[id(value)]
+                self.captured[id(value)] = (self.imports.variable(_last_name(known)), known)
+            return self.captured[id(value)][0]
         if isinstance(value, fdl.Buildable):
             return self._node(value, scope, path)
+        if not isinstance(value, (list, dict)) or not self.sharing.is_shared(value):
+            return self._content(value, scope, path)
+        if variable := scope.find(value):
+            return variable
+        home = scope.home(value)
+        return self._variable(value, self._content(value, home, path), home, path)
+
+    def _content(self, value: Any, scope: Scope, path: str) -> "str | Group":
         if isinstance(value, dict):
             items = (
                 _prefixed(f"{self._flat(k, scope, path)}: ", self.value(v, scope, join(path, (k,))))
@@ -169,36 +191,49 @@ class Writer:
                     yield f"fdl.{verb}_tag({target}, {name!r}, {self.imports.name(tag, target)})"
 
     def _node(self, node: fdl.Buildable, scope: Scope, path: str) -> "str | Group":
-        if id(node) in self.known:
-            if id(node) not in self.captured:
-                known = self.known[id(node)]
-                self.captured[id(node)] = (self.imports.variable(_last_name(known)), known)
-            return self.captured[id(node)][0]
         if variable := scope.find(node):
             return variable
-        home = scope
-        while home.parent is not None and id(node) not in home.own:
-            home = home.parent
-        shared = self._references[id(node)] > 1
-        written = self._call(node, home if shared else scope, path)
+        shared = self.sharing.is_shared(node)
+        home = scope.home(node) if shared else scope
+        written = self._call(node, home, path)
         have = type(node)(fdl.get_callable(node)).__argument_tags__
         want = node.__argument_tags__
         if not shared and not any(self.tag_statements("", have, want)):
             return written
-        home = home if shared else scope
-        variable = self.imports.variable(_last_name(path) or "root")
-        home.variables[id(node)] = variable
-        home.add(f"{variable} = ", written)
+        variable = self._variable(node, written, home, path)
         for statement in self.tag_statements(variable, have, want):
             home.add(statement)
         return variable
 
+    def _variable(self, value: Any, written: "str | Group", home: Scope, path: str) -> str:
+        variable = self.imports.variable(_last_name(path) or "root")
+        home.variables[id(value)] = variable
+        home.add(f"{variable} = ", written)
+        return variable
+
     def _call(self, node: fdl.Buildable, scope: Scope, path: str) -> Group:
-        function = self.imports.name(fdl.get_callable(node), path)
-        items: list[str | Group] = [function]
-        for name, value in fdl.ordered_arguments(node).items():
-            written = self.value(value, scope, join(path, str(name)))
-            items.append(written if isinstance(name, int) else _prefixed(f"{name}=", written))
+        items: list[str | Group] = [self.imports.name(fdl.get_callable(node), path)]
+        given, parameters = fdl.ordered_arguments(node), node.__signature_info__.parameters
+        # What stands before *args must be positional too.
+        n_positional = max((name + 1 for name in given if isinstance(name, int)), default=0)
+        names = [*list(parameters)[:n_positional], *range(n_positional)][:n_positional]
+        odd: list[str | Group] = []
+        for name, value in given.items():
+            written = self.value(value, scope, join(path, name))
+            if len(items) <= n_positional:
+                position = len(items) - 1
+                if name not in (position, names[position]):
+                    raise UsageError(
+                        f"{join(path, name)}: cannot be written as Python: a positional argument "
+                        "before it is not set"
+                    )
+                items.append(written)
+            elif name.isidentifier() and not keyword.iskeyword(name):
+                items.append(_prefixed(f"{name}=", written))
+            else:
+                odd.append(_prefixed(f"{self._leaf(name, path)}: ", written))
+        if odd:
+            items.append(Group("**{", tuple(odd), "}"))
         return Group(f"fdl.{type(node).__name__}(", tuple(items), ")")
 
     def _elements(self, values: list, scope: Scope, path: str) -> Iterator["str | Group"]:
@@ -213,7 +248,7 @@ class Writer:
     def _function(self, node: fdl.Buildable, scope: Scope, path: str) -> str:
         """Adds a function to the scope that makes nodes like this one; returns its name."""
         name = self.imports.variable(_snake(fdl.get_callable(node).__name__))
-        own = frozenset(self._internal(node))
+        own = self.sharing.internal(node)
         inner = Scope(parent=scope, own=own, depth=scope.depth + 1)
         inner.add("return ", self.value(node, inner, path))
         head = f"{_TAB * scope.depth}def {name}() -> fdl.{type(node).__name__}:"
@@ -229,33 +264,9 @@ class Writer:
 
     def _key(self, value: Any) -> Any:
         """Equal for nodes that the same function could make."""
-        if not isinstance(value, fdl.Buildable) or self._references[id(value)] > 1:
+        if not isinstance(value, fdl.Buildable) or self.sharing.is_shared(value):
             return object()  # like no other
-        internal = self._internal(value)
-        numbers: dict[int, int] = {}
-
-        def key(part: Any) -> Any:
-            if isinstance(part, fdl.Buildable):
-                if id(part) not in internal or id(part) in self.known:
-                    return ("outside", id(part))
-                if id(part) in numbers:
-                    return ("again", numbers[id(part)])
-                numbers[id(part)] = len(numbers)
-                tags = {name: frozenset(tags) for name, tags in part.__argument_tags__.items()}
-                arguments = [(n, key(v)) for n, v in fdl.ordered_arguments(part).items()]
-                return (type(part), fdl.get_callable(part), sorted(tags.items()), arguments)
-            if isinstance(part, dict):
-                return ("dict", [(k, key(v)) for k, v in part.items()])
-            if isinstance(part, (list, tuple)):
-                return (type(part), [key(v) for v in part])
-            return (type(part), part)
-
-        return key(value)
-
-    def _internal(self, node: fdl.Buildable) -> set[int]:
-        """Nodes that are referred to from below `node` only."""
-        inside = _references(node)
-        return {i for i, count in inside.items() if count == self._references[i] or i == id(node)}
+        return self.sharing.key(value, known=self.known)
 
     def _flat(self, value: Any, scope: Scope, path: str) -> str:
         return flat(self.value(value, scope, path))
@@ -272,7 +283,7 @@ class Writer:
             return repr(value)
         if type(value).__module__ == "torch" and type(value).__name__ == "dtype":
             return self.imports.dtype(value)
-        if isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType)):
+        if isinstance(value, _NAMED):
             return self.imports.name(value, path)
         raise UsageError(f"{path}: {value!r} cannot be written as Python; use a config of it")
 
@@ -299,26 +310,17 @@ def _prefixed(prefix: str, source: "str | Group") -> "str | Group":
     return Group(prefix + source.opening, source.items, source.closing)
 
 
-def _references(cfg: fdl.Buildable) -> collections.Counter[int]:
-    """How many arguments refer to each node of a DAG."""
-    counts: collections.Counter[int] = collections.Counter([id(cfg)])
-    for node, _ in daglish.iterate(cfg):
-        if isinstance(node, fdl.Buildable):
-            for value in fdl.ordered_arguments(node).values():
-                counts.update(id(child) for child in _direct(value))
-    return counts
-
-
-def _direct(value: Any) -> Iterator[fdl.Buildable]:
-    """Nodes in a value, not those below them."""
-    if isinstance(value, fdl.Buildable):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for child in value:
-            yield from _direct(child)
-    elif isinstance(value, dict):
-        for child in value.values():
-            yield from _direct(child)
+def _import_name(value: Any, path: str) -> tuple[str, str]:
+    """The module and the qualified name under which a class or function is found again."""
+    own = (getattr(value, "__module__", None), getattr(value, "__qualname__", ""))
+    short = getattr(value, "__name__", "")  # PyTorch's builtins name classes that are not public
+    for module, qualname in (own, ("torch", short), ("torch.nn.functional", short)):
+        found = sys.modules.get(module)
+        for name in qualname.split("."):
+            found = getattr(found, name, None)
+        if found is not None and found == value:
+            return module, qualname
+    raise UsageError(f"{path}: {value!r} has no name to import it by")
 
 
 def _last_name(path: str) -> str:

@@ -16,9 +16,8 @@ import fiddle as fdl
 
 from nanigpt.config.call import Call
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.overrides import apply_override, apply_tag, set_value
+from nanigpt.config.overrides import set_value
 from nanigpt.config.provenance import set_by
-from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
 
 
@@ -246,28 +245,5 @@ def _configured(base: fdl.Buildable, point: dict[Any, Any]) -> fdl.Buildable:
     cfg = copy.deepcopy(base)
     for key, value in point.items():
         with set_by(f"sweep of {_name(key)}"):
-            _set(cfg, key, value)
+            set_value(cfg, key, value)
     return cfg
-
-
-def _set(cfg: fdl.Buildable, key: Any, value: Any) -> None:
-    if _is_literal(value):  # the checks of flags, types among them
-        edit = apply_override if isinstance(key, str) else apply_tag
-        name = key if isinstance(key, str) else key.__name__
-        edit(cfg, f"{name}={value if _is_dtype(value) else repr(value)}")
-    elif isinstance(key, str):
-        set_value(cfg, key, value)
-    else:
-        set_tag(cfg, key, copy.deepcopy(value))
-
-
-def _is_literal(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return type(value) in (list, tuple) and all(map(_is_literal, value))
-    if isinstance(value, dict):
-        return all(map(_is_literal, [*value, *value.values()]))
-    return type(value) in (type(None), bool, int, float, str) or _is_dtype(value)
-
-
-def _is_dtype(value: Any) -> bool:
-    return type(value).__module__ == "torch" and type(value).__name__ == "dtype"

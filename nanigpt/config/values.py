@@ -3,10 +3,18 @@
 import ast
 import collections.abc
 import enum
+import inspect
+import math
 import operator
+import sys
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
+
+import fiddle as fdl
+
+from nanigpt.config.registry import components
 
 _DTYPES = {
     "float64": "float64",
@@ -27,38 +35,91 @@ _OPERATORS = {
     ast.Pow: operator.pow,
 }
 
+_NO_NUMBERS = ("nan", "-nan", "+nan", "inf", "-inf", "+inf")
+
+_LARGEST = int(sys.float_info.max)
+
 _NOTHING = object()
+
+
+class _Refused(ValueError):
+    """A number that is not computed: too large, or divided by zero."""
 
 
 def parse_value(text: str, annotation: Any) -> Any:
     """Reads `text` as a value of the annotated type.
 
     Text needs no quotes, also inside of containers; `none`, `true`, `bf16` and an enum's names are
-    known; `1e3` is an int where one is due; numbers may be computed (`2**20`).
+    known; `1e3` is an int where one is due; numbers may be computed (`2**20`). A number that is
+    too large for its type is refused: infinity is written `inf`.
 
     Raises:
         ValueError: it is not of that type; the message says what was expected.
     """
     try:
         return _read(ast.parse(text.strip(), mode="eval").body, text.strip(), annotation)
-    except SyntaxError:  # a bare string, such as a path
+    except (SyntaxError, RecursionError, MemoryError):  # a bare string, such as a path
         return _read(None, text, annotation)
 
 
-def argument_annotation(function: Any, name: str) -> Any:
-    """The annotation of a callable's argument, without its tags; Any where there is none."""
+def convert(value: Any, annotation: Any) -> Any:
+    """A Python value as the annotated type, where that loses nothing: 1 for 1.0, 1e3 for an int, a
+    list for a tuple. What is no plain value, such as a config or a function, is left to the check.
+
+    Raises:
+        ValueError: it is not of that type; the message says what was expected.
+    """
+    allowed = types_of(annotation)
+    if type(value) in (list, tuple, dict):
+        kind, part = _container(type(value), allowed)
+        if kind is None:
+            if takes_anything(allowed):
+                return value
+            raise _unexpected(value, allowed)
+        _check_length(part, len(value))
+        items = value.items() if kind is dict else enumerate(value)
+        made = []
+        for key, child in items:
+            try:
+                made.append((key, convert(child, element_annotation(part, kind, key))))
+            except ValueError as error:
+                raise ValueError(f"[{key!r}]={child!r}: {error}") from error
+        return dict(made) if kind is dict else kind(child for _, child in made)
+    if type(value) not in (type(None), bool, int, float, str):
+        return value
+    fitting = _fitting(value, allowed)
+    if fitting is _NOTHING:
+        raise _unexpected(value, allowed)
+    return fitting
+
+
+def argument_annotation(function: Any, name: str | int) -> Any:
+    """The annotation of a callable's argument, without its tags; Any where there is none, or none
+    that can be resolved.
+
+    Args:
+        name: of a parameter, of one of `**kwargs`, or the number of a positional argument.
+    """
     target = function.__init__ if isinstance(function, type) else function
-    return typing.get_type_hints(target).get(name, Any)
+    name = _parameter(function, name)
+    try:
+        return typing.get_type_hints(target).get(name, Any)
+    except Exception:  # evaluating an annotation may raise anything; this one may be another's
+        own = types.SimpleNamespace(__annotations__={name: target.__annotations__.get(name, Any)})
+    try:
+        return typing.get_type_hints(own, getattr(target, "__globals__", None))[name]
+    except Exception:  # a check of the config tells it
+        return Any
 
 
 def element_annotation(annotation: Any, container: type, index: Any = -1) -> Any:
     """The annotation of an element of a list or tuple, or of a dict's values."""
     for part in types_of(annotation):
-        if typing.get_origin(part) is container:
-            inner = typing.get_args(part)
-            if container is tuple and Ellipsis not in inner:
-                return inner[index]
-            return inner[0] if container is tuple else inner[-1]
+        inner = typing.get_args(part)
+        if inner and _takes(part, container):
+            if typing.get_origin(part) is tuple and Ellipsis not in inner:
+                return inner[index] if -len(inner) <= index < len(inner) else Any
+            return inner[-1] if container is dict else inner[0]
     return Any
 
 
@@ -67,6 +128,31 @@ def types_of(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [t for part in typing.get_args(annotation) for t in types_of(part)]
     return [annotation]
+
+
+def takes_anything(allowed: list[Any]) -> bool:
+    """Whether no value is of a wrong type, or none can be known to be."""
+    return any(
+        t is Any or t is object or isinstance(t, typing.TypeVar) or _is_protocol(t) for t in allowed
+    )
+
+
+def _is_protocol(annotation: Any) -> bool:
+    return getattr(typing.get_origin(annotation) or annotation, "_is_protocol", False)
+
+
+def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool:
+    """Whether a node of `made` may stand where one of the types is asked for."""
+    if takes_anything(allowed):
+        return True
+    classes = [typing.get_origin(t) or t for t in allowed]
+    if issubclass(kind, fdl.Partial):
+        return collections.abc.Callable in classes
+    return isinstance(made, type) and any(
+        issubclass(made, c)
+        for c in classes
+        if isinstance(c, type) and c is not collections.abc.Callable
+    )
 
 
 def describe(allowed: list[Any]) -> str:
@@ -80,24 +166,46 @@ def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
     word = _word(text, allowed)
     if word is not _NOTHING:
         return word
-    if isinstance(node, (ast.List, ast.Tuple, ast.Dict)):
-        kind = _container(type(node), allowed)
+    written = {ast.List: list, ast.Tuple: tuple, ast.Dict: dict}.get(type(node))
+    if written:
+        kind, part = _container(written, allowed)
         if kind is not None:
-            return _elements(node, text, kind)
-    value = _literal(node, text)
-    if Any in allowed or type(value) in allowed:
+            return _elements(node, text, kind, part)
+    try:
+        value = _literal(node, text)
+    except _Refused as error:
+        if str in allowed:
+            return text
+        infinite = "; infinity is written inf" if float in allowed else ""
+        raise ValueError(f"expected {describe(allowed)}, but {error}{infinite}") from error
+    fitting = _fitting(value, allowed)
+    if fitting is not _NOTHING:
+        return fitting
+    if str in allowed:
+        return text
+    raise _unexpected(text if text.lower() in _NO_NUMBERS else value, allowed)
+
+
+def _fitting(value: Any, allowed: list[Any]) -> Any:
+    """The value as one of the types, if it is one or loses nothing as one."""
+    if takes_anything(allowed) or type(value) in allowed:
         return value
     if value in [choice for t in allowed for choice in _choices(t)]:
         return value
     if float in allowed and type(value) is int:
+        if abs(value) > _LARGEST:
+            raise ValueError(f"expected {describe(allowed)}, but the number is too large")
         return float(value)
     if int in allowed and type(value) is float and value.is_integer():
         return int(value)
-    if str in allowed:
-        return text
+    return _NOTHING
+
+
+def _unexpected(value: Any, allowed: list[Any]) -> ValueError:
     chosen = any(_choices(t) or _is_enum(t) or _is_dtype(t) for t in allowed)
-    given = repr(value) if chosen or value is None else type(value).__name__
-    raise ValueError(f"expected {describe(allowed)}, not {given}{_advice(allowed)}")
+    plain = value is None or str(value).lower() in _NO_NUMBERS
+    given = repr(value) if chosen else str(value) if plain else type(value).__name__
+    return ValueError(f"expected {describe(allowed)}, not {given}{_advice(allowed)}")
 
 
 def _word(text: str, allowed: list[Any]) -> Any:
@@ -106,6 +214,8 @@ def _word(text: str, allowed: list[Any]) -> Any:
         return None
     if bool in allowed and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if float in allowed and str not in allowed and text.lower() in ("inf", "+inf", "-inf"):
+        return float(text)
     for kind in allowed:
         if _is_dtype(kind) and text.removeprefix("torch.") in _DTYPES:
             import torch
@@ -118,18 +228,42 @@ def _word(text: str, allowed: list[Any]) -> Any:
     return _NOTHING
 
 
-def _container(written: type[ast.expr], allowed: list[Any]) -> Any:
-    """The allowed type that a list, tuple or dict is read as; a list may be written for a tuple."""
-    order = {ast.List: (list, tuple), ast.Tuple: (tuple, list), ast.Dict: (dict,)}[written]
-    for kind in order:
+def _parameter(function: Any, name: str | int) -> str:
+    """The parameter that an argument goes to."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # a builtin such as dict
+        return str(name)
+    if isinstance(name, int):
+        ordered = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
+        if name < len(ordered):
+            return ordered[name]
+        rest = inspect.Parameter.VAR_POSITIONAL
+    else:
+        rest = inspect.Parameter.VAR_KEYWORD
+        if any(p.name == name and p.kind is not rest for p in parameters):
+            return name
+    return next((p.name for p in parameters if p.kind is rest), str(name))
+
+
+def _takes(annotation: Any, container: type) -> bool:
+    """Whether a list, tuple or dict is of the annotated type: `list[int]`, `Sequence[int]`."""
+    origin = typing.get_origin(annotation) or annotation
+    known = isinstance(origin, type) and origin is not object and not _is_protocol(origin)
+    return known and issubclass(container, origin)
+
+
+def _container(written: type, allowed: list[Any]) -> tuple[type | None, Any]:
+    """The type that a list, tuple or dict is read as, and its annotation; a list may be written for
+    a tuple."""
+    for kind in {list: (list, tuple), tuple: (tuple, list), dict: (dict,)}[written]:
         for annotation in allowed:
-            if (typing.get_origin(annotation) or annotation) is kind:
-                return annotation
-    return None
+            if _takes(annotation, kind):
+                return kind, annotation
+    return None, None
 
 
-def _elements(node: ast.List | ast.Tuple | ast.Dict, text: str, annotation: Any) -> Any:
-    kind = typing.get_origin(annotation) or annotation
+def _elements(node: ast.List | ast.Tuple | ast.Dict, text: str, kind: type, annotation: Any) -> Any:
     inner = typing.get_args(annotation)
     if isinstance(node, ast.Dict):
         of_key, of_value = inner or (Any, Any)
@@ -138,12 +272,17 @@ def _elements(node: ast.List | ast.Tuple | ast.Dict, text: str, annotation: Any)
             key: _element(v, text, of_value, f"[{key!r}]")
             for key, v in zip(keys, node.values, strict=True)
         }
-    if kind is tuple and inner and Ellipsis not in inner and len(inner) != len(node.elts):
-        raise ValueError(f"expected {len(inner)} elements, not {len(node.elts)}")
+    _check_length(annotation, len(node.elts))
     return kind(
         _element(e, text, element_annotation(annotation, kind, i), f"[{i}]")
         for i, e in enumerate(node.elts)
     )
+
+
+def _check_length(annotation: Any, n: int) -> None:
+    inner = typing.get_args(annotation)
+    if typing.get_origin(annotation) is tuple and Ellipsis not in inner and len(inner) != n:
+        raise ValueError(f"expected {len(inner)} elements, not {n}")
 
 
 def _element(node: ast.expr | None, text: str, annotation: Any, where: str) -> Any:
@@ -160,9 +299,14 @@ def _literal(node: ast.expr | None, text: str) -> Any:
         return text
     for read in (ast.literal_eval, _arithmetic):
         try:
-            return read(node)
-        except ValueError:  # not of this kind
+            value = read(node)
+        except _Refused:
+            raise
+        except (ValueError, TypeError, RecursionError):  # not of this kind
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _Refused(f"{text} is too large")
+        return value
     return text
 
 
@@ -170,11 +314,11 @@ def _arithmetic(node: ast.expr) -> int | float:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _arithmetic(node.left), _arithmetic(node.right)
         if isinstance(node.op, ast.Pow) and (abs(left) > 2**32 or abs(right) > 64):
-            raise ValueError(f"{left}**{right} is too large")
+            raise _Refused(f"{left}**{right} is too large")
         try:
             return _OPERATORS[type(node.op)](left, right)
         except ArithmeticError as error:
-            raise ValueError(str(error)) from error
+            raise _Refused(f"{left} and {right} give no number: {error}") from error
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_arithmetic(node.operand)
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
@@ -201,12 +345,25 @@ def _advice(allowed: list[Any]) -> str:
     if any(map(_is_dtype, allowed)):
         return f" (one of {', '.join(_DTYPES)})"
     plain = (int, float, str, bool, types.NoneType)
-    for kind in allowed:
-        origin = typing.get_origin(kind)
-        known = kind in plain or origin in (list, tuple, dict, typing.Literal)
-        if not (known or _is_enum(kind)):
-            return "; set its arguments one by one, or exchange it: @NAME(args)"
-    return ""
+    if all(t in plain or _is_enum(t) or _choices(t) or _item_types(t) for t in allowed):
+        return ""
+    fitting = [f"@{name}" for name, made in _components() if takes_node(allowed, *made)]
+    instead = f", or exchange it: {', '.join(fitting)}" if fitting else ""
+    return f"; set its arguments one by one{instead}"
+
+
+def _item_types(annotation: Any) -> bool:
+    """Whether it is a list, tuple or dict."""
+    return any(_takes(annotation, kind) for kind in (list, tuple, dict))
+
+
+def _components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
+    """Names of the components that a command line can exchange, how each builds, and what."""
+    for name, function in components().items():
+        made = typing.get_type_hints(function).get("return")
+        kind = typing.get_origin(made) or made
+        if isinstance(kind, type) and issubclass(kind, fdl.Buildable):
+            yield name, (kind, next(iter(typing.get_args(made)), None))
 
 
 def _name(annotation: Any) -> str:

@@ -20,6 +20,14 @@ from nanigpt.training.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 
+# What a row may have besides `step`; a sweep's objective is one of these.
+NAMES = (
+    *("loss", "grad_norm", "lr", "tokens"),
+    *("val_loss", "val_bits_per_byte"),
+    *("tokens_per_second", "ms_per_step", "mfu", "peak_memory_gib"),
+)
+
+
 class Metrics:
     """Records every step; reads the device and writes only every `log_interval` steps.
 

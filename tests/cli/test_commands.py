@@ -9,6 +9,7 @@ import pytest
 
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.run_config import load_run
+from nanigpt.training.metrics import NAMES as METRICS
 from tests.data.test_tokenizer import train_bpe
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
 
@@ -40,6 +41,9 @@ def test_the_run_directory_is_complete(run):
     assert launch["versions"]["torch"].startswith("2.")
     assert launch["processes"] == 1
     assert launch["fingerprint"] == fingerprint(tiny())
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    recorded = {name for row in rows for name in row}
+    assert recorded - {"step"} == set(METRICS) - {"mfu"}  # a CPU's peak is not known
     assert set(launch) >= {"time", "git", "python", "platform", "device"}
     assert {p.name for p in path.iterdir()} == {
         "config.json",
@@ -180,7 +184,14 @@ def test_show_and_diff(run):
     command = " ".join([*TINY, "tag:LearningRate=0.5"])
     assert succeed(nanigpt("diff", str(run[0]), command)) == "optimizer.lr: 0.001 -> 0.5\n"
     done = nanigpt("diff", "config:llama3_debug")
-    assert (done.returncode, done.stderr) == (2, "nanigpt: diff: expected two configs, not 1\n")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "nanigpt: diff: expected two configs, not 1\n  try: nanigpt diff "
+    )
+    spaced = "config:llama3_debug 'set:optimizer.betas=(0.9, 0.99)'"
+    assert succeed(nanigpt("diff", "config:llama3_debug", spaced)) == (
+        "optimizer.betas: (0.9, 0.95) -> (0.9, 0.99)\n"
+    )
 
 
 def test_help_lists_recipes_and_fiddlers():

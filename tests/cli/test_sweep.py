@@ -267,7 +267,7 @@ def test_a_slurm_array(sweep, tmp_path, monkeypatch):
     (bin_ / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 7 of $1\n")
     (bin_ / "sbatch").chmod(0o755)
     rates = _RATES + "[1e-2,1e-3,1e-4]"
-    array = [rates, "--parallel=2", "--slurm", "--sbatch=--gpus=1"]
+    array = [rates, "--slurm", "--sbatch=--gpus=1"]
     status, out, err = sweep(*array, "--submit")
     assert status == 2
     assert "no sbatch on this machine" in err
@@ -276,7 +276,7 @@ def test_a_slurm_array(sweep, tmp_path, monkeypatch):
     script = sweep.path / "array.sbatch"
     assert f"Submitted batch job 7 of {script}" in out
     options = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
-    assert "#SBATCH --array=1,2%2" in options  # 0 is done
+    assert "#SBATCH --array=1,2" in options  # 0 is done
     assert "#SBATCH --gpus=1" in options
     assert "#SBATCH --requeue" in options
     done = subprocess.run(
@@ -287,6 +287,8 @@ def test_a_slurm_array(sweep, tmp_path, monkeypatch):
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
+    assert sweep(*array, "--parallel=3")[0] == 0
+    assert "#SBATCH --array=1%3\n" in script.read_text()
     assert sweep("--report")[0] == 0
     statuses = {rate: row["status"] for rate, row in table(sweep.path).items()}
     assert statuses == {1e-2: "done", 1e-3: "waiting", 1e-4: "done"}

@@ -116,6 +116,17 @@ def test_a_run_is_a_base(tmp_path):
     assert recipe_name([f"run:{tmp_path}"]) == tmp_path.name
 
 
+def test_a_home_directory_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(dump(tiny("set:steps=33")))
+    assert compose(["run:~/runs/mine"]).steps == 33
+    assert compose(["config_file:~/runs/mine/config.json"]).steps == 33
+    with pytest.raises(UsageError, match=f"try: ls {tmp_path}/runs$"):
+        compose(["run:~/runs/other"])
+
+
 def test_run_names():
     assert recipe_name(["config:llama3_debug", "set:steps=3"]) == "llama3_debug"
     assert recipe_name(["config_file:runs/mine/config.json"]) == "mine"

@@ -55,11 +55,13 @@ def test_rows_are_folded_and_shared_nodes_are_links():
     assert '<a href="#" data-to="parts[3:5]">(the node parts[3])</a>' in text
 
 
-def test_a_node_inside_a_folded_element_is_told_by_its_own_place():
+def test_an_element_that_shares_a_node_with_another_place_is_not_folded():
     cfg = whole()
     cfg.parts = [fdl.Config(Part, size=fdl.Config(Part)) for _ in range(3)]
     cfg.path = cfg.parts[1].size
-    assert '<a href="#" data-to="parts[0:3]">(the node parts[1].size)</a>' in tree_html(cfg)
+    page = tree_html(cfg)
+    assert '<a href="#" data-to="parts[1].size">(the node parts[1].size)</a>' in page
+    assert "×" not in page
 
 
 def test_hovering_tells_provenance_tags_and_classes(llama):

@@ -4,9 +4,11 @@ import fiddle as fdl
 import pytest
 import torch
 
+from nanigpt.config.flag import compose
 from nanigpt.config.overrides import apply_override, apply_tag
 from nanigpt.errors import UsageError
-from tests.config.components import Color, Owner, Whole, whole
+from tests.config.components import Color, Owner, Part, Whole, whole
+from tests.config.signatures import Table, Variadic, scaled, sized
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,142 @@ def test_below_a_default_of_the_class_nothing_is_set():
     apply_override(cfg, "sizes[0]=9")
     assert cfg.sizes == [9, 2]
     assert fdl.build(fdl.Config(Owner)).sizes == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "assignment, expected",
+    [
+        ("factor=3", {"size": 1, "factor": 3.0}),
+        ("offset=4", {"size": 1, "offset": 4}),
+        ("size=5", {"size": 5}),
+    ],
+)
+def test_arguments_of_a_partial(assignment, expected):
+    cfg = fdl.Config(Owner, part=fdl.Partial(scaled, size=1))
+    apply_override(cfg, f"part.{assignment}")
+    assert fdl.ordered_arguments(cfg.part) == expected
+
+
+def test_a_partial_of_a_class_of_torch():
+    cfg = fdl.Config(Owner, part=fdl.Partial(torch.optim.AdamW, lr=1e-3))
+    apply_override(cfg, "part.lr=3e-4")
+    assert cfg.part.lr == 3e-4
+    with pytest.raises(UsageError, match="part .AdamW. has no 'lrr'; did you mean 'lr'"):
+        apply_override(cfg, "part.lrr=1")
+
+
+def test_positional_arguments_and_further_keywords():
+    cfg = fdl.Config(Variadic, 1, 2, 3, zz=4.0)
+    for assignment in ("second=7", "[0]=8", "[2]=9", "zz=5", "third=6", "other=1"):
+        apply_override(cfg, assignment)
+    assert fdl.build(cfg).given == (8, 7, (9,), 6, {"zz": 5.0, "other": 1.0})
+    for name, told in (
+        ("more", r"has no 'more': \*\*more are further arguments; set one by its own name"),
+        ("rest", r"has no 'rest': \*rest are positional; set one by its number: \[0\]"),
+        ("first", r"has no 'first': it is positional; set it by its number: \[0\]"),
+        ("secnd", "has no 'secnd'; did you mean 'second'"),
+        ("[7]", r"it has no index \[7\]"),
+        ("[2]", "expected int, not str"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            apply_override(cfg, f"{name}=x")
+
+
+def test_an_annotation_that_cannot_be_resolved_types_nothing_else():
+    cfg = fdl.Config(Variadic, 1)
+    with pytest.raises(UsageError, match="expected int, not str"):
+        apply_override(cfg, "second=x")
+    apply_override(cfg, "third=x")
+    assert cfg.third == "x"
+
+
+def test_a_dict_that_the_class_makes_anew():
+    cfg = fdl.Config(Table)
+    apply_override(cfg, "rows['q']=4")
+    assert fdl.build(cfg).rows == {"q": 4}
+    assert fdl.build(fdl.Config(Table)).rows == {}
+
+
+def test_keys_that_are_no_strings():
+    cfg = fdl.Config(Table, rows={0: 1, -1: 2, "a": 3, None: 4, (1, 2): 5})
+    cfg.by_color = {Color.RED: 1, Color.BLUE: 2}
+    for key in ("0", "-1", "a", "None", "(1,2)"):
+        apply_override(cfg, f"rows[{key}]=7")
+    apply_override(cfg, "by_color[Color.RED]=8")
+    apply_override(cfg, "by_color[BLUE]=9")
+    assert cfg.rows == {0: 7, -1: 7, "a": 7, None: 7, (1, 2): 7}
+    assert cfg.by_color == {Color.RED: 8, Color.BLUE: 9}
+    for path, told in (
+        ("rows[3]", "rows has no key 3; known: 0, -1, 'a', None"),
+        ("by_color[GREEN]", "by_color has no key GREEN; known: Color.RED, Color.BLUE"),
+        ("by_color[RED]", "expected int, not str"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            apply_override(cfg, f"{path}=x")
+    cfg.rows = {"a": 1}
+    with pytest.raises(UsageError, match=r"no key b; a new one is written \['b'\]; known: 'a'"):
+        apply_override(cfg, "rows[b]=2")
+
+
+def test_a_protocol_takes_anything():
+    cfg = fdl.Config(sized, 1)
+    for text, value in (("[1, x]", "[1, x]"), ("[1, 2]", [1, 2]), ("x", "x")):
+        apply_override(cfg, f"of={text}")
+        assert cfg.of == value
+
+
+def test_containers_of_abstract_types():
+    cfg = fdl.Config(Table, parts=[fdl.Config(Part)])
+    with pytest.raises(UsageError, match=r"\[0\]=1: expected Part, not int"):
+        apply_override(cfg, "parts=[1]")
+    with pytest.raises(UsageError, match=r"\['a'\]=x: expected int, not str"):
+        apply_override(cfg, "rows={a: x}")
+    apply_override(cfg, "by_color={RED: 1e1}")
+    assert cfg.by_color == {Color.RED: 10}
+    apply_override(cfg, "parts[0].size=4")
+    assert cfg.parts[0].size == 4
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "Inf"])
+def test_infinity_is_written_out(text):
+    cfg = whole()
+    apply_override(cfg, f"parts[0].rate={text}")
+    assert cfg.parts[0].rate == float(text)
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("1e400", "expected float, but 1e400 is too large; infinity is written inf"),
+        ("1e200*1e200", r"1e200\*1e200 is too large"),
+        ("2**64*2**64" + "*2**64" * 20, "the number is too large"),
+        ("2**99", r"2\*\*99 is too large"),
+        ("nan", "expected float, not nan"),
+        ("1/0", "give no number"),
+        ("-" * 5000 + "1", "expected float"),
+    ],
+)
+def test_numbers_that_are_none(text, told):
+    with pytest.raises(UsageError, match=told):
+        apply_override(whole(), f"parts[0].rate={text}")
+
+
+def test_a_text_is_no_number():
+    cfg = whole()
+    apply_override(cfg, "name=9**9**9")
+    assert cfg.name == "9**9**9"
+
+
+def test_a_step_of_zero_is_told():
+    with pytest.raises(UsageError, match=r"the step of \[::0\] is 0"):
+        apply_override(whole(), "parts[::0].size=1")
+
+
+def test_only_components_that_fit_are_advised():
+    with pytest.raises(UsageError, match="set its arguments one by one$"):
+        apply_override(whole(), "parts[0]=7")
+    with pytest.raises(UsageError, match="or exchange it: @cosine, @linear, @warmup_stable_decay$"):
+        apply_override(compose(["config:llama3_debug"]), "schedule=7")
 
 
 def test_elements_are_exchanged():

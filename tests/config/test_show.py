@@ -1,6 +1,7 @@
 """Configs and their differences as text."""
 
 import json
+import sys
 
 import fiddle as fdl
 import pytest
@@ -9,7 +10,7 @@ from nanigpt.config.diff import render as render_diff
 from nanigpt.config.flag import compose
 from nanigpt.config.show import render
 from nanigpt.errors import UsageError
-from tests.config.components import Part, whole
+from tests.config.components import Part, Rate, Whole, whole
 
 
 def test_tree():
@@ -30,7 +31,7 @@ def test_tree():
         "  parts[2]: Part",
         "    size = 7",
         "    rate = 0.5  #Rate",
-        "  parts[3:5]: Part  x2",
+        "  parts[3:5]: Part  x2 the same node",
         "    size = 3",
         "    rate = 0.5  #Rate",
         "  path = None",
@@ -67,10 +68,59 @@ def test_flat_and_json_have_every_value():
     assert "parts[1].rate = 0.5" in flat
     assert "parts[2] = (the node parts[0])" in flat
     values = json.loads(render(cfg, format="json"))
-    assert values["table['a']"] == "1"
+    assert (values["name"], values["table['a']"], values["path"]) == ("w", 1, None)
+    assert (values["parts[1].rate"], values["pair"]) == (0.5, [0.9, 0.95])
+    assert (values["dtype"], values["parts[2]"]) == ("torch.float32", "(the node parts[0])")
     assert len(values) == len(flat)
     with pytest.raises(UsageError, match="expected one of tree, flat, python, json, dot, html"):
         render(cfg, format="xml")
+
+
+def test_folded_rows_tell_sharing_and_tags():
+    """Three references to one node are not three nodes, and an extra tag is no detail."""
+    shared = fdl.Config(Part)
+
+    def heads(*parts: fdl.Config) -> list[str]:
+        lines = render(fdl.Config(Whole, name="w", parts=list(parts))).splitlines()
+        return [line.strip() for line in lines if "Part" in line]
+
+    assert heads(shared, shared, shared) == ["parts[0:3]: Part  x3 the same node"]
+    assert heads(*(fdl.Config(Part) for _ in range(3))) == ["parts[0:3]: Part  x3"]
+    assert heads(*(fdl.Config(Part, size=shared) for _ in range(3))) == [
+        "parts[0:3]: Part  x3",
+        "size: Part  one node in all 3",
+    ]
+    pair = [fdl.Config(Part, size=shared), fdl.Config(Part, size=shared)]
+    assert heads(*pair, fdl.Config(Part, size=fdl.Config(Part))) == [
+        "parts[0:2]: Part  x2",
+        "size: Part  one node in all 2",
+        "parts[2]: Part",
+        "size: Part",
+    ]
+    tagged = fdl.Config(Part)
+    fdl.add_tag(tagged, "size", Rate)
+    assert heads(fdl.Config(Part), tagged, fdl.Config(Part)) == [
+        f"parts[{i}]: Part" for i in range(3)
+    ]
+
+
+def test_what_is_nested_too_deep_is_told():
+    cfg = fdl.Config(Part)
+    for _ in range(sys.getrecursionlimit()):
+        cfg = fdl.Config(Part, size=cfg)
+    for format in ("tree", "flat", "python", "json", "dot", "html"):
+        with pytest.raises(UsageError, match="nested too deep"):
+            render(cfg, format=format)
+
+
+def test_only_indices_of_lists_are_folded():
+    old, new = (
+        fdl.Config(Whole, name="w", parts={i: fdl.Config(Part, size=size) for i in range(3)})
+        for size in (1, 2)
+    )
+    assert render_diff(old, new).splitlines() == [f"parts[{i}].size: 1 -> 2" for i in range(3)]
+    old, new = (fdl.Config(Whole, name="w", parts={"a[0]": n, "a[1]": n}) for n in (1, 2))
+    assert render_diff(old, new).splitlines() == ["parts['a[0]']: 1 -> 2", "parts['a[1]']: 1 -> 2"]
 
 
 def test_equal_changes_of_layers_are_folded():

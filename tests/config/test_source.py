@@ -1,12 +1,16 @@
 """Configs and their differences as Python. Random ones: test_fuzz.py."""
 
+import copy
 import subprocess
 import sys
 
 import fiddle as fdl
 import pytest
+import torch
+from fiddle import daglish
 
 from nanigpt.config.diff import render as render_diff
+from nanigpt.config.edit import to_fiddler
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
@@ -14,7 +18,8 @@ from nanigpt.config.show import render
 from nanigpt.errors import UsageError
 from tests.config.components import Color, Part, Whole, whole
 from tests.config.dags import tags_of
-from tests.config.test_fuzz import execute
+from tests.config.signatures import Variadic
+from tests.config.test_fuzz import canonical, execute
 
 
 @pytest.mark.parametrize("recipe", recipes())
@@ -103,6 +108,73 @@ def test_one_recipe_becomes_another(names):
     assert old == new
     assert fingerprint(old) == fingerprint(new)
     assert tags_of(old) == tags_of(new)
+
+
+def sharing(cfg: fdl.Buildable) -> list[int]:
+    """For each list and dict that a walk meets, when it was met first."""
+    numbers: dict[int, int] = {}
+    values = [value for value, _ in daglish.iterate(cfg, memoized=False)]
+    parts = [value for value in values if isinstance(value, (list, dict))]
+    return [numbers.setdefault(id(part), len(numbers)) for part in parts]
+
+
+def listed(*, shared: bool, value: int = 1) -> fdl.Config:
+    names = [value]
+    other = names if shared else [value]
+    parts = [fdl.Config(Part, size=names), fdl.Config(Part, size=other, rate=names)]
+    return fdl.Config(Whole, name="w", parts=parts, table={"a": names})
+
+
+def test_a_list_that_two_nodes_hold_stays_one():
+    for cfg in (listed(shared=True), listed(shared=False)):
+        rebuilt = execute(render(cfg, format="python"), "config")()
+        assert rebuilt == cfg
+        assert sharing(rebuilt) == sharing(cfg)
+
+
+@pytest.mark.parametrize("before", [listed(shared=True), listed(shared=False)])
+@pytest.mark.parametrize(
+    "after", [listed(shared=True), listed(shared=False), listed(shared=True, value=2)]
+)
+def test_a_fiddler_shares_lists(before, after):
+    cfg = copy.deepcopy(before)
+    execute(to_fiddler(before, after), "edit")(cfg)
+    assert canonical(cfg) == canonical(after)
+    assert sharing(cfg) == sharing(after)
+
+
+def test_arguments_of_every_kind():
+    cfg = fdl.Config(Variadic, 1, 2, 3, 4, third=5, **{"a-b": fdl.Config(Part), "class": 6.0})
+    assert execute(render(cfg, format="python"), "config")() == cfg
+    for other in (
+        fdl.Config(Variadic, 1, 2),
+        fdl.Config(Variadic, 7, 2, 3, 5, third=5, **{"a-b": fdl.Config(Part, size=1), "class": 7}),
+        fdl.Config(Variadic, 1, 2, 3, fdl.Config(Part), 5, 6),
+    ):
+        for old, new in ((cfg, other), (other, cfg)):
+            edited = copy.deepcopy(old)
+            execute(to_fiddler(old, new), "edit")(edited)
+            assert edited == new
+
+
+def test_functions_of_torch():
+    functions = [torch.relu, torch.nn.functional.gelu, torch.nn.functional.relu, torch.nn.GELU]
+    cfg = fdl.Config(Whole, name="w", parts=functions)
+    assert execute(render(cfg, format="python"), "config")().parts == functions
+
+
+@pytest.mark.parametrize(
+    "keys", [[0, 1, 2], ["a[0]", "a[1]", "it's"], [Color.RED, Color.BLUE], [(1, 2), (1, 3)]]
+)
+def test_keys_are_no_indices(keys):
+    old, new = (
+        fdl.Config(Whole, name="w", parts={key: fdl.Config(Part, size=size) for key in keys})
+        for size in (1, 2)
+    )
+    edited = copy.deepcopy(old)
+    execute(to_fiddler(old, new), "edit")(edited)
+    assert {key: part.size for key, part in edited.parts.items()} == dict.fromkeys(keys, 2)
+    assert execute(render(old, format="python"), "config")().parts.keys() == old.parts.keys()
 
 
 def test_roots_of_different_classes_cannot_be_edited():

@@ -1,6 +1,7 @@
 """Sweeps over DAGs that need have nothing to do with training."""
 
 import copy
+import math
 
 import fiddle as fdl
 import numpy as np
@@ -21,7 +22,7 @@ from nanigpt.config.sweep import (
 )
 from nanigpt.errors import UsageError
 from nanigpt.tags import LearningRate
-from tests.config.components import Part, Rate, whole
+from tests.config.components import Color, Part, Rate, whole
 from tests.support import tiny
 
 
@@ -44,6 +45,23 @@ def test_a_config_says_that_the_sweep_set_it():
     cfg = next(sweep(whole(), {Rate: [0.25]}))
     assert explain(cfg.parts[0], "rate").startswith("sweep of tag:Rate")
     assert cfg.parts[0] is cfg.parts[2]  # sharing is kept
+
+
+def test_python_values_stand_as_they_are():
+    """None of them goes through text."""
+    given = [torch.int8, torch.bfloat16]
+    assert [cfg.dtype for cfg in sweep(whole(), {"dtype": given})] == given
+    assert [cfg.parts[0].rate for cfg in sweep(whole(), {Rate: [math.inf, 1]})] == [math.inf, 1.0]
+    assert [cfg.pair for cfg in sweep(whole(), {"pair": [[1, 2.0]]})] == [(1.0, 2.0)]
+    assert [cfg.color for cfg in sweep(whole(), {"color": [Color.RED, None]})] == [Color.RED, None]
+    for axes, told in (
+        ({"pair": [(1, "x")]}, r"\[1\]='x': expected float, not str"),
+        ({"pair": [(1,)]}, "expected 2 elements, not 1"),
+        ({"names": [3]}, r"expected list\[str\] or None, not int"),
+        ({"mode": ["medium"]}, "expected one of 'fast', 'slow', not 'medium'"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            list(sweep(whole(), axes))
 
 
 def test_elements_may_be_configs():

@@ -15,22 +15,23 @@ def write_array(
     directory: SweepDirectory,
     trials: list[Trial],
     *,
-    parallel: int,
+    parallel: int | None,
     nproc: int,
     options: list[str],
 ) -> Path:
     """Writes array.sbatch, one task per trial; a task's number is the trial's in sweep.json.
 
     Args:
-        parallel: tasks at a time.
+        parallel: tasks at a time; None for no limit.
         nproc: ranks of each trial.
         options: further ones of sbatch, such as `--gpus=1`.
     """
     numbers = ",".join(str(directory.trials.index(trial)) for trial in trials)
+    limit = f"%{parallel}" if parallel else ""
     path = directory.path.resolve()
     lines = [
         f"--job-name={shlex.quote(path.name)}",
-        f"--array={numbers}%{parallel}",
+        f"--array={numbers}{limit}",
         f"--chdir={shlex.quote(str(Path.cwd()))}",
         f"--output={shlex.quote(f'{path}/slurm-%A_%a.log')}",
         "--nodes=1",

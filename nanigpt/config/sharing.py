@@ -1,0 +1,102 @@
+"""Which parts of a DAG are held in several places, and which parts are alike.
+
+Fiddle builds a node once, and a list or a dict too, however many arguments hold it; so both count
+as shared. A tuple is only what it holds.
+"""
+
+import collections
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+import fiddle as fdl
+
+
+def references(root: Any) -> collections.Counter[int]:
+    """In how many places each node, list and dict of a DAG is held, by its id."""
+    counts: collections.Counter[int] = collections.Counter([id(root)])
+    open_parts = [root]
+    while open_parts:
+        for part in _held(open_parts.pop()):
+            counts[id(part)] += 1
+            if counts[id(part)] == 1:
+                open_parts.append(part)
+    return counts
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """The nodes, lists and dicts that a value holds directly, or in tuples."""
+    if isinstance(value, fdl.Buildable):
+        children = fdl.ordered_arguments(value).values()
+    else:
+        children = value.values() if isinstance(value, dict) else value
+    for child in children:
+        if isinstance(child, (fdl.Buildable, list, dict)):
+            yield child
+        elif isinstance(child, tuple):
+            yield from _held(child)
+
+
+class Sharing:
+    """What is shared in one DAG."""
+
+    def __init__(self, cfg: fdl.Buildable):
+        self.references = references(cfg)
+
+    def is_shared(self, value: Any) -> bool:
+        return self.references[id(value)] > 1
+
+    def internal(self, value: Any) -> frozenset[int]:
+        """Ids of what is held from below `value` only, and of itself."""
+        inside = references(value)
+        return frozenset(
+            i for i, count in inside.items() if count == self.references[i] or i == id(value)
+        )
+
+    def key(
+        self,
+        value: Any,
+        *,
+        arguments: Callable[[fdl.Buildable], dict] = fdl.ordered_arguments,
+        known: Container[int] = (),
+    ) -> Any:
+        """Equal for values of equal content and tags, with the same sharing inside, that hold the
+        very same of what is held from outside too.
+
+        Args:
+            arguments: which of a node's count: those that were set, or defaults as well.
+            known: ids of what counts as held from outside.
+        """
+        if isinstance(value, (fdl.Buildable, list, dict)) and self.is_shared(value):
+            return ("outside", id(value))
+        if not isinstance(value, (fdl.Buildable, list, dict, tuple)):
+            return _leaf(value)
+        internal = self.internal(value)
+        numbers: dict[int, int] = {}
+
+        def key(part: Any) -> Any:
+            if isinstance(part, tuple):
+                return (type(part), [key(v) for v in part])
+            if not isinstance(part, (fdl.Buildable, list, dict)):
+                return _leaf(part)
+            if self.is_shared(part) or id(part) in known:
+                if id(part) not in internal or id(part) in known:
+                    return ("outside", id(part))
+                if id(part) in numbers:
+                    return ("again", numbers[id(part)])
+                numbers[id(part)] = len(numbers)
+            if isinstance(part, list):
+                return (list, [key(v) for v in part])
+            if isinstance(part, dict):
+                return (dict, [(k, key(v)) for k, v in part.items()])
+            tags = {n: frozenset(t) for n, t in part.__argument_tags__.items() if t}
+            given = [(name, key(v)) for name, v in arguments(part).items()]
+            return (type(part), fdl.get_callable(part), tags, given)
+
+        return key(value)
+
+
+def _leaf(value: Any) -> Any:
+    """What tells a value from others: 1 is not True; objects that cannot be compared are unlike."""
+    if isinstance(value, (set, frozenset)):
+        return (type(value), frozenset(value))
+    return (type(value), value if type(value).__hash__ else id(value))
