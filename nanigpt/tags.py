@@ -113,5 +113,9 @@ class ContextParallel(Tag):
     """Ranks that each sequence is split over."""
 
 
+class ExpertParallel(Tag):
+    """Ranks that the experts of a mixture are divided among."""
+
+
 class TensorParallel(Tag):
     """Ranks that each matrix is split over."""

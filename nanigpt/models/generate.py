@@ -4,6 +4,7 @@ Shapes: B batch, L sequence, V vocab_size.
 """
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterator
 
@@ -49,7 +50,8 @@ def generate(
             f"prompt of {len(prompt)} tokens + max_new_tokens={max_new_tokens} exceeds the model's "
             f"context of {context} tokens; max_new_tokens can be {max(context - len(prompt), 0)}"
         )
-    device = next(model.parameters()).device
+    # Parameters may be offloaded, buffers are where is computed.
+    device = next(itertools.chain(model.buffers(), model.parameters())).device
     generator = torch.Generator(device).manual_seed(seed)
     capacity = len(prompt) + max_new_tokens
     caches = model.new_caches(capacity=capacity) if use_cache else None

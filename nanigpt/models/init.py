@@ -69,11 +69,16 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.T
                 yield f"{prefix}.{local}" if prefix else local, module, local, tensor
 
 
-def materialize(model: nn.Module, device: torch.device | str) -> None:
+def materialize(
+    model: nn.Module, device: torch.device | str, *, parameters: torch.device | str | None = None
+) -> None:
     """Gives every meta parameter and buffer uninitialised memory on `device`, in place.
 
     A tensor that stands under several names (a tied head) stays one tensor: upstream's `to_empty`
     makes a new one for each name.
+
+    Args:
+        parameters: where parameters are, if elsewhere.
     """
     first_of: dict[torch.Tensor, tuple[nn.Module, str]] = {}
     aliases = []
@@ -81,7 +86,11 @@ def materialize(model: nn.Module, device: torch.device | str) -> None:
         owner, name = first_of.setdefault(tensor, (module, local))
         if (owner, name) != (module, local):
             aliases.append((module, local, owner, name))
-    model.to_empty(device=device)
+    model.to_empty(device=device if parameters is None else parameters)
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and parameters is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=device)
     for module, local, owner, name in aliases:
         store = module._parameters if local in module._parameters else module._buffers
         store[local] = getattr(owner, name)

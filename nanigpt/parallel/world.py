@@ -73,9 +73,9 @@ def start_world(device: Device = "auto") -> World:
     if size == 1:
         return World(rank=0, size=1, device=here)
     if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if kind == "cuda" else "gloo", device_id=here if kind == "cuda" else None
-        )
+        # gloo too, for what is offloaded to the host's memory.
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+        dist.init_process_group(backend, device_id=here if kind == "cuda" else None)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
 
 

@@ -253,7 +253,9 @@ class Trainer:
             self.parallelizer.mesh.layout(world),
             local_batch=self.local_batch(world.size),
         )
-        materialize(parallel.model, world.device)
+        # Shards that are offloaded are copied to the device when they are used.
+        offloaded = self.parallelizer.fsdp.cpu_offload and world.size > 1
+        materialize(parallel.model, world.device, parameters="cpu" if offloaded else None)
         initialize(parallel.model, seed=self.seed)
         return parallel
 

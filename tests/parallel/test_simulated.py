@@ -1,22 +1,54 @@
-"""A world of 512 ranks that are not there: what rank 0 would hold of llama3_70b."""
+"""Worlds of hundreds of ranks that are not there: what a rank would hold."""
 
-import json
 import math
+import re
+
+import pytest
 
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
-from tests.support import finish, start, succeed
+from nanigpt.parallel.simulate import shards
+from tests.support import flags, nanigpt, succeed
 
 
-def test_512_ranks_shard_70b_on_a_cpu(tmp_path):
-    report = tmp_path / "report.json"
-    succeed(finish(start("-m", "tests.parallel.simulated", str(report)), timeout=120))
-    told = json.loads(report.read_text())
-    assert told["layout"] == "dp_replicate=2, dp_shard=32, tp=8"
+def sharded(directives, *, ranks, rank):
+    trainer = build(compose(directives))
+    trainer.check_ranks(ranks)
+    return shards(
+        trainer.parallelizer,
+        trainer.model,
+        ranks=ranks,
+        rank=rank,
+        local_batch=trainer.local_batch(ranks),
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 511])
+def test_512_ranks_shard_70b_on_a_cpu(rank):
+    directives = ["config:llama3_70b", "fiddler:hsdp(2)", "fiddler:tensor_parallel(8)"]
+    found = sharded(directives, ranks=512, rank=rank)
     whole = dict(build(compose(["config:llama3_70b"])).model.named_parameters())
-    assert set(told["shards"]) == set(whole)
-    for name, shard in told["shards"].items():
-        assert shard["shape"] == list(whole[name].shape)
-        assert shard["device"] == "meta"
-        parts = 32 if "norm" in name else 32 * 8  # norms are not split by tensor parallelism
-        assert math.prod(shard["local"]) * parts == whole[name].numel(), (name, shard)
+    assert {shard.name for shard in found} == set(whole)
+    for shard in found:
+        assert shard.shape == whole[shard.name].shape
+        parts = 32 if "norm" in shard.name else 32 * 8  # tensor parallelism does not split norms
+        assert math.prod(shard.local) * parts == whole[shard.name].numel(), shard
+
+
+def test_the_ranks_of_a_pipeline_have_everything_once():
+    """llama3_405b: 8 pipeline ranks x 8 x 8; together, one line of ranks has every layer."""
+    directives = ["config:llama3_405b_on_512"]
+    whole = {n for n, _ in build(compose(["config:llama3_405b"])).model.named_parameters()}
+    names = []
+    for rank in range(0, 512, 64):
+        names += [shard.name for shard in sharded(directives, ranks=512, rank=rank)]
+    assert len(names) == len(set(names)) and set(names) == whole
+
+
+def test_the_command_reports_shards():
+    arguments = ["shards", *flags("config:llama3_70b_on_256"), "--ranks=256", "--rank=3"]
+    out = succeed(nanigpt(*arguments))
+    wq = next(line for line in out.splitlines() if line.startswith("layers.*.attention.wq.weight"))
+    assert re.search(r" 8192 x 8192 +32 x 8192 +fsdp: dim 0, tp: dim 0 +x80$", wq)
+    assert "275,636,480 of 70,553,706,496 parameters, 0.391%" in out
+    assert nanigpt(*arguments[:-1], "--rank=256").returncode == 2

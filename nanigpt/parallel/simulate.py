@@ -1,0 +1,75 @@
+"""One rank of a world that is not there: what it would hold, found on a CPU without memory."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+from nanigpt.models.decoder import Decoder
+from nanigpt.parallel.parallelizer import Parallelizer
+from nanigpt.parallel.world import World
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a rank has of a parameter.
+
+    Attributes:
+        shape: of the whole parameter.
+        local: of the rank's part.
+        split: the axes of the mesh that it is split along, and its dims.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    local: tuple[int, ...]
+    split: str
+
+
+def shards(
+    parallelizer: Parallelizer, model: Decoder, *, ranks: int, rank: int, local_batch: int
+) -> list[Shard]:
+    """Shards `model`, in place and on meta, as rank `rank` of `ranks` does.
+
+    Raises:
+        UsageError: the mesh cannot have so many ranks.
+    """
+    with fake_world(ranks=ranks, rank=rank) as world:
+        layout = parallelizer.mesh.layout(world)
+        parallel = parallelizer.parallelize(model, layout, local_batch=local_batch)
+        return [
+            Shard(
+                name,
+                tuple(parameter.shape),
+                tuple(getattr(parameter, "_local_tensor", parameter).shape),
+                _split(parameter),
+            )
+            for name, parameter in parallel.model.named_parameters()
+        ]
+
+
+def _split(parameter: torch.Tensor) -> str:
+    placements = getattr(parameter, "placements", ())
+    axes = parameter.device_mesh.mesh_dim_names if placements else ()
+    split = [
+        f"{axis}: dim {placement.dim}"
+        for axis, placement in zip(axes, placements, strict=True)
+        if not placement.is_replicate()
+    ]
+    return ", ".join(split) or "whole"
+
+
+@contextlib.contextmanager
+def fake_world(*, ranks: int, rank: int) -> Iterator[World]:
+    """A process group whose collectives return at once; nothing is sent."""
+    if ranks > 1:
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        dist.init_process_group("fake", rank=rank, world_size=ranks, store=FakeStore())
+    try:
+        yield World(rank=rank, size=ranks, device=torch.device("cpu"))
+    finally:
+        if ranks > 1:
+            dist.destroy_process_group()
