@@ -16,8 +16,9 @@ import torch
 import typeguard
 from fiddle import daglish
 
+from nanigpt.config.depth import TOO_DEEP
 from nanigpt.config.fingerprint import nameless
-from nanigpt.config.leaves import TOO_DEEP, holds_nodes
+from nanigpt.config.leaves import holds_nodes
 from nanigpt.config.paths import join
 from nanigpt.config.values import describe, types_of
 

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 from nanigpt.errors import UsageError
 
+TOO_DEEP = (
+    f"nests deeper than Python's limit of {sys.getrecursionlimit()} calls; hold the nodes in a list"
+)
+
 
 def refuses_depth(function: Callable) -> Callable:
     """Makes a function that walks a config raise a UsageError where the stack ends."""
@@ -15,9 +19,6 @@ def refuses_depth(function: Callable) -> Callable:
         try:
             return function(*args, **kwargs)
         except RecursionError as error:
-            raise UsageError(
-                "the config is nested too deep: more calls than Python's limit of "
-                f"{sys.getrecursionlimit()}; hold the nodes in a list"
-            ) from error
+            raise UsageError(f"the config {TOO_DEEP}") from error
 
     return walk

@@ -16,7 +16,8 @@ from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.leaves import TOO_DEEP, Container, Node, Shared, entries
+from nanigpt.config.depth import TOO_DEEP
+from nanigpt.config.leaves import Container, Node, Shared, entries
 from nanigpt.config.names import own_name
 from nanigpt.config.paths import arguments, join
 from nanigpt.errors import UsageError

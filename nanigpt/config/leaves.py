@@ -7,10 +7,9 @@ from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.depth import TOO_DEEP
 from nanigpt.config.paths import arguments, join
 from nanigpt.errors import UsageError
-
-TOO_DEEP = "nests deeper than Python can follow (sys.setrecursionlimit)"
 
 
 @dataclass(frozen=True)

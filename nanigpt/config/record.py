@@ -13,8 +13,9 @@ import torch
 from fiddle import daglish
 from fiddle._src.experimental import serialization  # the public module hides Serialization
 
+from nanigpt.config.depth import TOO_DEEP
 from nanigpt.config.fingerprint import same_content
-from nanigpt.config.leaves import TOO_DEEP, Container, Node, leaves, show_value
+from nanigpt.config.leaves import Container, Node, leaves, show_value
 from nanigpt.config.names import AllowList, library_name
 from nanigpt.config.provenance import mark
 from nanigpt.errors import UsageError

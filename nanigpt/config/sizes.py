@@ -9,7 +9,7 @@ import torch
 from fiddle import daglish
 
 from nanigpt.config.check import call, problems
-from nanigpt.config.leaves import TOO_DEEP
+from nanigpt.config.depth import TOO_DEEP
 from nanigpt.errors import UsageError
 
 

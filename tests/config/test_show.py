@@ -109,7 +109,7 @@ def test_what_is_nested_too_deep_is_told():
     for _ in range(sys.getrecursionlimit()):
         cfg = fdl.Config(Part, size=cfg)
     for format in ("tree", "flat", "python", "json", "dot", "html"):
-        with pytest.raises(UsageError, match="nested too deep"):
+        with pytest.raises(UsageError, match="nests deeper"):
             render(cfg, format=format)
 
 
