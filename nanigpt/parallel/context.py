@@ -169,10 +169,12 @@ def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
         all_gather_single_autograd,
     )
 
-    gathered = all_gather_single_autograd(x_BL.contiguous(), 1, mesh)
-    # Waited for here: left to wait when it is used, it corrupted memory now and then where a batch
-    # is a single sequence, which makes it a view (gloo, torch 2.13).
-    return gathered.wait() if isinstance(gathered, AsyncCollectiveTensor) else gathered
+    gathered = all_gather_single_autograd(x_BL.contiguous(), 0, mesh)
+    # Waited for here, not when it is used: what upstream makes of a batch of one sequence, a view
+    # that is still to be waited for, corrupted memory now and then (gloo, torch 2.13).
+    if isinstance(gathered, AsyncCollectiveTensor):
+        gathered = gathered.wait()
+    return torch.cat(gathered.chunk(mesh.size()), dim=1)
 
 
 def _natural(length: int, n: int) -> torch.Tensor:

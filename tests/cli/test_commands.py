@@ -174,7 +174,9 @@ def test_check():
     done = nanigpt("check", *flags("set:data.sequence_length=0", "set:evaluation.interval=0"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "nanigpt: 2 problems:"
-    assert "  data: sequence_length=0: expected at least 1\n" in done.stderr
+    assert (
+        "  data: sequence_length=0: expected at least 1  <- --config=set:data.sequ" in done.stderr
+    )
     assert "  evaluation: interval=0" in done.stderr
 
 
@@ -275,5 +277,5 @@ def test_a_mistake_of_one_rank_is_printed_by_it(monkeypatch, capsys):
 )
 def test_wrong_sampling_is_refused(run, argument, message):
     done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=5", argument)
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert message in done.stderr
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr

@@ -6,11 +6,17 @@ import pytest
 
 from tests.support import TINY, flags, metrics, nanigpt, succeed, tiny, torchrun, train
 
+SHORT = (
+    "fiddler:steps(10)",
+    "set:checkpointer.interval=5",
+    "set:evaluation.n_sequences=4",
+    "set:sampler.max_new_tokens=2",
+)
 TIED = ("config:llama3_1b", "fiddler:debug_scale")
 
 
 def forget_the_last_checkpoint(path) -> None:
-    shutil.rmtree(path / "checkpoints" / "step_00000020")
+    shutil.rmtree(path / "checkpoints" / "step_00000010")
 
 
 def assert_equal_curves(rows, expected):
@@ -29,16 +35,16 @@ def assert_equal_curves(rows, expected):
     ids=["pipeline to tensor parallel", "tied: pipeline to sharded"],
 )
 def test_a_run_goes_on_under_another_mesh(base, meshes, tmp_path):
-    expected = train(tiny(recipe=base[0].removeprefix("config:")), tmp_path / "one")
+    expected = train(tiny(*SHORT, recipe=base[0].removeprefix("config:")), tmp_path / "one")
     run = tmp_path / "run"
     for mesh in meshes:
-        arguments = ["train", *flags(*base, mesh), f"--run_dir={run}"]
+        arguments = ["train", *flags(*base, *SHORT, mesh), f"--run_dir={run}"]
         out = succeed(torchrun(2, "-m", "nanigpt", *arguments))
         forget_the_last_checkpoint(run)
-    assert "resuming after step 10" in out
+    assert "resuming after step 5" in out
     assert_equal_curves(metrics(run), expected)
     # One process goes on, too, and looks at what many trained.
-    out = succeed(nanigpt("train", *flags(*base), f"--run={run}"))
-    assert "resuming after step 10" in out
+    out = succeed(nanigpt("train", *flags(*base, *SHORT), f"--run={run}"))
+    assert "resuming after step 5" in out
     assert_equal_curves(metrics(run), expected)
-    assert '"step": 20' in succeed(nanigpt("eval", f"--run={run}"))
+    assert '"step": 10' in succeed(nanigpt("eval", f"--run={run}"))
