@@ -44,6 +44,9 @@ def pretraining(
         sequence_length=sequence_length,
     )
     fsdp = fdl.Config(FullyShardedDataParallel, param_dtype=model.embedding.compute_dtype)
+    evaluation = fdl.Config(Evaluation)
+    if local_batch_size is not None:  # logits are what memory is short of, here as in training
+        evaluation.batch_size = local_batch_size
     return fdl.Config(
         Trainer,
         model=model,
@@ -59,7 +62,7 @@ def pretraining(
             context=fdl.Config(ContextParallel),
             tensor=fdl.Config(TensorParallel),
         ),
-        evaluation=fdl.Config(Evaluation),
+        evaluation=evaluation,
         checkpointer=fdl.Config(Checkpointer),
         metrics=fdl.Config(Metrics),
         sampler=fdl.Config(Sampler),

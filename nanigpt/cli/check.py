@@ -25,8 +25,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     with blaming(values.config, values["config"].directives):
         built = check(values.config)
-        if values.ranks is not None:
-            _check_ranks(built, values.ranks)
+        if isinstance(built, Trainer):
+            built.check_ranks(values.ranks or built.parallelizer.mesh.least)
+        elif values.ranks is not None:
+            raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0
 
@@ -38,9 +40,3 @@ def _describe(built: Any) -> str:
         f"{built.model.n_parameters():,} parameters, {built.steps:,} steps of "
         f"{built.global_batch_size} x {built.data.sequence_length} tokens"
     )
-
-
-def _check_ranks(built: Any, ranks: int) -> None:
-    if not isinstance(built, Trainer):
-        raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
-    built.check_ranks(ranks)

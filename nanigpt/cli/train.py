@@ -15,7 +15,7 @@ from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
 from nanigpt.errors import RankError
-from nanigpt.parallel.world import start_world
+from nanigpt.parallel.world import launched_ranks, start_world
 from nanigpt.training.run_directory import RunDirectory
 
 # What a resumed run may change without becoming another run: what it shows and keeps, and how it is
@@ -45,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     cfg = values.config
     with blaming(cfg, values["config"].directives):
-        trainer = build_trainer(cfg)
+        trainer = build_trainer(cfg, ranks=launched_ranks())
     path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
     directory = RunDirectory(path)
     world = start_world(trainer.device)

@@ -15,15 +15,20 @@ from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.trainer import Trainer
 
 
-def build_trainer(cfg: Any) -> Trainer:
+def build_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
     """Builds a config whose root is a Trainer.
 
+    Args:
+        ranks: processes that it is to run on, by default as few as its mesh permits.
+
     Raises:
-        UsageError: a component refuses its arguments, or the root is something else.
+        UsageError: a component refuses its arguments, the root is something else, or model and
+            batch cannot be divided among the ranks.
     """
     trainer = build(cfg)
     if not isinstance(trainer, Trainer):
         raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
+    trainer.check_ranks(ranks or trainer.parallelizer.mesh.least)
     return trainer
 
 

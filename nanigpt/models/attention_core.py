@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention.bias import causal_lower_right
 
 
 class Places(NamedTuple):
@@ -48,22 +49,30 @@ class ScaledDotProduct:
         queries: Places | None = None,
         keys: Places | None = None,
     ) -> torch.Tensor:
-        mask_BHLS, is_causal = None, False
-        start = k_BSGK.shape[1] - q_BLHK.shape[1]
+        mask, is_causal = None, False
+        length, size = q_BLHK.shape[1], k_BSGK.shape[1]
         if queries is not None:
-            mask_BHLS = _visible(queries, keys or queries).unsqueeze(1)
-        elif start == 0:
+            mask = _visible(queries, keys or queries).unsqueeze(1)  # [B, 1, L, S]
+        elif length == size:
             is_causal = True
-        elif q_BLHK.shape[1] > 1:
-            size = (q_BLHK.shape[1], k_BSGK.shape[1])
-            mask_BHLS = torch.ones(size, dtype=torch.bool, device=q_BLHK.device).tril(start)
+        elif length > 1 and q_BLHK.device.type == "cuda":
+            mask = causal_lower_right(length, size)  # tells the kernel, and holds no mask
+        elif length > 1:
+            ones_LS = torch.ones((length, size), dtype=torch.bool, device=q_BLHK.device)
+            mask = ones_LS.tril(size - length)
+        grouped = q_BLHK.shape[2] != k_BSGK.shape[2]
+        if grouped and mask is not None and q_BLHK.device.type == "cuda":
+            # With a mask, the kernels that do not hold all scores know no grouped queries.
+            groups = q_BLHK.shape[2] // k_BSGK.shape[2]
+            k_BSGK, v_BSGK = (x.repeat_interleave(groups, 2) for x in (k_BSGK, v_BSGK))
+            grouped = False
         out_BHLK = F.scaled_dot_product_attention(
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
-            attn_mask=mask_BHLS,
+            attn_mask=mask,
             is_causal=is_causal,
-            enable_gqa=q_BLHK.shape[2] != k_BSGK.shape[2],
+            enable_gqa=grouped,
         )
         return out_BHLK.transpose(1, 2)
 

@@ -19,8 +19,17 @@ class Compile:
         self.backend = backend
         self.fullgraph = fullgraph
 
-    def apply(self, model: nn.Module) -> None:
-        """Compiles in place; names of parameters stay."""
+    def apply(self, model: nn.Module, *, keep_buffers: bool = False) -> None:
+        """Compiles in place; names of parameters stay.
+
+        Args:
+            keep_buffers: what the backward pass reads is read twice, once for inputs and once for
+                weights, and must not be overwritten by the first.
+        """
+        if keep_buffers:
+            import torch._functorch.config as functorch
+
+            functorch.donated_buffer = False
         for block in model.layers:
             if block is not None:
                 # What a checkpoint recomputes is a compiled function; a checkpoint within one fails

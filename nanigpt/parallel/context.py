@@ -71,7 +71,7 @@ class ContextParallel:
         core = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}[self.method]
         for module in model.modules():
             if hasattr(module, "core"):
-                module.core = core(module.core, layout.sequences["cp"])
+                module.core = core(module.core, layout.context)
 
     def positions(self, length: int, layout: Layout) -> torch.Tensor:
         """This rank's positions of sequences of `length`."""
@@ -94,10 +94,22 @@ class _Gathered:
         queries: Places | None = None,
         keys: Places | None = None,
     ) -> torch.Tensor:
-        # Places come in the same order as keys and values.
-        places = [None if x is None else _gather(x, self._mesh) for x in queries]
         k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
-        return self._core(q_BLHK, k_BSGK, v_BSGK, queries, Places(*places))
+        if queries is not None and queries.documents_BL is not None:
+            places = Places(*(_gather(x, self._mesh) for x in queries))
+            return self._core(q_BLHK, k_BSGK, v_BSGK, queries, places)
+        # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
+        # hidden is computed, and no mask is needed.
+        n, rank = self._mesh.size(), self._mesh.get_local_rank()
+        natural_S = _natural(k_BSGK.shape[1], n).argsort().to(q_BLHK.device)
+        k_BSGK, v_BSGK = k_BSGK[:, natural_S], v_BSGK[:, natural_S]
+        chunks = q_BLHK.chunk(2, dim=1)
+        ends = [(chunk + 1) * chunks[0].shape[1] for chunk in (rank, 2 * n - 1 - rank)]
+        outs = [
+            self._core(q_BCHK, k_BSGK[:, :end], v_BSGK[:, :end])
+            for q_BCHK, end in zip(chunks, ends, strict=True)
+        ]
+        return torch.cat(outs, dim=1)
 
 
 class _Ring:

@@ -29,18 +29,26 @@ def clip_gradients(
         stages: the ranks that have the other parameters.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
-    by_mesh: dict[object, list[torch.Tensor]] = {}
+    # Gradients that are split over the same groups of ranks have one sum over them.
+    split: dict[tuple[dist.ProcessGroup, ...], list[torch.Tensor]] = {}
     for parameter in with_gradient:
         if not any(parameter is other for other in counted_elsewhere):
-            mesh = getattr(parameter.grad, "device_mesh", None)
-            by_mesh.setdefault(mesh, []).append(parameter.grad)
-    norms = [torch.nn.utils.get_total_norm(gradients) for gradients in by_mesh.values()]
-    # The norm of DTensors is one itself, summed over its mesh here.
-    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    total = torch.linalg.vector_norm(torch.stack(whole))
+            gradient = parameter.grad
+            groups = tuple(
+                gradient.device_mesh.get_group(axis)
+                for axis, placement in enumerate(getattr(gradient, "placements", ()))
+                if not placement.is_replicate()
+            )
+            split.setdefault(groups, []).append(getattr(gradient, "_local_tensor", gradient))
+    squares = []
+    for groups, gradients in split.items():
+        squared = torch.nn.utils.get_total_norm(gradients).square()
+        for group in groups:
+            dist.all_reduce(squared, group=group)
+        squares.append(squared)
+    total = torch.stack(squares).sum()
     if stages is not None:
-        squared = total.square()
-        dist.all_reduce(squared, group=stages)
-        total = squared.sqrt()
+        dist.all_reduce(total, group=stages)
+    total = total.sqrt()
     torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, total)
     return total

@@ -64,7 +64,7 @@ class Mesh:
         if world_size % known or (not inferred and world_size != known):
             needed = f"a multiple of {known}" if inferred else str(known)
             raise UsageError(
-                f"parallelizer.mesh: {_show(self.axes)} needs {needed} ranks, not {world_size}; "
+                f"mesh: {_show(self.axes)} needs {needed} ranks, not {world_size}; "
                 "start another number of processes, or change an axis (tag:TensorParallel=N, "
                 "tag:DataParallelShard=-1, ...)"
             )
@@ -85,15 +85,16 @@ class Mesh:
 
         # The same ranks in the same order, their axes flattened as each use wants them.
         parameters = mesh(pp=pp, dp_replicate=replicate, fsdp=shard * cp, tp=tp)
-        if shard * cp > 1 and tp > 1:
-            parameters["fsdp", "tp"]._flatten()  # so that a norm is summed over both at once
+        losses = parameters["fsdp"]
+        if replicate > 1:
+            losses = parameters["dp_replicate", "fsdp"]._flatten("loss")
         return Layout(
             world,
             sizes,
             position,
             parameters=parameters,
-            sequences=mesh(pp=pp, batch=replicate * shard, cp=cp, tp=tp),
-            losses=mesh(pp=pp, loss=replicate * shard * cp, tp=tp),
+            losses=losses,
+            context=mesh(rest=pp * replicate * shard, cp=cp, tp=tp)["cp"] if cp > 1 else None,
         )
 
 
@@ -105,16 +106,16 @@ class Layout:
         sizes: of the axes.
         position: of this rank along each axis.
         parameters: the mesh with axes pp, dp_replicate, fsdp (dp_shard x cp) and tp.
-        sequences: with pp, batch (dp_replicate x dp_shard), cp and tp.
-        losses: with pp, loss (dp_replicate x dp_shard x cp) and tp.
+        losses: of ranks that see different tokens (dp_replicate x dp_shard x cp).
+        context: of ranks that have parts of the same sequences (cp).
     """
 
     world: World
     sizes: dict[str, int]
     position: dict[str, int]
     parameters: "DeviceMesh | None" = None
-    sequences: "DeviceMesh | None" = None
     losses: "DeviceMesh | None" = None
+    context: "DeviceMesh | None" = None
 
     @property
     def data_size(self) -> int:
@@ -128,8 +129,8 @@ class Layout:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks that see different tokens, in place."""
-        if self.losses is not None and self.losses["loss"].size() > 1:
-            dist.all_reduce(tensor, group=self.losses["loss"].get_group())
+        if self.losses is not None and self.losses.size() > 1:
+            dist.all_reduce(tensor, group=self.losses.get_group())
         return tensor
 
     def __str__(self) -> str:

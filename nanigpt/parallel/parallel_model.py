@@ -19,8 +19,8 @@ class ParallelModel:
     """This rank's part of a decoder. All ranks call each method together.
 
     Attributes:
-        model: the modules of this rank under the names of the whole decoder. Called with tokens, it
-            gives all logits to every rank of a sequence.
+        model: the modules of this rank under the names of the whole decoder. Called with tokens and
+            caches, as for sampling, it gives all logits to every rank.
         layout: this rank's place.
     """
 
@@ -53,11 +53,22 @@ class ParallelModel:
         for i, batch in enumerate(batches):
             total += self._forward_backward(batch, loss, last=i == len(batches) - 1)
         settle(self.model.parameters())
-        return self.layout.sum(total)
+        return self.sum(total)
 
+    @property
+    def has_loss(self) -> bool:
+        """Whether this rank computes losses, and not only what they need."""
+        return True
+
+    @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        """The loss of a shard, without gradients."""
-        return loss(self.model(batch.tokens_BL, **batch.places()), batch.labels_BL)
+        """The loss of a shard, without gradients; zero on ranks that have none."""
+        with self.tensor.loss_context(self.layout), self.tensor.splitting():
+            return loss(self.model(batch.tokens_BL, **batch.places()), batch.labels_BL)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks that have losses of different tokens, in place."""
+        return self.layout.sum(tensor)
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""

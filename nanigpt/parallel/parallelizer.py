@@ -67,6 +67,16 @@ class Parallelizer:
         )
         if cp > 1 and self.context.method == "ring" and self.compile is not None:
             found.append("context.method='ring' cannot be compiled; set parallelizer.compile=None")
+        if (
+            sizes["pp"] > 1
+            and copies > 1
+            and self.pipeline.splits_backward
+            and self.fsdp.reshard_after_forward == "always"
+        ):
+            found.append(
+                f"fsdp.reshard_after_forward='always' would lose gradients of weights that "
+                f"pipeline.schedule={self.pipeline.schedule!r} computes later; take 'default'"
+            )
         found += self.pipeline.problems(model, sizes["pp"], copies=copies, local_batch=local_batch)
         return found
 
@@ -96,4 +106,5 @@ class Parallelizer:
         self.tensor.apply(model, layout)
         self.context.apply(model, layout)
         if self.compile is not None:
-            self.compile.apply(model)
+            split_backward = layout.sizes["pp"] > 1 and self.pipeline.splits_backward
+            self.compile.apply(model, keep_buffers=split_backward)

@@ -98,6 +98,11 @@ class PipelineParallel:
             )
         return found
 
+    @property
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights are computed apart from those of inputs."""
+        return self.schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "CSV")
+
     def plan(self, ranks: int, local_batch: int) -> Plan:
         """Which stages each rank has, and in which order it computes them.
 

@@ -44,22 +44,33 @@ class PipelinedModel(ParallelModel):
         self.group = layout.parameters["pp"].get_group()
         self.model.forward = self._logits
         self._schedule: Any = None
+        self._stages: list[Any] = []
         self._loss: Loss | None = None
+
+    @property
+    def has_loss(self) -> bool:
+        return self.stages.has_last
 
     def forward_backward(self, batches: list[Batch], loss: Loss) -> torch.Tensor:
         total = super().forward_backward(batches, loss)
+        lost = [name for name, p in self.model.named_parameters() if p.grad is None]
+        if lost:  # the norm and the optimizer would pass them over
+            raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
-        dist.all_reduce(total, group=self.group)  # only the last stage has a loss
         return total
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        logits_BLV = self._forward(batch.tokens_BL, **batch.places())
-        value = torch.zeros((), device=self.layout.world.device)
-        if logits_BLV is not None:
-            value += loss(logits_BLV, batch.labels_BL)
-        dist.all_reduce(value, group=self.group)
-        return value
+        with self.tensor.loss_context(self.layout), self.tensor.splitting():
+            logits_BLV = self._forward(batch.tokens_BL, **batch.places())
+            if logits_BLV is None:
+                return torch.zeros((), device=self.layout.world.device)
+            return loss(logits_BLV, batch.labels_BL)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        total = self.layout.sum(tensor)
+        dist.all_reduce(total, group=self.group)
+        return total
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         return clip_gradients(
@@ -73,6 +84,8 @@ class PipelinedModel(ParallelModel):
         if self._schedule is None:
             self._schedule = self._new_schedule()
         self._loss = loss
+        for stage in self._stages:
+            stage.reduces = last  # gradients of all batches are summed over ranks at once
         losses: list[torch.Tensor] = []
         tokens = [batch.tokens_BL] if self.stages.has_first else []
         labels_BL = batch.labels_BL if self.stages.has_last else None
@@ -85,7 +98,6 @@ class PipelinedModel(ParallelModel):
         )
 
     def _new_schedule(self) -> Any:
-        from torch.distributed.pipelining import PipelineStage
         from torch.distributed.pipelining.schedules import (
             PipelineScheduleSingle,
             _PipelineScheduleRuntime,
@@ -93,8 +105,8 @@ class PipelinedModel(ParallelModel):
         )
 
         plan, device = self.stages.plan, self.layout.world.device
-        stages = [
-            PipelineStage(part, index, len(self.stages.rank_of), device, group=self.group)
+        self._stages = stages = [
+            _stage(part, index, len(self.stages.rank_of), device, group=self.group)
             for index, part in self.stages.parts.items()
         ]
         csv = self.stages.csv
@@ -143,7 +155,8 @@ class PipelinedModel(ParallelModel):
             before = rank_of[stage - 1] if stage else rank
             if rank == here:
                 if before != here:
-                    shape = (*tokens_BL.shape, self.dim)
+                    length = tokens_BL.shape[1] // self.tensor.parts(self.layout)
+                    shape = (tokens_BL.shape[0], length, self.dim)
                     x_BLD = torch.empty(shape, dtype=self.dtype, device=tokens_BL.device)
                     dist.recv(x_BLD, group=self.group, group_src=before)
                 x_BLD = self.stages.parts[stage](x_BLD, caches, **places)
@@ -166,3 +179,20 @@ class PipelinedModel(ParallelModel):
         logits_BLV = logits_BLV.contiguous()
         dist.broadcast(logits_BLV, group=self.group, group_src=self.stages.rank_of[-1])
         return logits_BLV
+
+
+def _stage(*arguments: Any, **named: Any) -> Any:
+    """Upstream's stage, which sums gradients over ranks only when told to.
+
+    After every run of a schedule upstream would; here a step may have several.
+    """
+    from torch.distributed.pipelining import PipelineStage
+
+    class Stage(PipelineStage):
+        reduces = True
+
+        def perform_reduce_grad(self, grad_scale_factor: int) -> None:
+            if self.reduces:
+                super().perform_reduce_grad(grad_scale_factor)
+
+    return Stage(*arguments, **named)

@@ -40,9 +40,10 @@ class _Ring(torch.autograd.Function):
         out, logsumexp, *rest = upstream._templated_ring_attention(
             group, 2, attend, q, k, v, is_causal=True
         )
-        kept = [] if cpu else rest[:6]  # cumulative lengths, maxima and random state of the kernel
-        ctx.numbers = [x for x in kept if not isinstance(x, torch.Tensor)]
-        ctx.save_for_backward(q, k, v, out, logsumexp, *(x for x in kept if torch.is_tensor(x)))
+        # The CUDA kernel's cumulative lengths (None where no sequence is ragged), maxima, and the
+        # two halves of its random state, which without dropout nothing depends on.
+        ctx.of_kernel = None if cpu else rest[:6]
+        ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.group, ctx.groups, ctx.cpu = group, groups, cpu
         return out
 
@@ -50,14 +51,13 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         from torch.distributed.tensor.experimental._context_parallel import _attention as upstream
 
-        q, k, v, out, logsumexp, *tensors = ctx.saved_tensors
+        q, k, v, out, logsumexp = ctx.saved_tensors
         name = "_scaled_dot_product_flash_attention"
         kernel = _aten(name + ("_for_cpu_backward" if ctx.cpu else "_backward"))
         more: dict[str, Any] = {"dropout_p": 0.0}
         if not ctx.cpu:
-            more["cum_seq_q"], more["cum_seq_k"] = tensors[:2]
-            more["philox_seed"], more["philox_offset"] = tensors[2:]
-            more["max_q"], more["max_k"] = ctx.numbers
+            names = ("cum_seq_q", "cum_seq_k", "max_q", "max_k", "philox_seed", "philox_offset")
+            more |= dict(zip(names, ctx.of_kernel, strict=True))
 
         def attend_backward(query, key, value, **kwargs):
             key, value = (x.repeat_interleave(ctx.groups, 1) for x in (key, value))

@@ -36,6 +36,7 @@ def shards(
     Raises:
         UsageError: the mesh cannot have so many ranks.
     """
+    parallelizer.tensor.asynchronous = False  # it needs GPUs, and moves no shard
     with fake_world(ranks=ranks, rank=rank) as world:
         layout = parallelizer.mesh.layout(world)
         parallel = parallelizer.parallelize(model, layout, local_batch=local_batch)

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Layout
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class TensorParallel:
     Args:
         sequence_parallel: between the matrices each rank has a part of the sequence, so that norms
             and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
-            are short and of any length, every rank has them whole.
+            are short and of any length, every rank has them whole, and all logits.
         loss_parallel: the loss is computed on the parts of the logits, which nobody gathers.
         asynchronous: matrix products overlap with the communication before and after them, piece by
             piece, where GPUs of a node see each other's memory. It is inductor that rewrites the
@@ -58,6 +57,7 @@ class TensorParallel:
         self.sequence_parallel = sequence_parallel
         self.loss_parallel = loss_parallel
         self.asynchronous = asynchronous
+        self._splitting = False
 
     def problems(self, model: nn.Module, n: int, *, sequence_length: int) -> list[str]:
         """What n ranks cannot divide."""
@@ -92,6 +92,22 @@ class TensorParallel:
 
         return loss_parallel()
 
+    @contextlib.contextmanager
+    def splitting(self) -> Iterator[None]:
+        """Within it sequences and logits are split without gradients too, as for evaluation."""
+        self._splitting = True
+        try:
+            yield
+        finally:
+            self._splitting = False
+
+    def parts(self, layout: Layout) -> int:
+        """Ranks that a sequence is split over between modules now."""
+        return layout.sizes["tp"] if self.sequence_parallel and self._splits() else 1
+
+    def _splits(self) -> bool:
+        return self._splitting or torch.is_grad_enabled()
+
     def _split(self, module: nn.Module, style: str, mesh: "DeviceMesh") -> None:
         from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -103,7 +119,7 @@ class TensorParallel:
 
         def between() -> Any:
             """Where activations are between modules."""
-            return Shard(1) if self.sequence_parallel and torch.is_grad_enabled() else Replicate()
+            return Shard(1) if self.sequence_parallel and self._splits() else Replicate()
 
         def here(y: DTensor) -> torch.Tensor:
             return y.to_local()  # called as a method, or torch.compile does not know it
@@ -112,7 +128,7 @@ class TensorParallel:
             return wrap(x, between()).redistribute(mesh, [Replicate()])
 
         def kept_apart(y: DTensor) -> torch.Tensor:
-            apart = self.loss_parallel and torch.is_grad_enabled()
+            apart = self.loss_parallel and self._splits()
             return y if apart else place(y, Replicate())
 
         def to_between(y: DTensor) -> torch.Tensor:
@@ -135,11 +151,6 @@ class TensorParallel:
 
 def _overlap(mesh: "DeviceMesh") -> None:
     """Has inductor fuse products with communication over symmetric memory."""
-    if mesh.device_type != "cuda":
-        raise UsageError(
-            f"parallelizer.tensor.asynchronous=True on {mesh.device_type}: expected CUDA devices "
-            "with symmetric memory; set it to False"
-        )
     import torch._inductor.config as inductor
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 

@@ -43,6 +43,11 @@ class World:
             dist.barrier()
 
 
+def launched_ranks() -> int:
+    """Processes that the launcher of this one started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start_world(device: Device = "auto") -> World:
     """Joins the process group that a launcher such as torchrun describes in the environment.
 
@@ -60,7 +65,7 @@ def start_world(device: Device = "auto") -> World:
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device='cuda': this machine has no usable CUDA device; use auto or cpu")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = launched_ranks()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if kind == "cuda":
         if local_rank >= torch.cuda.device_count():

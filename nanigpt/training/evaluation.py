@@ -68,12 +68,13 @@ class Evaluation:
             if begin >= n:
                 whole.labels_BL.fill_(IGNORED)
             batch = parallel.shard(whole)
-            labels = batch.labels_BL[batch.labels_BL != IGNORED].cpu()
             total[0] += parallel.evaluate(batch, loss).double()
-            total[1] += labels.numel()
-            total[2] += bytes_of[labels].sum().item()
+            if parallel.has_loss:
+                labels = batch.labels_BL[batch.labels_BL != IGNORED].cpu()
+                total[1] += labels.numel()
+                total[2] += bytes_of[labels].sum().item()
         model.train(was_training)
-        summed, tokens, text_bytes = layout.sum(total).tolist()
+        summed, tokens, text_bytes = parallel.sum(total).tolist()
         return {
             "val_loss": summed / tokens,
             "val_bits_per_byte": summed / math.log(2) / text_bytes,

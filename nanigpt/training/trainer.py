@@ -10,6 +10,7 @@ import torch
 from nanigpt import tags
 from nanigpt.data.dataset import Batch, PackedDataset
 from nanigpt.errors import UsageError
+from nanigpt.models.attention_core import FlexAttention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.schedule import Schedule
@@ -106,7 +107,8 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.device = device
-        self.check_ranks(parallelizer.mesh.least)
+        if device != "auto":
+            self.check_device(device)
 
     def run(self, run: RunDirectory, world: World) -> Progress:
         """Trains to the last step, from the newest checkpoint of `run` where there is one.
@@ -210,8 +212,14 @@ class Trainer:
         Raises:
             UsageError: they cannot; the message has every reason.
         """
+        mesh, found = self.parallelizer.mesh, []
+        try:
+            mesh.sizes(ranks)
+        except UsageError as error:  # what else is wrong is wrong on any number of ranks
+            found.append(str(error))
+            ranks = mesh.least
         readers, local = self._readers(ranks), self.local_batch(ranks)
-        found = self.parallelizer.problems(
+        found += self.parallelizer.problems(
             self.model,
             ranks,
             sequence_length=self.data.sequence_length,
@@ -227,7 +235,31 @@ class Trainer:
             )
         if found:
             reasons = found[0] if len(found) == 1 else "\n  - ".join(["", *found])
-            raise UsageError(f"on {ranks} ranks: {reasons}" if ranks > 1 else reasons.lstrip())
+            raise UsageError(reasons.lstrip() if ranks == 1 else f"on {ranks} ranks: {reasons}")
+
+    def check_device(self, kind: str) -> None:
+        """Checks whether a device of this kind can train the run.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        cores = [type(block.attention.core) for block in self.model.layers]
+        if kind == "cpu" and FlexAttention in cores:
+            raise UsageError(
+                "model.layers[*].attention.core: FlexAttention has no backward pass on a CPU; set "
+                "tag:AttentionCore=None there"
+            )
+        if kind == "cpu" and self.parallelizer.tensor.asynchronous:
+            raise UsageError(
+                "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
+                "memory; set it to False on a CPU"
+            )
+        ring = self.parallelizer.context.method == "ring"
+        if kind == "cuda" and ring and self.model.embedding.compute_dtype == torch.float32:
+            raise UsageError(
+                "parallelizer.context.method='ring': its kernel computes in bfloat16 on CUDA; add "
+                "--config=tag:ComputeDType=bfloat16, or take 'all_gather'"
+            )
 
     def check(self, world: World) -> None:
         """Makes the text ready on every rank, and checks what only processes and files can tell.
@@ -237,6 +269,7 @@ class Trainer:
                 global batch does not divide, or the optimizer refuses its arguments.
         """
         self.check_ranks(world.size)
+        self.check_device(world.device.type)
         size, rows = self.data.tokenizer.vocab_size, self.model.vocab_size
         if size > rows:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Run on two ranks by test_communication.py: counts collectives of forward and backward passes.
+"""Run on two or four ranks by test_communication.py: counts collectives.
 
 Usage: torchrun --nproc-per-node=2 -m tests.parallel.communication COUNTS.json
 """
@@ -13,6 +13,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from nanigpt.config.build import build
 from nanigpt.parallel.world import World, start_world, stop_world
+from nanigpt.training.checkpoint import Progress
 from tests.support import tiny
 
 CASES = {
@@ -55,6 +56,18 @@ def count(world: World, edits: list[str], n_batches: int) -> dict[str, dict[str,
     return {name: dict(+counts) for name, counts in found.items()}
 
 
+def count_step(world: World, edits: list[str], accumulation: int) -> dict[str, int]:
+    """Calls per collective in a whole optimizer step of a pipeline."""
+    trainer = build(tiny(*edits, f"set:local_batch_size={4 // accumulation}"))
+    trainer.check(world)
+    parallel = trainer.setup_model(world)
+    microbatches = trainer.microbatches(Progress(), accumulation, parallel.layout)
+    optimizer = torch.optim.SGD(parallel.model.parameters(), lr=0.0)
+    with counting() as mode:
+        trainer.train_step(optimizer, microbatches, parallel)
+    return dict(calls(mode))
+
+
 def calls(mode: CommDebugMode) -> Counter:
     return Counter(
         {
@@ -66,8 +79,12 @@ def calls(mode: CommDebugMode) -> Counter:
 
 def main(path: str) -> None:
     world = start_world("cpu")
-    counts = {name: count(world, edits, 1) for name, edits in CASES.items()}
-    counts["fsdp, two batches"] = count(world, CASES["fsdp default"], 2)
+    if world.size == 4:
+        edits = ["fiddler:pipeline(2, '1F1B', 2)", "fiddler:fsdp(2)"]
+        counts = {str(n): count_step(world, edits, n) for n in (1, 2)}
+    else:
+        counts = {name: count(world, edits, 1) for name, edits in CASES.items()}
+        counts["fsdp, two batches"] = count(world, CASES["fsdp default"], 2)
     if world.is_main:
         Path(path).write_text(json.dumps(counts, indent=1))
     stop_world()

@@ -77,6 +77,7 @@ CASES: dict[int, dict[str, list[str]]] = {
         "fsdp2 compile": ["fiddler:fsdp(2)", COMPILE],
         "tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
         "pp2 recompute": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)", RECOMPUTE],
+        "pp2 ZBVZeroBubble compile": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", COMPILE],
         "bf16 fsdp2 recompute compile": ["fiddler:fsdp(2)", COMPILE],
     },
     4: {
@@ -88,6 +89,10 @@ CASES: dict[int, dict[str, list[str]]] = {
         "cp2 ulysses fsdp2": ["fiddler:context_parallel(2, 'ulysses')"],
         "pp2 fsdp2": ["fiddler:pipeline(2, '1F1B', 2)"],
         "tied pp2 fsdp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 2)"],
+        "pp2 fsdp2 always": [
+            "fiddler:pipeline(2, 'Interleaved1F1B', 2)",
+            "fiddler:fsdp(2, 'always')",
+        ],
         "pp2 cp2": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", "fiddler:context_parallel(2)"],
         "bf16 tp2 fsdp2 recompute compile": ["fiddler:tensor_parallel(2)", COMPILE],
         "pp4": ["fiddler:pipeline(4, '1F1B', 4)"],

@@ -34,6 +34,15 @@ def test_accumulation_reduces_gradients_once(counts):
     assert got["backward"][REDUCE] == GROUPS
 
 
+def test_a_pipeline_reduces_gradients_once(tmp_path):
+    """However many local batches an optimizer step has."""
+    path = tmp_path / "counts.json"
+    succeed(torchrun(4, "-m", "tests.parallel.communication", str(path)))
+    counts = json.loads(path.read_text())
+    assert counts["1"][REDUCE] > 0
+    assert counts["2"][REDUCE] == counts["1"][REDUCE]
+
+
 def test_sequence_parallel_gathers_and_scatters_rather_than_all_reduces(counts):
     """Scattered: the embedding and two matrices per block; gathered: two inputs per block, and the
     head's. What is reduced whole are maximum, sum and own logit of each token, for the loss."""

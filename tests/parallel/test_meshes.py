@@ -105,6 +105,10 @@ WRONG = [
     (1024, [], "is not a multiple of local batch 1 x 1024 data-parallel ranks = 1024"),
     (24, [], "is not a multiple of local batch 1 x 24 data-parallel ranks = 24"),
     (64, [BATCH.format(16)], "is not a multiple of local batch 16 x 64 data-parallel ranks = 1024"),
+    (8, [pipeline(4, "ZBVZeroBubble"), "fiddler:fsdp(2, 'always')"], "would lose gradients"),
+    (8, [TP.format(3)], "needs a multiple of 3 ranks, not 8"),
+    (8, [TP.format(3)], "n_heads=32 (and 31 others like it) is not divisible by mesh.tp=3"),
+    (2, ["tag:AttentionCore=@flex_attention()", "set:device=cpu"], "no backward pass on a CPU"),
     (2, ["set:parallelizer.fsdp.prefetch=-1"], "prefetch=-1: expected 0 or more"),
     (2, ["set:parallelizer.fsdp.reshard_after_forward=sometimes"], "expected one of 'default'"),
 ]  # fmt: skip
