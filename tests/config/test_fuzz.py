@@ -123,13 +123,16 @@ def test_sharing_of_lists_is_content(tmp_path_factory, data):
     cfg = data.draw(dags())
     other = copy.deepcopy(cfg)
     value = data.draw(st.sampled_from([[], [1], {"k": 1}, [[2]]]))
-    nodes = [n for n, _ in daglish.iterate(cfg) if isinstance(n, fdl.Buildable)]
+    # Listed before any is edited: an edit may take nodes out of the config.
+    nodes, others = (
+        [n for n, _ in daglish.iterate(each) if isinstance(n, fdl.Buildable)]
+        for each in (cfg, other)
+    )
     places = st.tuples(st.integers(0, len(nodes) - 1), st.sampled_from("abc"))
     for i, name in data.draw(st.sets(places, min_size=1, max_size=3)):
-        for of, copied in ((cfg, False), (other, data.draw(st.booleans()))):
-            node = [n for n, _ in daglish.iterate(of) if isinstance(n, fdl.Buildable)][i]
+        for of, copied in ((nodes, False), (others, data.draw(st.booleans()))):
             inner = copy.deepcopy(value) if copied else value
-            setattr(node, name, data.draw(st.sampled_from([inner, (inner,), {"x": inner}])))
+            setattr(of[i], name, data.draw(st.sampled_from([inner, (inner,), {"x": inner}])))
     told = differences(cfg, other)
     assert bool(told) == (fingerprint(cfg) != fingerprint(other)), told
     path = tmp_path_factory.getbasetemp() / "fuzz.json"
