@@ -34,6 +34,8 @@ class Compile:
             if block is not None:
                 # What a checkpoint recomputes is a compiled function; a checkpoint within one fails
                 # where weights are DTensors (torch 2.13).
+                # Shapes are few, those of training and of evaluation, and each is compiled for
+                # itself: DTensors do not take symbolic ones everywhere.
                 block.compute = torch.compile(
-                    block.compute, backend=self.backend, fullgraph=self.fullgraph
+                    block.compute, backend=self.backend, fullgraph=self.fullgraph, dynamic=False
                 )

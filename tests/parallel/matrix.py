@@ -215,6 +215,7 @@ def main(device: str, references: str, results: str, *cases: str) -> None:
     for name in cases:
         # A hanging rank prints where it is, and ends; the launcher ends the others.
         faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
+        torch.compiler.reset()  # or earlier cases' compilations count toward the limit
         begin = time.perf_counter()
         try:
             cfg = debug_run(name, CASES[world.size][name], folder)
