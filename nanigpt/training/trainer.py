@@ -212,7 +212,7 @@ class Trainer:
         Raises:
             UsageError: they cannot; the message has every reason.
         """
-        mesh, found = self.parallelizer.mesh, []
+        mesh, asked, found = self.parallelizer.mesh, ranks, []
         try:
             mesh.sizes(ranks)
         except UsageError as error:  # what else is wrong is wrong on any number of ranks
@@ -234,8 +234,8 @@ class Trainer:
                 "local_batch_size"
             )
         if found:
-            reasons = found[0] if len(found) == 1 else "\n  - ".join(["", *found])
-            raise UsageError(reasons.lstrip() if ranks == 1 else f"on {ranks} ranks: {reasons}")
+            reasons = f" {found[0]}" if len(found) == 1 else "\n  - ".join(["", *found])
+            raise UsageError(f"on {asked} ranks:{reasons}" if asked > 1 else reasons.lstrip())
 
     def check_device(self, kind: str) -> None:
         """Checks whether a device of this kind can train the run.
