@@ -25,12 +25,6 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor)
-        return tensor
-
     def gather(self, text: str) -> list[str]:
         """The texts of all ranks, in their order, on every rank."""
         texts = [text] * self.size

@@ -223,7 +223,7 @@ def main(device: str, references: str, results: str, *cases: str) -> None:
             bounds = {"loss": 1e-2, "gradient": 0.25} if family(name) == "bf16" else {}
             compare(train(cfg, world), expected[family(name)], **bounds)
             outcome[name] = ["ok", time.perf_counter() - begin]
-        except Exception:
+        except Exception:  # told with rank and case, then raised: the others may be waiting
             print(f"rank {world.rank}, case {name}\n{traceback.format_exc()}", file=sys.stderr)
             sys.stderr.flush()
             faulthandler.dump_traceback_later(1, exit=True)
