@@ -9,7 +9,6 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 
 class Places(NamedTuple):
@@ -56,6 +55,8 @@ class ScaledDotProduct:
         elif length == size:
             is_causal = True
         elif length > 1 and q_BLHK.device.type == "cuda":
+            from torch.nn.attention.bias import causal_lower_right  # imports dynamo
+
             mask = causal_lower_right(length, size)  # tells the kernel, and holds no mask
         elif length > 1:
             ones_LS = torch.ones((length, size), dtype=torch.bool, device=q_BLHK.device)
