@@ -228,8 +228,10 @@ def test_stopping_ends_the_trials(tmp_path, number, status):
     (path / "slow").touch()
     (tmp_path / "stand_in.py").write_text(_STAND_IN)
     arguments = ["sweep", *flags(*TINY), f"--dir={path}", _RATES + "[1e-3,1e-2]", "--parallel=2"]
+    # A test run that was started in the background hands down that SIGINT is ignored.
     code = f"""
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from nanigpt.cli.main import main
 from nanigpt.cli.sweeping import pool
 pool.PROGRAM = [{str(tmp_path / "stand_in.py")!r}]
