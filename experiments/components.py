@@ -4,7 +4,8 @@ import fiddle as fdl
 
 from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
-from nanigpt.models.attention_core import FlexAttention
+from nanigpt.models.attention_core import Eager, FlexAttention
+from nanigpt.models.rope import YarnScaling
 from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
 from nanigpt.parallel.compile import Compile
@@ -42,6 +43,18 @@ def warmup_stable_decay(
 def flex_attention() -> fdl.Config[FlexAttention]:
     """FlexAttention, which skips what document masks and causality hide."""
     return fdl.Config(FlexAttention)
+
+
+@component
+def eager_attention() -> fdl.Config[Eager]:
+    """Attention with its scores written out in float32, to compare with."""
+    return fdl.Config(Eager)
+
+
+@component
+def yarn(factor: float, original_max_positions: int) -> fdl.Config[YarnScaling]:
+    """RoPE stretched to sequences `factor` times as long."""
+    return fdl.Config(YarnScaling, factor=factor, original_max_positions=original_max_positions)
 
 
 @component

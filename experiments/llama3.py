@@ -4,22 +4,14 @@ Sizes, RoPE and learning rates: The Llama 3 Herd of Models (2024), table 3; the 
 1B and 3B.
 """
 
-import math
-
 import fiddle as fdl
 import torch
 
+from experiments import parts
 from experiments.pretraining import pretraining
 from nanigpt.config.registry import recipe
-from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder, TransformerBlock
-from nanigpt.models.embedding import Embedding, TiedHead
-from nanigpt.models.feed_forward import FeedForward
-from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
-from nanigpt.models.linear import Linear
-from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
-from nanigpt.tags import VocabSize, Width
 from nanigpt.training.trainer import Trainer
 
 
@@ -40,70 +32,44 @@ def llama3_model(
     """The decoder as a DAG down to single projections: `cfg.layers[7].attention.wq` is a node.
 
     Layers and initialisers are distinct nodes, so that each can differ. The RoPE table and a tied
-    embedding are one node that is referenced many times.
-
-    Weights start truncated normal with standard deviation `init_scale / sqrt(fan_in)`, which keeps
-    activations alike at every width. The projections that write to the residual stream are scaled
-    down by `sqrt(2 n_layers)` (Radford et al., 2019). The head starts with logits of standard
-    deviation 0.5, which puts the first loss near ln(vocab_size).
+    embedding are one node that is referenced many times. How weights start, and why, is told in
+    `experiments/parts.py`; `init_scale` multiplies their standard deviations.
     """
     head_dim = dim // n_heads
-    output_scale = init_scale / math.sqrt(2 * n_layers)
+    scales = {
+        "init_scale": init_scale,
+        "output_scale": parts.residual_scale(n_layers, init_scale),
+    }
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
     )
     if rope_scaling_factor is not None:
         rope.scaling = fdl.Config(Llama3Scaling, factor=rope_scaling_factor)
 
-    def linear(in_dim: int, out_dim: int, scale: float = init_scale) -> fdl.Config[Linear]:
-        initializer = fdl.Config(FanInNormal, scale=scale)
-        return fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
-
-    def norm() -> fdl.Config[RMSNorm]:
-        return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0))
-
     def block() -> fdl.Config[TransformerBlock]:
-        attention = fdl.Config(
-            Attention,
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            wq=linear(dim, n_heads * head_dim),
-            wk=linear(dim, n_kv_heads * head_dim),
-            wv=linear(dim, n_kv_heads * head_dim),
-            wo=linear(n_heads * head_dim, dim, output_scale),
-            rope=rope,
-        )
-        feed_forward = fdl.Config(
-            FeedForward,
-            w1=linear(dim, hidden_dim),
-            w2=linear(hidden_dim, dim, output_scale),
-            w3=linear(dim, hidden_dim),
-        )
         return fdl.Config(
             TransformerBlock,
-            attention_norm=norm(),
-            attention=attention,
-            feed_forward_norm=norm(),
-            feed_forward=feed_forward,
+            attention_norm=parts.norm(dim),
+            attention=parts.attention(
+                dim=dim,
+                n_heads=n_heads,
+                n_kv_heads=n_kv_heads,
+                head_dim=head_dim,
+                rope=rope,
+                **scales,
+            ),
+            feed_forward_norm=parts.norm(dim),
+            feed_forward=parts.feed_forward(dim=dim, hidden_dim=hidden_dim, **scales),
         )
 
-    head_initializer = fdl.Config(FanInNormal, scale=0.5)
-    embedding = fdl.Config(
-        Embedding,
-        vocab_size=vocab_size,
+    return parts.decoder(
+        layers=[block() for _ in range(n_layers)],
+        norm=parts.norm(dim),
         dim=dim,
+        vocab_size=vocab_size,
+        tied=tied,
         compute_dtype=compute_dtype,
-        initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=0.02),
     )
-    if tied:
-        head = fdl.Config(TiedHead, embedding=embedding)
-    else:
-        head = fdl.Config(Linear, in_dim=dim, out_dim=vocab_size, initializer=head_initializer)
-        fdl.remove_tag(head, "out_dim", Width)
-        fdl.add_tag(head, "out_dim", VocabSize)
-    layers = [block() for _ in range(n_layers)]
-    return fdl.Config(Decoder, embedding=embedding, layers=layers, norm=norm(), head=head)
 
 
 @recipe

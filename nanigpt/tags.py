@@ -77,6 +77,10 @@ class GainInitializer(Tag):
     """Initial value of a normalisation's gain."""
 
 
+class SinkInitializer(Tag):
+    """Initial scores of attention sinks."""
+
+
 class ComputeDType(Tag):
     """Dtype of activations and matrix multiplications; master weights stay float32."""
 

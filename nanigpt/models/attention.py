@@ -9,23 +9,43 @@ import torch
 from torch import nn
 
 from nanigpt import tags
-from nanigpt.models.attention_core import AttentionCore, Places, ScaledDotProduct
+from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
+from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
+from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.visibility import Places, Visibility
 
 
 class Attention(nn.Module):
     """Softmax attention in which `n_heads / n_kv_heads` query heads share a key and value head.
 
     Multi-head attention (Vaswani et al., 2017) where the two are equal, grouped-query attention
-    (Ainslie et al., 2023) where not. Scores are scaled by `head_dim ** -0.5`.
+    (Ainslie et al., 2023) where not. Scores are scaled by `head_dim ** -0.5`; heads together may be
+    wider or narrower than the model.
 
     Args:
+        rope: turns queries and keys by their positions; None is a layer that knows no positions.
+        q_norm: of each query head, before RoPE (Henry et al., 2020), or None.
+        k_norm: of each key head, likewise.
+        window: a query sees so many positions, its own included; None is all.
+        chunk: sequences are cut into pieces of so many positions, between which nothing is seen.
+        sink: a learned score per head that takes a share of the attention, or None.
+        temperature: scales queries by their positions, or None.
         core: attends from queries to keys; None is `ScaledDotProduct`.
     """
 
-    tensor_parallel = {"": "gather", "wq": "column", "wk": "column", "wv": "column", "wo": "row"}
+    tensor_parallel = {
+        "": "gather",
+        "wq": "column",
+        "wk": "column",
+        "wv": "column",
+        "wo": "row",
+        "q_norm": "each_head",
+        "k_norm": "each_head",
+        "sink": "heads",
+    }
 
     def __init__(
         self,
@@ -37,7 +57,13 @@ class Attention(nn.Module):
         wk: Linear,
         wv: Linear,
         wo: Linear,
-        rope: RotaryEmbedding,
+        rope: RotaryEmbedding | None,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+        window: Annotated[int | None, tags.Unit("tokens")] = None,
+        chunk: Annotated[int | None, tags.Unit("tokens")] = None,
+        sink: AttentionSink | None = None,
+        temperature: AttentionTemperature | None = None,
         core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
     ):
         super().__init__()
@@ -53,8 +79,15 @@ class Attention(nn.Module):
             "wo.in_dim": (wo.in_dim, n_heads * head_dim),
             "wk.in_dim": (wk.in_dim, wq.in_dim),
             "wv.in_dim": (wv.in_dim, wq.in_dim),
-            "rope.head_dim": (rope.head_dim, head_dim),
         }
+        if rope is not None:
+            expected["rope.head_dim"] = (rope.head_dim, head_dim)
+        if q_norm is not None:
+            expected["q_norm.dim"] = (q_norm.dim, head_dim)
+        if k_norm is not None:
+            expected["k_norm.dim"] = (k_norm.dim, head_dim)
+        if sink is not None:
+            expected["sink.n_heads"] = (sink.n_heads, n_heads)
         wrong = [
             f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
         ]
@@ -71,6 +104,11 @@ class Attention(nn.Module):
         self.wv = wv
         self.wo = wo
         self.rope = rope
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.visibility = Visibility(window=window, chunk=chunk)
+        self.sink = sink
+        self.temperature = temperature
         self.core = core or ScaledDotProduct()
 
     def heads(self) -> dict[str, int]:
@@ -89,15 +127,29 @@ class Attention(nn.Module):
         q_BLHK = self.wq(x_BLD).unflatten(-1, (-1, self.head_dim))
         k_BSGK = self.wk(x_BLD).unflatten(-1, (-1, self.head_dim))
         v_BSGK = self.wv(x_BLD).unflatten(-1, (-1, self.head_dim))
-        if cache is None:
-            positions_BL = None if places is None else places.positions_BL
-            q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
-            out_BLHK = self.core(q_BLHK, k_BSGK, v_BSGK, places)
-        else:
+        if self.q_norm is not None:
+            q_BLHK = self.q_norm(q_BLHK)
+        if self.k_norm is not None:
+            k_BSGK = self.k_norm(k_BSGK)
+        positions_BL = None if places is None else places.positions_BL
+        if cache is not None:
             start, end = cache.length, cache.length + q_BLHK.shape[1]
             positions_BL = torch.arange(start, end, device=q_BLHK.device).unsqueeze(0)
+        if self.rope is not None:
             q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
+        if self.temperature is not None:
+            q_BLHK = self.temperature(q_BLHK, positions_BL)
+        core = self.core
+        if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
             # Short and of all ranks alike, whatever the core is made for.
-            out_BLHK = ScaledDotProduct()(q_BLHK, k_BSGK, v_BSGK)
+            core, places = ScaledDotProduct(), None
+        sink_H = None if self.sink is None else self.sink()
+        out_BLHK = core(q_BLHK, k_BSGK, v_BSGK, places, visibility=self.visibility, sink_H=sink_H)
         return self.wo(out_BLHK.flatten(-2))
+
+    def extra_repr(self) -> str:
+        sight = [f"{k}={v}" for k, v in vars(self.visibility).items() if v is not None]
+        if self.temperature is not None:
+            sight.append(f"temperature={vars(self.temperature)}")
+        return ", ".join([f"{self.n_heads} / {self.n_kv_heads} heads of {self.head_dim}", *sight])

@@ -1,26 +1,21 @@
 """Attention itself: from queries, keys and values to outputs, in exchangeable ways.
 
-Shapes: B batch, L queries, S keys, H query heads, G KV heads, K head_dim.
+Shapes: B batch, L queries, S keys, H query heads, G KV heads, N = H / G, K head_dim.
 """
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
 
-
-class Places(NamedTuple):
-    """Where tokens are: their positions in the sequence, and numbers of their documents."""
-
-    positions_BL: torch.Tensor
-    documents_BL: torch.Tensor | None = None
+from nanigpt.models.visibility import CAUSAL, Places, Visibility, last_of
 
 
 @runtime_checkable
 class AttentionCore(Protocol):
-    """Attends to what is not later, and of the same document; scores scale with 1 / sqrt(K).
+    """Attends to what `visibility` lets a query see; scores scale with 1 / sqrt(K).
 
     Without places, L queries are the last of S positions of one document.
     """
@@ -32,13 +27,22 @@ class AttentionCore(Protocol):
         v_BSGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns out_BLHK; `keys` are by default where the queries are."""
+        """Returns out_BLHK.
+
+        Args:
+            keys: by default where the queries are.
+            sink_H: a score of each head that stands beside those of the keys in the softmax, and
+                has no value.
+        """
         ...
 
 
-class ScaledDotProduct:
-    """PyTorch's fused kernels; with places they are given a mask of all pairs."""
+class Eager:
+    """Scores written out, in float32: what the other cores are compared with."""
 
     def __call__(
         self,
@@ -47,35 +51,69 @@ class ScaledDotProduct:
         v_BSGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        n_groups, head_dim = k_BSGK.shape[2:]
+        q_BLGNK = q_BLHK.float().unflatten(2, (n_groups, -1))
+        score_BGNLS = torch.einsum("blgnk,bsgk->bgnls", q_BLGNK, k_BSGK.float()) / head_dim**0.5
+        mask_BLS = _mask(q_BLHK, k_BSGK, queries, keys, visibility)
+        score_BGNLS = score_BGNLS.masked_fill(~mask_BLS[:, None, None], -torch.inf)
+        if sink_H is not None:
+            sink_GN11 = sink_H.float().unflatten(0, (n_groups, -1))[..., None, None]
+            sink_BGNL1 = sink_GN11.expand(*score_BGNLS.shape[:-1], 1)
+            score_BGNLS = torch.cat([score_BGNLS, sink_BGNL1], dim=-1)
+        weight_BGNLS = score_BGNLS.softmax(-1)[..., : k_BSGK.shape[1]]
+        out_BLGNK = torch.einsum("bgnls,bsgk->blgnk", weight_BGNLS, v_BSGK.float())
+        return out_BLGNK.flatten(2, 3).to(q_BLHK.dtype)
+
+
+class ScaledDotProduct:
+    """PyTorch's fused kernels; what is not plainly causal gives them a mask of all pairs."""
+
+    def __call__(
+        self,
+        q_BLHK: torch.Tensor,
+        k_BSGK: torch.Tensor,
+        v_BSGK: torch.Tensor,
+        queries: Places | None = None,
+        keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        length, head_dim, size = q_BLHK.shape[1], q_BLHK.shape[3], k_BSGK.shape[1]
+        value_dim, cuda = v_BSGK.shape[3], q_BLHK.device.type == "cuda"
+        plain = queries is None and sink_H is None and not visibility.limits(size)
         mask, is_causal = None, False
-        length, size = q_BLHK.shape[1], k_BSGK.shape[1]
-        if queries is not None:
-            mask = _visible(queries, keys or queries).unsqueeze(1)  # [B, 1, L, S]
-        elif length == size:
+        if plain and length == size:
             is_causal = True
-        elif length > 1 and q_BLHK.device.type == "cuda":
+        elif plain and length > 1 and cuda:
             from torch.nn.attention.bias import causal_lower_right  # imports dynamo
 
             mask = causal_lower_right(length, size)  # tells the kernel, and holds no mask
-        elif length > 1:
-            ones_LS = torch.ones((length, size), dtype=torch.bool, device=q_BLHK.device)
-            mask = ones_LS.tril(size - length)
+        elif not (plain and length == 1):  # a single query, the last, sees all keys
+            mask = _mask(q_BLHK, k_BSGK, queries, keys, visibility).unsqueeze(1)  # [B, 1, L, S]
         grouped = q_BLHK.shape[2] != k_BSGK.shape[2]
-        if grouped and mask is not None and q_BLHK.device.type == "cuda":
+        if grouped and mask is not None and cuda:
             # With a mask, the kernels that do not hold all scores know no grouped queries.
             groups = q_BLHK.shape[2] // k_BSGK.shape[2]
             k_BSGK, v_BSGK = (x.repeat_interleave(groups, 2) for x in (k_BSGK, v_BSGK))
             grouped = False
-        out_BHLK = F.scaled_dot_product_attention(
+        if sink_H is not None:
+            q_BLHK, k_BSGK, v_BSGK = _with_sink(q_BLHK, k_BSGK, v_BSGK, sink_H)
+            mask = F.pad(mask, (0, 1), value=True)
+        out_BLHK = F.scaled_dot_product_attention(
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
             attn_mask=mask,
             is_causal=is_causal,
+            scale=head_dim**-0.5,
             enable_gqa=grouped,
         )
-        return out_BHLK.transpose(1, 2)
+        return out_BLHK.transpose(1, 2)[..., :value_dim]
 
 
 class FlexAttention:
@@ -91,34 +129,46 @@ class FlexAttention:
         v_BSGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        from torch.nn.attention.flex_attention import (
+            AuxRequest,
+            create_block_mask,
+            flex_attention,
+        )
 
         (batch, length), size = q_BLHK.shape[:2], k_BSGK.shape[1]
         start = size - length
 
         def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor):
             if queries is None:
-                return j <= i + start
+                return visibility.sees(i + start, j)
             of = keys or queries
-            seen = of.positions_BL[b, j] <= queries.positions_BL[b, i]
-            if queries.documents_BL is None:
-                return seen
-            return seen & (of.documents_BL[b, j] == queries.documents_BL[b, i])
+            documents: list[torch.Tensor] = []
+            if queries.documents_BL is not None:
+                documents = [queries.documents_BL[b, i], of.documents_BL[b, j]]
+            return visibility.sees(queries.positions_BL[b, i], of.positions_BL[b, j], *documents)
 
         n = None if queries is None else batch
         block_mask = create_block_mask(visible, n, None, length, size, device=q_BLHK.device)
         attend = flex_attention
         if q_BLHK.device.type == "cuda" and not torch.compiler.is_compiling():
             attend = _compiled(flex_attention)  # uncompiled, all pairs of scores are held
-        out_BHLK = attend(
+        out_BHLK, aux = attend(
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
             block_mask=block_mask,
             enable_gqa=q_BLHK.shape[2] != k_BSGK.shape[2],
+            return_aux=AuxRequest(lse=sink_H is not None),
         )
-        return out_BHLK.transpose(1, 2)
+        if sink_H is not None:
+            # Of the softmax's sum, the part that is not the sink's.
+            kept_BHL = torch.sigmoid(aux.lse - sink_H.float()[:, None])
+            out_BHLK = (out_BHLK * kept_BHL.unsqueeze(-1)).to(out_BHLK.dtype)
+        return out_BLHK.transpose(1, 2)
 
 
 @functools.cache
@@ -126,10 +176,34 @@ def _compiled(function: Callable) -> Callable:
     return torch.compile(function)
 
 
-def _visible(queries: Places, keys: Places) -> torch.Tensor:
-    """mask_BLS: what each query sees."""
-    mask_BLS = queries.positions_BL.unsqueeze(2) >= keys.positions_BL.unsqueeze(1)
-    if queries.documents_BL is not None:
-        same_BLS = queries.documents_BL.unsqueeze(2) == keys.documents_BL.unsqueeze(1)
-        mask_BLS = mask_BLS & same_BLS
-    return mask_BLS
+def _mask(
+    q_BLHK: torch.Tensor,
+    k_BSGK: torch.Tensor,
+    queries: Places | None,
+    keys: Places | None,
+    visibility: Visibility,
+) -> torch.Tensor:
+    if queries is None:
+        queries, keys = last_of(q_BLHK.shape[1], k_BSGK.shape[1], q_BLHK.device)
+    return visibility.mask(queries, keys or queries)
+
+
+def _with_sink(
+    q_BLHK: torch.Tensor, k_BSGK: torch.Tensor, v_BSGK: torch.Tensor, sink_H: torch.Tensor
+) -> list[torch.Tensor]:
+    """The sink as one more key, without a value: queries hold its score in one more feature.
+
+    The kernels, which give no gradient of their sums, thus see plain attention.
+    """
+    head_dim = q_BLHK.shape[-1]
+    more = 8 - head_dim % 8  # kernels want head dims that are multiples of 8
+    q_BLHK, k_BSGK, v_BSGK = (F.pad(x, (0, more)) for x in (q_BLHK, k_BSGK, v_BSGK))
+    feature_K = torch.zeros(head_dim + more, dtype=q_BLHK.dtype, device=q_BLHK.device)
+    feature_K[head_dim] = 1.0
+    score_H = sink_H.to(q_BLHK.dtype) * head_dim**0.5  # which the kernel scales back
+    key_BSGK = feature_K.expand(k_BSGK.shape[0], 1, *k_BSGK.shape[2:])
+    return [
+        q_BLHK + score_H[:, None] * feature_K,
+        torch.cat([k_BSGK, key_BSGK], dim=1),
+        F.pad(v_BSGK, (0, 0, 0, 0, 0, 1)),
+    ]

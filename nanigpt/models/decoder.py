@@ -12,12 +12,12 @@ from torch.utils.checkpoint import checkpoint
 
 from nanigpt import tags
 from nanigpt.models.attention import Attention
-from nanigpt.models.attention_core import Places
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
+from nanigpt.models.visibility import Places
 
 Recomputation = Literal["none", "full"]
 
@@ -77,6 +77,9 @@ class TransformerBlock(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, output head.
 
+    Attributes:
+        max_sequence_length: positions that every layer's RoPE table has.
+
     Raises:
         ValueError: the parts do not fit together; the message names them all.
     """
@@ -108,6 +111,9 @@ class Decoder(nn.Module):
         wrong = [
             f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
         ]
+        ropes = [block.attention.rope for block in layers if block.attention.rope is not None]
+        if not ropes:
+            wrong.append("no layer has RoPE, whose table says how long sequences can be")
         if isinstance(head, TiedHead) and head.weight is not embedding.weight:
             wrong.append("head is tied to another embedding than the decoder's")
         if wrong:
@@ -119,16 +125,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = head
+        self.max_sequence_length = min(rope.max_sequence_length for rope in ropes)
 
     @property
     def vocab_size(self) -> int:
         return self.embedding.vocab_size
-
-    @property
-    def max_sequence_length(self) -> int:
-        """Positions that every layer's RoPE table has."""
-        blocks = [block for block in self.layers if block is not None]
-        return min(block.attention.rope.max_sequence_length for block in blocks)
 
     def forward(
         self,
@@ -175,6 +176,7 @@ class Decoder(nn.Module):
             part.layers.add_module(str(i), block if i in layers else None)
         part.norm = self.norm if last else None
         part.head = self.head if last else None
+        part.max_sequence_length = self.max_sequence_length
         return part
 
     def new_caches(self, *, capacity: int) -> list[LayerCache]:
@@ -198,10 +200,11 @@ class Decoder(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, sequence_length: int) -> int:
-        """Training FLOPs per token: `6 N + 12 L d S`, causality not discounted.
+        """Training FLOPs per token: `6 N + 12 L d S`, where d is all query heads' width.
 
         N counts the weights of matrix multiplications, with the head and without the embedding's
         look-up; the second term is attention's two products (Chowdhery et al., 2022, appendix B).
+        What causality, windows and chunks hide is not discounted.
         """
         return sum(self.block_flops(sequence_length)) + self.head_flops()
 

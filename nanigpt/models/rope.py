@@ -4,12 +4,24 @@ Shapes: B batch, L sequence, H heads, K head_dim, F = K / 2 frequencies, M max_s
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from torch import nn
 
 from nanigpt import tags
+
+
+class FrequencyScaling(Protocol):
+    """Changes RoPE's frequencies, so that it serves sequences longer than it was trained on.
+
+    Attributes:
+        attention_factor: multiplies the rotated queries and keys.
+    """
+
+    attention_factor: float
+
+    def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor: ...
 
 
 class Llama3Scaling:
@@ -20,6 +32,8 @@ class Llama3Scaling:
     blended linearly in their number of turns (The Llama 3 Herd of Models, 2024; the numbers are
     in the published model cards).
     """
+
+    attention_factor = 1.0
 
     def __init__(
         self,
@@ -39,11 +53,69 @@ class Llama3Scaling:
         self.high_freq_factor = high_freq_factor
         self.original_max_positions = original_max_positions
 
-    def __call__(self, frequency_F: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
         turns_F = self.original_max_positions * frequency_F / (2 * math.pi)
         kept_F = (turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         kept_F = kept_F.clamp(0.0, 1.0)
         return frequency_F * (kept_F + (1.0 - kept_F) / self.factor)
+
+
+class YarnScaling:
+    """YaRN (Peng et al., 2023).
+
+    Frequencies that turn more than `beta_fast` times within `original_max_positions` are kept,
+    those that turn less than `beta_slow` times are slowed down by `factor`, and those between are
+    blended linearly in their index.
+
+    Args:
+        factor: how much longer sequences become.
+        attention_factor: multiplies the rotated queries and keys, and so the scores by its square;
+            None is `1 + 0.1 ln(factor)`, the paper's equation 22.
+        truncate: round the indices between which frequencies are blended outwards to whole ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        factor: float,
+        original_max_positions: int,
+        beta_fast: float = 32.0,
+        beta_slow: float = 1.0,
+        attention_factor: float | None = None,
+        truncate: bool = True,
+    ):
+        if factor < 1 or original_max_positions < 1:
+            raise ValueError(
+                f"factor={factor}, original_max_positions={original_max_positions}: "
+                "expected both to be at least 1"
+            )
+        if not 0 < beta_slow < beta_fast:
+            raise ValueError(
+                f"beta_slow={beta_slow}, beta_fast={beta_fast}: expected 0 < beta_slow < beta_fast"
+            )
+        self.factor = factor
+        self.original_max_positions = original_max_positions
+        self.beta_fast = beta_fast
+        self.beta_slow = beta_slow
+        if attention_factor is None:
+            attention_factor = 1.0 + 0.1 * math.log(factor)
+        self.attention_factor = attention_factor
+        self.truncate = truncate
+
+    def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
+        n = len(frequency_F)
+        first, last = (self._index(n, theta, turns) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        # Published implementations clamp to the last feature, not to the last frequency.
+        first, last = max(first, 0), min(last, 2 * n - 1)
+        index_F = torch.arange(n, dtype=torch.float32)
+        slowed_F = ((index_F - first) / max(last - first, 0.001)).clamp(0.0, 1.0)
+        return frequency_F * (1.0 - slowed_F + slowed_F / self.factor)
+
+    def _index(self, n: int, theta: float, turns: float) -> float:
+        """The index, of n, of the frequency that turns so often within the original positions."""
+        return n * math.log(self.original_max_positions / (2 * math.pi * turns)) / math.log(theta)
 
 
 class RotaryEmbedding(nn.Module):
@@ -66,7 +138,7 @@ class RotaryEmbedding(nn.Module):
         head_dim: Annotated[int, tags.Width],
         max_sequence_length: Annotated[int, tags.SequenceLength],
         theta: float = 500_000.0,
-        scaling: Llama3Scaling | None = None,
+        scaling: FrequencyScaling | None = None,
     ):
         super().__init__()
         if head_dim <= 0 or head_dim % 2:
@@ -86,10 +158,11 @@ class RotaryEmbedding(nn.Module):
         exponent_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         frequency_F = self.theta**-exponent_F
         if self.scaling is not None:
-            frequency_F = self.scaling(frequency_F)
+            frequency_F = self.scaling(frequency_F, self.theta)
         position_M = torch.arange(self.max_sequence_length, dtype=torch.float32)
         angle_MF = torch.outer(position_M, frequency_F)
-        table_2MF.copy_(torch.stack([angle_MF.cos(), angle_MF.sin()]))
+        factor = 1.0 if self.scaling is None else self.scaling.attention_factor
+        table_2MF.copy_(factor * torch.stack([angle_MF.cos(), angle_MF.sin()]))
 
     def forward(
         self, x_BLHK: torch.Tensor, positions_BL: torch.Tensor | None = None

@@ -7,7 +7,7 @@ from torch import nn
 class Compile:
     """Compiles each block of the model for itself.
 
-    Blocks are alike, so that one compilation serves all of them, and the hooks of sharding stay
+    One compilation serves all blocks that are alike, and the hooks of sharding stay
     outside of what is compiled.
 
     Args:
@@ -30,12 +30,18 @@ class Compile:
             import torch._functorch.config as functorch
 
             functorch.donated_buffer = False
-        for block in model.layers:
-            if block is not None:
-                # What a checkpoint recomputes is a compiled function; a checkpoint within one fails
-                # where weights are DTensors (torch 2.13).
-                # Shapes are few, those of training and of evaluation, and each is compiled for
-                # itself: DTensors do not take symbolic ones everywhere.
-                block.compute = torch.compile(
-                    block.compute, backend=self.backend, fullgraph=self.fullgraph, dynamic=False
-                )
+        import torch._dynamo.config as dynamo
+
+        blocks = [block for block in model.layers if block is not None]
+        # What is limited is how often one function is compiled, and all blocks have the same. Those
+        # that differ need it each, in training and validation, for whole batches and last ones.
+        kinds = len({repr(block) for block in blocks})
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * kinds)
+        for block in blocks:
+            # What a checkpoint recomputes is a compiled function; a checkpoint within one fails
+            # where weights are DTensors (torch 2.13).
+            # Shapes are few, those of training and of evaluation, and each is compiled for itself:
+            # DTensors do not take symbolic ones everywhere.
+            block.compute = torch.compile(
+                block.compute, backend=self.backend, fullgraph=self.fullgraph, dynamic=False
+            )

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from nanigpt.models.attention_core import AttentionCore, Places, ScaledDotProduct
+from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
+from nanigpt.models.visibility import CAUSAL, Places, Visibility
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import head_counts, indivisible
 
@@ -27,9 +28,9 @@ class ContextParallel:
     Args:
         method: how queries meet the keys of other ranks. `all_gather` gathers keys and values,
             which grouped-query attention keeps small. `ring` passes them on from rank to rank, so
-            that none holds them all; it knows no document masks, and is not compiled. `ulysses`
-            exchanges: each rank gets all positions of some heads, of which there must be enough
-            (Jacobs et al., 2023).
+            that none holds them all; it knows no document masks, windows, chunks or sinks, and is
+            not compiled. `ulysses` exchanges: each rank gets all positions of some heads, of which
+            there must be enough (Jacobs et al., 2023).
     """
 
     def __init__(self, *, method: Method = "all_gather"):
@@ -45,11 +46,16 @@ class ContextParallel:
             return []
         found = []
         if self.method == "ring":
-            cores = (module.core for module in model.modules() if hasattr(module, "core"))
-            if mask_documents or not all(isinstance(core, ScaledDotProduct) for core in cores):
+            attentions = [module for module in model.modules() if hasattr(module, "core")]
+            if mask_documents or not all(isinstance(a.core, ScaledDotProduct) for a in attentions):
                 found.append(
                     "context.method='ring' knows neither data.mask_documents nor another attention "
                     "core; take 'all_gather' or 'ulysses'"
+                )
+            if any(a.visibility.limits(sequence_length) or a.sink is not None for a in attentions):
+                found.append(
+                    "context.method='ring' knows neither windows nor chunks nor attention sinks, "
+                    "which this model has; take 'all_gather' or 'ulysses'"
                 )
         if sequence_length % (2 * n * tp):
             found.append(
@@ -93,20 +99,27 @@ class _Gathered:
         v_BLGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
         k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
         if queries is not None and queries.documents_BL is not None:
             places = Places(*(_gather(x, self._mesh) for x in queries))
-            return self._core(q_BLHK, k_BSGK, v_BSGK, queries, places)
+            return self._core(
+                q_BLHK, k_BSGK, v_BSGK, queries, places, visibility=visibility, sink_H=sink_H
+            )
         # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
-        # hidden is computed, and no mask is needed.
+        # later is computed, and a causal core needs no mask.
         n, rank = self._mesh.size(), self._mesh.get_local_rank()
         natural_S = _natural(k_BSGK.shape[1], n).argsort().to(q_BLHK.device)
         k_BSGK, v_BSGK = k_BSGK[:, natural_S], v_BSGK[:, natural_S]
         chunks = q_BLHK.chunk(2, dim=1)
         ends = [(chunk + 1) * chunks[0].shape[1] for chunk in (rank, 2 * n - 1 - rank)]
         outs = [
-            self._core(q_BCHK, k_BSGK[:, :end], v_BSGK[:, :end])
+            self._core(
+                q_BCHK, k_BSGK[:, :end], v_BSGK[:, :end], visibility=visibility, sink_H=sink_H
+            )
             for q_BCHK, end in zip(chunks, ends, strict=True)
         ]
         return torch.cat(outs, dim=1)
@@ -125,6 +138,9 @@ class _Ring:
         v_BLGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
         from nanigpt.parallel.ring import ring_attention
 
@@ -146,6 +162,9 @@ class _Exchanged:
         v_BLGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        *,
+        visibility: Visibility = CAUSAL,
+        sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
         n = self._mesh.size()
         order_S = _natural(n * q_BLHK.shape[1], n).to(q_BLHK.device)
@@ -155,7 +174,10 @@ class _Exchanged:
         if queries.documents_BL is not None:
             both = [_gather(x, self._mesh) for x in queries]
             places = Places(*(x[:, natural_S] for x in both))
-        return self._to_positions(self._core(*whole, places)[:, order_S])
+        if sink_H is not None:  # of the heads that this rank gets
+            sink_H = sink_H.chunk(n)[self._mesh.get_local_rank()]
+        out_BSHK = self._core(*whole, places, visibility=visibility, sink_H=sink_H)
+        return self._to_positions(out_BSHK[:, order_S])
 
     def _to_heads(self, x_BLHK: torch.Tensor) -> torch.Tensor:
         """A rank's positions of all heads to all positions of its heads, in the ranks' order."""
@@ -171,22 +193,25 @@ class _Exchanged:
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
         each = [1] * self._mesh.size()
-        return all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh)
+        return _waited(all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh))
 
 
 def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     """What all ranks have along dim 1, in their order; with gradients."""
-    from torch.distributed._functional_collectives import (
-        AsyncCollectiveTensor,
-        all_gather_single_autograd,
-    )
+    from torch.distributed._functional_collectives import all_gather_single_autograd
 
-    gathered = all_gather_single_autograd(x_BL.contiguous(), 0, mesh)
-    # Waited for here, not when it is used: what upstream makes of a batch of one sequence, a view
-    # that is still to be waited for, corrupted memory now and then (gloo, torch 2.13).
-    if isinstance(gathered, AsyncCollectiveTensor):
-        gathered = gathered.wait()
+    gathered = _waited(all_gather_single_autograd(x_BL.contiguous(), 0, mesh))
     return torch.cat(gathered.chunk(mesh.size()), dim=1)
+
+
+def _waited(x: torch.Tensor) -> torch.Tensor:
+    """A collective's result once it is there, rather than when it is first used.
+
+    Views that are still to be waited for corrupted memory now and then (gloo, torch 2.13).
+    """
+    from torch.distributed._functional_collectives import AsyncCollectiveTensor
+
+    return x.wait() if isinstance(x, AsyncCollectiveTensor) else x
 
 
 def _natural(length: int, n: int) -> torch.Tensor:

@@ -7,13 +7,15 @@ to one of
     gather      the input is gathered along the sequence, once for all projections that read it
     column      a Linear of which each rank computes some outputs
     row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
+    each_head   computed on the rank's heads, weights on every rank: their gradients are summed
+    heads       of its weights each rank has those of its heads
     sequence    computed on the sequence's shards, weights on every rank
     vocabulary  an Embedding of which each rank has some rows
     logits      a head of which each rank has some outputs, which stay apart for the loss
 
 (Shoeybi et al., 2019; sequence parallelism: Korthikanti et al., 2022.)
 
-Shapes: B batch, L sequence, D dim.
+Shapes: B batch, L sequence, D dim; heads are dim 2 of x_BLHK.
 """
 
 import contextlib
@@ -138,6 +140,8 @@ class TensorParallel:
             "gather": (Replicate(), gathered, None),
             "column": (Shard(0), None, here),
             "row": (Shard(1), lambda x: wrap(x, Shard(-1)), to_between),
+            "each_head": (Replicate(), lambda x: wrap(x, Shard(2)), here),
+            "heads": (Shard(0), None, here),
             "sequence": (Replicate(), lambda x: wrap(x, between()), here),
             "vocabulary": (Shard(0), lambda x: wrap(x, Replicate()), to_between),
             "logits": (Shard(0), gathered, kept_apart),

@@ -1,14 +1,32 @@
-"""Attention over places against softmax written out, and FlexAttention against both."""
+"""Attention cores against softmax written out loop by loop, and against each other."""
 
 import math
 
 import pytest
 import torch
 
-from nanigpt.models.attention_core import FlexAttention, Places, ScaledDotProduct
+from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
+from nanigpt.models.visibility import Places, Visibility
 from tests.support import tiny
 
 BATCH, LENGTH, HEADS, KV_HEADS, DIM = 2, 24, 4, 2, 16
+
+CORES = pytest.mark.parametrize(
+    "core", [Eager(), ScaledDotProduct(), FlexAttention()], ids=["eager", "sdpa", "flex"]
+)
+SIGHTS = pytest.mark.parametrize(
+    "visibility",
+    [
+        Visibility(),
+        Visibility(window=1),
+        Visibility(window=5),
+        Visibility(chunk=7),
+        Visibility(window=4, chunk=10),
+        Visibility(window=LENGTH, chunk=LENGTH),  # as if there were none
+    ],
+    ids=lambda v: f"{v.window}-{v.chunk}",
+)
+SINKS = pytest.mark.parametrize("sink", [False, True], ids=["", "sink"])
 
 
 def inputs(device="cpu", *, gradients=False):
@@ -17,6 +35,10 @@ def inputs(device="cpu", *, gradients=False):
     return [
         torch.randn(s, generator=generator).to(device).requires_grad_(gradients) for s in shapes
     ]
+
+
+def sinks(given, device="cpu"):
+    return torch.tensor([1.0, -3.0, 0.5, 4.0], device=device) if given else None
 
 
 def places(kind, device="cpu"):
@@ -30,46 +52,89 @@ def places(kind, device="cpu"):
     return Places(positions, documents)
 
 
-def written_out(q, k, v, where):
+def written_out(q, k, v, where, visibility, sink_H):
     """Softmax over what each query sees, loop by loop."""
     out = torch.empty_like(q)
     for b in range(BATCH):
+        position = (where.positions_BL[b] if where else torch.arange(LENGTH)).tolist()
         for i in range(LENGTH):
-            position = where.positions_BL[b] if where else torch.arange(LENGTH)
-            seen = position <= position[i]
+            seen = [j for j in range(LENGTH) if position[j] <= position[i]]
+            if visibility.window:
+                seen = [j for j in seen if position[j] > position[i] - visibility.window]
+            if visibility.chunk:
+                begin = position[i] - position[i] % visibility.chunk
+                seen = [j for j in seen if position[j] >= begin]
             if where and where.documents_BL is not None:
-                seen = seen & (where.documents_BL[b] == where.documents_BL[b, i])
+                document = where.documents_BL[b]
+                seen = [j for j in seen if document[j] == document[i]]
             for h in range(HEADS):
                 g = h // (HEADS // KV_HEADS)
-                scores = k[b, seen, g] @ q[b, i, h] / math.sqrt(DIM)
-                out[b, i, h] = scores.softmax(0) @ v[b, seen, g]
+                weights = (k[b, seen, g] @ q[b, i, h] / math.sqrt(DIM)).exp()
+                total = weights.sum() + (0.0 if sink_H is None else sink_H[h].exp())
+                out[b, i, h] = (weights / total) @ v[b, seen, g]
     return out
 
 
 @pytest.mark.parametrize("kind", ["plain", "shuffled", "documents"])
-@pytest.mark.parametrize("core", [ScaledDotProduct(), FlexAttention()], ids=["sdpa", "flex"])
-def test_against_softmax_written_out(core, kind):
+@SINKS
+@SIGHTS
+@CORES
+def test_against_softmax_written_out(core, visibility, sink, kind):
     q, k, v = inputs()
-    where = places(kind)
-    torch.testing.assert_close(core(q, k, v, where), written_out(q, k, v, where))
+    where, sink_H = places(kind), sinks(sink)
+    got = core(q, k, v, where, visibility=visibility, sink_H=sink_H)
+    torch.testing.assert_close(got, written_out(q, k, v, where, visibility, sink_H))
 
 
-@pytest.mark.parametrize("core", [ScaledDotProduct(), FlexAttention()], ids=["sdpa", "flex"])
-def test_last_queries_see_all_keys(core):
+@SINKS
+@SIGHTS
+@CORES
+@pytest.mark.parametrize("n", [1, 3])
+def test_last_queries_see_what_they_saw_among_all(core, visibility, sink, n):
     q, k, v = inputs()
-    torch.testing.assert_close(core(q[:, -3:], k, v), core(q, k, v)[:, -3:])
+    more = {"visibility": visibility, "sink_H": sinks(sink)}
+    torch.testing.assert_close(core(q[:, -n:], k, v, **more), core(q, k, v, **more)[:, -n:])
+
+
+@pytest.mark.parametrize("kind", ["plain", "documents"])
+@SINKS
+@SIGHTS
+def test_sdpa_has_the_gradients_of_eager(visibility, sink, kind):
+    compare_gradients(ScaledDotProduct(), visibility, sink, kind, "cpu", {})
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("kind", ["plain", "documents"])
-def test_flex_attention_has_the_gradients_of_sdpa(kind):
+@SINKS
+@SIGHTS
+@pytest.mark.parametrize("core", [ScaledDotProduct(), FlexAttention()], ids=["sdpa", "flex"])
+def test_fused_cores_have_the_gradients_of_eager(core, visibility, sink, kind):
+    # TF32 in the generated kernel
+    compare_gradients(core, visibility, sink, kind, "cuda", {"rtol": 2e-2, "atol": 2e-2})
+
+
+def compare_gradients(core, visibility, sink, kind, device, bounds):
     gradients = []
-    for core in (ScaledDotProduct(), FlexAttention()):
-        tensors = inputs("cuda", gradients=True)
-        core(*tensors, places(kind, "cuda")).square().sum().backward()
+    for each in (Eager(), core):
+        tensors = inputs(device, gradients=True)
+        sink_H = sinks(sink, device)
+        if sink:
+            tensors.append(sink_H.requires_grad_())
+        where = places(kind, device)
+        out = each(*tensors[:3], where, visibility=visibility, sink_H=sink_H)
+        out.square().sum().backward()
         gradients.append([x.grad for x in tensors])
     for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)  # TF32 in the generated kernel
+        torch.testing.assert_close(b, a, **bounds)
+
+
+@SINKS
+def test_sdpa_follows_bf16(sink):
+    q, k, v = (x.bfloat16() for x in inputs())
+    more = {"visibility": Visibility(window=5), "sink_H": sinks(sink)}
+    got, want = (core(q, k, v, **more) for core in (ScaledDotProduct(), Eager()))
+    assert got.dtype == want.dtype == torch.bfloat16
+    torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 
 
 def test_documents_do_not_see_each_other(tmp_path):

@@ -23,6 +23,13 @@ PARAMETERS = {
     "llama3_8b_on_8": 8_030_261_248,
     "llama3_70b_on_256": 70_553_706_496,
     "llama3_405b_on_512": 405_853_388_800,
+    "qwen3_debug": 6_426_240,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
 }
 
 
@@ -49,8 +56,9 @@ def test_first_loss_is_near_that_of_a_uniform_guess(name):
     assert abs(loss.item() / math.log(vocab_size) - 1) < 0.05
 
 
-def test_first_loss_of_the_debug_recipe_at_full_size():
-    model = built_model(compose(["config:llama3_debug"]))
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if name.endswith("debug")])
+def test_first_loss_of_the_debug_recipe_at_full_size(name):
+    model = built_model(compose([f"config:{name}"]))
     tokens = torch.randint(256, (4, 129), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = model(tokens[:, :-1])
@@ -106,8 +114,16 @@ def test_flops_per_token_agree_with_the_flop_counter():
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    for recipe in ("llama3_debug", "llama3_1b"):  # an untied and a tied head
-        model = built_model(tiny(recipe=recipe))
+    # An untied and a tied head; heads that are together twice as wide as the model; scores that a
+    # window hides, and a sink.
+    for recipe, *edits in (
+        ("llama3_debug",),
+        ("llama3_1b",),
+        ("qwen3_debug",),
+        ("qwen3_0_6b", "set:model.layers[0].attention.window=16"),
+        ("qwen3_4b", "tag:AttentionCore=@eager_attention()"),
+    ):
+        model = built_model(tiny(*edits, recipe=recipe))
         tokens = torch.zeros(2, 64, dtype=torch.int64)
         counter = FlopCounterMode(display=False)
         with counter, sdpa_kernel(SDPBackend.MATH):

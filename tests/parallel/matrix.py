@@ -16,8 +16,11 @@ from torch.distributed.tensor import DTensor
 
 from experiments.llama3 import llama3_model
 from experiments.pretraining import pretraining
+from experiments.qwen3 import qwen3_model
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
+from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
+from nanigpt.models.init import TruncatedNormal
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.checkpoint import Progress
 
@@ -44,6 +47,8 @@ FAMILIES: dict[str, list[str]] = {
     "tied": [],  # embeddings; see debug_run
     "documents": ["set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"],
     "bf16": [BF16, RECOMPUTE],
+    "qwen3": [],  # norms of heads, and heads together wider than the model
+    "local": [],  # windows, chunks, sinks, a layer without RoPE; see local_attention
 }
 
 # Ranks -> case -> fiddlers and settings.
@@ -79,6 +84,16 @@ CASES: dict[int, dict[str, list[str]]] = {
         "pp2 recompute": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)", RECOMPUTE],
         "pp2 ZBVZeroBubble compile": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", COMPILE],
         "bf16 fsdp2 recompute compile": ["fiddler:fsdp(2)", COMPILE],
+        "qwen3 tp2 no sp": [
+            "fiddler:tensor_parallel(2)",
+            "set:parallelizer.tensor.sequence_parallel=False",
+        ],
+        "qwen3 tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
+        "qwen3 cp2 ring": ["fiddler:context_parallel(2, 'ring')"],
+        "local tp2": ["fiddler:tensor_parallel(2)"],
+        "local cp2": ["fiddler:context_parallel(2)"],
+        "local cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
+        "local pp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)"],
     },
     4: {
         "hsdp2x2": ["fiddler:hsdp(2)"],
@@ -96,6 +111,13 @@ CASES: dict[int, dict[str, list[str]]] = {
         "pp2 cp2": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", "fiddler:context_parallel(2)"],
         "bf16 tp2 fsdp2 recompute compile": ["fiddler:tensor_parallel(2)", COMPILE],
         "pp4": ["fiddler:pipeline(4, '1F1B', 4)"],
+        "qwen3 tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
+        "local tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
+        "local cp2 ulysses tp2": [
+            "fiddler:context_parallel(2, 'ulysses')",
+            "fiddler:tensor_parallel(2)",
+        ],
+        "local pp4": ["fiddler:pipeline(4, '1F1B', 4)"],
     },
     8: {
         "pp2 fsdp2 tp2": ["fiddler:pipeline(2, '1F1B', 2)", "fiddler:tensor_parallel(2)"],
@@ -118,18 +140,15 @@ def family(case: str) -> str:
 
 
 def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
-    """A Llama of four layers with grouped queries; every optimizer step has two local batches."""
-    model = llama3_model(
-        dim=32,
-        n_layers=4,
-        n_heads=8,
-        n_kv_heads=4,
-        hidden_dim=64,
-        vocab_size=512,
-        sequence_length=64,
-        tied=family(case) == "tied",
-        compute_dtype=torch.float32,
-    )
+    """Four layers with grouped queries; every optimizer step has two local batches."""
+    sizes = {"dim": 32, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "hidden_dim": 64}
+    more = {"vocab_size": 512, "sequence_length": 64, "compute_dtype": torch.float32}
+    if family(case) == "qwen3":
+        model = qwen3_model(**sizes, **more, head_dim=8)
+    else:
+        model = llama3_model(**sizes, **more, tied=family(case) == "tied")
+    if family(case) == "local":
+        local_attention(model)
     cfg = pretraining(
         model, lr=1e-3, global_batch_size=8, steps=STEPS, warmup_steps=1, sequence_length=32
     )
@@ -138,6 +157,20 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     cfg.sampler.max_new_tokens = 6
     common = [setting.format(folder=folder) for setting in FAMILIES[family(case)]]
     return compose([*common, *settings], cfg)
+
+
+def local_attention(model: fdl.Config) -> None:
+    """Every layer differs; sequences have 32 tokens."""
+    for layer in model.layers:
+        layer.attention.sink = fdl.Config(
+            AttentionSink, n_heads=8, initializer=fdl.Config(TruncatedNormal, std=1.0)
+        )
+    window, chunk, global_, both = (layer.attention for layer in model.layers)
+    window.window = 5
+    chunk.chunk = 12
+    global_.rope = None
+    global_.temperature = fdl.Config(AttentionTemperature, scale=1.0, floor_scale=4)
+    both.window, both.chunk = 11, 16
 
 
 def train(cfg: fdl.Config, world: World) -> dict:
@@ -217,6 +250,7 @@ def main(device: str, references: str, results: str, *cases: str) -> None:
         faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
         torch.compiler.reset()  # or earlier cases' compilations count toward the limit
         begin = time.perf_counter()
+        torch.compiler.reset()  # compilations of other cases' models would count for this one's limit
         try:
             cfg = debug_run(name, CASES[world.size][name], folder)
             # Sums of 8-bit mantissas in another order; Adam carries the difference on from step to step.

@@ -80,6 +80,8 @@ WRONG = [
     (8, ["set:parallelizer.context.method=star"], "expected one of 'all_gather', 'ring', 'ulysses'"),
     (8, [CP.format(8), RING, "set:data.mask_documents=True"], "knows neither data.mask_documents"),
     (8, [CP.format(8), RING, "tag:AttentionCore=@flex_attention()"], "another attention core"),
+    (8, [CP.format(8), RING, "set:model.layers[3].attention.window=4096"], "neither windows nor"),
+    (8, [CP.format(8), RING, "set:model.layers[3].attention.chunk=4096"], "neither windows nor"),
     (8, [CP.format(8), RING, "set:parallelizer.compile=@compile()"], "cannot be compiled"),
     # Stages.
     (64, [pipeline(64, microbatches=64)], "64 pipeline stages (mesh.pp=64 x 1 per rank), but"),

@@ -1,0 +1,107 @@
+"""Parts of decoders as DAG nodes, which the families share.
+
+Each call makes new nodes, so that every projection of every layer can differ. What is to be shared
+(a RoPE table) is passed in.
+
+Weights start truncated normal with standard deviation `scale / sqrt(fan_in)`, which keeps
+activations alike at every width.
+"""
+
+import math
+from typing import Any
+
+import fiddle as fdl
+import torch
+
+from nanigpt.models.attention import Attention
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.embedding import Embedding, TiedHead
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
+from nanigpt.models.linear import Linear
+from nanigpt.models.norm import RMSNorm
+from nanigpt.tags import VocabSize, Width
+
+
+def residual_scale(n_layers: int, init_scale: float = 1.0) -> float:
+    """Of projections that write to the residual stream: the sum of 2 n_layers of them is then as
+    large as one (Radford et al., 2019)."""
+    return init_scale / math.sqrt(2 * n_layers)
+
+
+def linear(in_dim: int, out_dim: int, scale: float = 1.0) -> fdl.Config[Linear]:
+    """A projection without bias."""
+    initializer = fdl.Config(FanInNormal, scale=scale)
+    return fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
+
+
+def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
+    """RMSNorm whose gain starts at 1."""
+    return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
+
+
+def attention(
+    *,
+    dim: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    **arguments: Any,
+) -> fdl.Config[Attention]:
+    """Attention with its four projections; `arguments` are further ones of `Attention`."""
+    return fdl.Config(
+        Attention,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=head_dim,
+        wq=linear(dim, n_heads * head_dim, init_scale),
+        wk=linear(dim, n_kv_heads * head_dim, init_scale),
+        wv=linear(dim, n_kv_heads * head_dim, init_scale),
+        wo=linear(n_heads * head_dim, dim, output_scale),
+        **arguments,
+    )
+
+
+def feed_forward(
+    *, dim: int, hidden_dim: int, output_scale: float, init_scale: float = 1.0
+) -> fdl.Config[FeedForward]:
+    """SwiGLU with its three projections."""
+    return fdl.Config(
+        FeedForward,
+        w1=linear(dim, hidden_dim, init_scale),
+        w2=linear(hidden_dim, dim, output_scale),
+        w3=linear(dim, hidden_dim, init_scale),
+    )
+
+
+def decoder(
+    *,
+    layers: list[fdl.Config[TransformerBlock]],
+    norm: fdl.Config[RMSNorm],
+    dim: int,
+    vocab_size: int,
+    tied: bool,
+    compute_dtype: torch.dtype,
+) -> fdl.Config[Decoder]:
+    """Embedding, blocks, norm and head; a tied embedding is one node that the head refers to.
+
+    The head starts with logits of standard deviation 0.5, which puts the first loss near
+    ln(vocab_size).
+    """
+    head_initializer = fdl.Config(FanInNormal, scale=0.5)
+    embedding = fdl.Config(
+        Embedding,
+        vocab_size=vocab_size,
+        dim=dim,
+        compute_dtype=compute_dtype,
+        initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=0.02),
+    )
+    if tied:
+        head = fdl.Config(TiedHead, embedding=embedding)
+    else:
+        head = fdl.Config(Linear, in_dim=dim, out_dim=vocab_size, initializer=head_initializer)
+        fdl.remove_tag(head, "out_dim", Width)
+        fdl.add_tag(head, "out_dim", VocabSize)
+    return fdl.Config(Decoder, embedding=embedding, layers=layers, norm=norm, head=head)

@@ -1,0 +1,155 @@
+"""Qwen3: the dense models as a DAG, and recipes at the published sizes.
+
+Layers, heads and tied embeddings: Qwen3 Technical Report (Yang et al., 2025), table 1; widths,
+RoPE, norms and vocabulary: `config.json` of each Qwen/Qwen3-*-Base on the Hugging Face hub.
+Sequences have 4096 tokens, as in the report's first two stages of pretraining; the model has the
+32,768 positions of the third, and its RoPE. Learning rates and batch sizes are not published: those
+here are usual ones for each size.
+"""
+
+import fiddle as fdl
+import torch
+
+from experiments import parts
+from experiments.pretraining import pretraining
+from nanigpt.config.registry import recipe
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.training.trainer import Trainer
+
+
+def qwen3_model(
+    *,
+    dim: int,
+    n_layers: int,
+    n_heads: int,
+    hidden_dim: int,
+    n_kv_heads: int = 8,
+    head_dim: int = 128,
+    vocab_size: int = 151_936,
+    sequence_length: int = 32_768,
+    tied: bool = False,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> fdl.Config[Decoder]:
+    """The decoder as a DAG. Unlike in Llama 3, each head of queries and keys has a norm, and heads
+    together need not be as wide as the model.
+
+    How weights start, and why, is told in `experiments/parts.py`.
+    """
+    output_scale = parts.residual_scale(n_layers)
+    rope = fdl.Config(
+        RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=1_000_000.0
+    )
+
+    def norm(dim: int) -> fdl.Config:
+        return parts.norm(dim, eps=1e-6)
+
+    def block() -> fdl.Config[TransformerBlock]:
+        return fdl.Config(
+            TransformerBlock,
+            attention_norm=norm(dim),
+            attention=parts.attention(
+                dim=dim,
+                n_heads=n_heads,
+                n_kv_heads=n_kv_heads,
+                head_dim=head_dim,
+                rope=rope,
+                q_norm=norm(head_dim),
+                k_norm=norm(head_dim),
+                output_scale=output_scale,
+            ),
+            feed_forward_norm=norm(dim),
+            feed_forward=parts.feed_forward(
+                dim=dim, hidden_dim=hidden_dim, output_scale=output_scale
+            ),
+        )
+
+    return parts.decoder(
+        layers=[block() for _ in range(n_layers)],
+        norm=norm(dim),
+        dim=dim,
+        vocab_size=vocab_size,
+        tied=tied,
+        compute_dtype=compute_dtype,
+    )
+
+
+def _pretraining(
+    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
+) -> fdl.Config[Trainer]:
+    return pretraining(
+        model,
+        lr=lr,
+        global_batch_size=global_batch_size,
+        local_batch_size=1,
+        sequence_length=4096,
+    )
+
+
+@recipe
+def qwen3_debug() -> fdl.Config[Trainer]:
+    """6 M parameters on bytes: two minutes on two CPU cores."""
+    model = qwen3_model(
+        dim=256,
+        n_layers=6,
+        n_heads=16,
+        n_kv_heads=8,
+        head_dim=32,
+        hidden_dim=768,
+        vocab_size=2048,
+        sequence_length=256,
+        tied=True,
+        compute_dtype=torch.float32,
+    )
+    cfg = pretraining(
+        model, lr=1e-3, steps=600, warmup_steps=20, global_batch_size=4, sequence_length=128
+    )
+    cfg.evaluation.interval = 100
+    cfg.evaluation.n_sequences = 64
+    cfg.checkpointer.interval = 100
+    cfg.sampler.prompt = "def "
+    cfg.sampler.max_new_tokens = 120
+    cfg.sampler.temperature = 0.6
+    return cfg
+
+
+@recipe
+def qwen3_0_6b() -> fdl.Config[Trainer]:
+    """Qwen3 0.6B: 596 M parameters, tied embeddings."""
+    model = qwen3_model(dim=1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True)
+    return _pretraining(model, lr=6e-4, global_batch_size=512)
+
+
+@recipe
+def qwen3_1_7b() -> fdl.Config[Trainer]:
+    """Qwen3 1.7B: 1.72 B parameters, tied embeddings."""
+    model = qwen3_model(dim=2048, n_layers=28, n_heads=16, hidden_dim=6144, tied=True)
+    return _pretraining(model, lr=4e-4, global_batch_size=512)
+
+
+@recipe
+def qwen3_4b() -> fdl.Config[Trainer]:
+    """Qwen3 4B: 4.02 B parameters, tied embeddings, heads wider than the model."""
+    model = qwen3_model(dim=2560, n_layers=36, n_heads=32, hidden_dim=9728, tied=True)
+    return _pretraining(model, lr=3e-4, global_batch_size=1024)
+
+
+@recipe
+def qwen3_8b() -> fdl.Config[Trainer]:
+    """Qwen3 8B: 8.19 B parameters."""
+    model = qwen3_model(dim=4096, n_layers=36, n_heads=32, hidden_dim=12_288)
+    return _pretraining(model, lr=3e-4, global_batch_size=1024)
+
+
+@recipe
+def qwen3_14b() -> fdl.Config[Trainer]:
+    """Qwen3 14B: 14.8 B parameters."""
+    model = qwen3_model(dim=5120, n_layers=40, n_heads=40, hidden_dim=17_408)
+    return _pretraining(model, lr=2e-4, global_batch_size=1024)
+
+
+@recipe
+def qwen3_32b() -> fdl.Config[Trainer]:
+    """Qwen3 32B: 32.8 B parameters, heads wider than the model."""
+    model = qwen3_model(dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
+    return _pretraining(model, lr=1.5e-4, global_batch_size=2048)

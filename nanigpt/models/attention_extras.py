@@ -1,0 +1,72 @@
+"""What some families add to attention: sinks, and a temperature that depends on the position.
+
+Shapes: B batch, L sequence, H query heads, K head_dim.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from nanigpt import tags
+from nanigpt.models.init import Initializer
+
+
+class AttentionSink(nn.Module):
+    """A learned score per head, beside those of the keys in the softmax, that has no value.
+
+    A head that finds nothing to attend to gives its weight to the sink (Xiao et al., 2023; as in
+    GPT-OSS, 2025).
+    """
+
+    def __init__(self, *, n_heads: int, initializer: Annotated[Initializer, tags.SinkInitializer]):
+        super().__init__()
+        if n_heads < 1:
+            raise ValueError(f"n_heads={n_heads}: expected at least 1")
+        self.n_heads = n_heads
+        self.initializer = initializer
+        self.weight = nn.Parameter(torch.empty(n_heads, device="meta"))
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {"weight": self.initializer}
+
+    def forward(self) -> torch.Tensor:
+        """Returns sink_H, in the weight's dtype."""
+        return self.weight
+
+    def extra_repr(self) -> str:
+        return f"{self.n_heads} heads"
+
+
+class AttentionTemperature:
+    """Multiplies queries by `1 + scale * ln(1 + floor((position + 1) / floor_scale))`.
+
+    The farther a query can look, the sharper it looks (Nakanishi, 2025; as in Llama 4's layers
+    without RoPE).
+
+    Args:
+        floor_scale: positions that share a factor.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: float = 0.1,
+        floor_scale: Annotated[int, tags.Unit("tokens")] = 8192,
+    ):
+        if scale < 0 or floor_scale < 1:
+            raise ValueError(
+                f"scale={scale}, floor_scale={floor_scale}: expected scale >= 0, floor_scale >= 1"
+            )
+        self.scale = scale
+        self.floor_scale = floor_scale
+
+    def __call__(
+        self, q_BLHK: torch.Tensor, positions_BL: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scales `q_BLHK`, whose positions are 0 to L or those given."""
+        if positions_BL is None:
+            positions_BL = torch.arange(q_BLHK.shape[1], device=q_BLHK.device).unsqueeze(0)
+        steps_BL = ((positions_BL + 1) // self.floor_scale).float()
+        factor_BL = 1.0 + self.scale * steps_BL.log1p()
+        return (q_BLHK * factor_BL[..., None, None]).to(q_BLHK.dtype)
