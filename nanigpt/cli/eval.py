@@ -22,7 +22,7 @@ def run(values: flags.FlagValues) -> int:
     trainer, parallel, progress = restore(values)
     world = parallel.layout.world
     trainer.check(world)
-    if world.is_main and progress.text != trainer.data.digest:
+    if world.is_main and progress.step and progress.text != trainer.data.digest:
         log.warning("the text is not that of the checkpoint: this is another validation loss")
     result = trainer.evaluate(parallel)
     if world.is_main:

@@ -20,6 +20,7 @@ COMMANDS = {
     "diff": "print what differs between two configs",
     "fingerprint": "print the content hash of a config",
     "generate": "sample text from a run's newest checkpoint",
+    "convert": "take over weights of Hugging Face, or give a run's to it",
     "sweep": "train variants of a config, and compare them",
     "launch": "start a command on many processes, here or on a cluster",
 }

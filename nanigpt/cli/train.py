@@ -55,7 +55,7 @@ def run(values: flags.FlagValues) -> int:
             f"rank {world.rank} has a config of fingerprint {identity}, other ranks have another: "
             "start all with the same command line and the same code"
         )
-    trainer.check(world)
+    trainer.check(world, directory)
     if world.is_main:
         directory.lock()
         changed = claim_run(

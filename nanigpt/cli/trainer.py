@@ -1,5 +1,6 @@
 """What commands share: a trainer from a config, and a recorded run's model."""
 
+import copy
 from typing import Any
 
 from absl import flags
@@ -7,6 +8,7 @@ from absl import flags
 from nanigpt import tags
 from nanigpt.config.build import build
 from nanigpt.config.run_config import load_run
+from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.world import start_world
@@ -32,7 +34,7 @@ def build_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
     return trainer
 
 
-# A run is looked at on any number of processes, however many trained it.
+# A model is looked at on any number of processes, however many trained it.
 _ANY_WORLD = {
     tags.PipelineParallel: 1,
     tags.DataParallelReplicate: 1,
@@ -40,6 +42,14 @@ _ANY_WORLD = {
     tags.ContextParallel: 1,
     tags.TensorParallel: 1,
 }
+
+
+def on_any_world(cfg: Any) -> Any:
+    """A copy of a config whose ranks, however many there are, shard the whole model."""
+    cfg = copy.deepcopy(cfg)
+    for tag, value in _ANY_WORLD.items():
+        set_tag(cfg, tag, value)
+    return cfg
 
 
 def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None = None) -> Any:

@@ -30,6 +30,10 @@ class ByteTokenizer:
         """Equal for tokenizers that give the same ids."""
         return "bytes"
 
+    def files(self) -> dict[str, str]:
+        """Texts of the files, by name, from which transformers makes this tokenizer: none."""
+        return {}
+
 
 class HuggingFaceTokenizer:
     """A `tokenizer.json` in the format of Hugging Face `tokenizers`.
@@ -110,3 +114,23 @@ class HuggingFaceTokenizer:
     def identity(self) -> str:
         settings = f"{self._tokenizer.to_str()}{self.end_id}"
         return f"huggingface-{hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()}"
+
+    def files(self) -> dict[str, str]:
+        """Texts of the files, by name, from which transformers makes this tokenizer.
+
+        A tokenizer_config.json that lies beside the file, with a chat template say, goes along.
+        """
+        end = self._tokenizer.id_to_token(self.end_id)
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": end,
+            "eos_token": end,
+            "clean_up_tokenization_spaces": False,
+        }
+        beside = Path(self.path).with_name("tokenizer_config.json")
+        return {
+            "tokenizer.json": Path(self.path).read_text(),
+            "tokenizer_config.json": beside.read_text()
+            if beside.is_file()
+            else json.dumps(settings, indent=2) + "\n",
+        }

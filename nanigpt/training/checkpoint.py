@@ -62,10 +62,14 @@ class Checkpointer:
         run: RunDirectory,
         world: World,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | None,
         progress: Progress,
     ) -> Path:
-        """Writes under a temporary name and publishes by one rename."""
+        """Writes under a temporary name and publishes by one rename.
+
+        Args:
+            optimizer: None before the first step, for which it is made anew.
+        """
         import torch.distributed.checkpoint as dcp
 
         name = f"step_{progress.step:08d}"
@@ -74,11 +78,9 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         world.barrier()
-        state = {
-            "model": model_state(model),
-            "optimizer": _optimizer_state(model, optimizer),
-            "rng": _rng_state(world),
-        }
+        state = {"model": model_state(model), "rng": _rng_state(world)}
+        if optimizer is not None:
+            state["optimizer"] = _optimizer_state(model, optimizer)
         with _alone_without_warning(world) as alone:
             dcp.save(state, checkpoint_id=temporary, no_dist=alone)
         if world.is_main:
@@ -96,6 +98,10 @@ class Checkpointer:
         world.barrier()
         return final
 
+    def latest(self, run: RunDirectory) -> Path | None:
+        """The newest checkpoint that is whole."""
+        return next(filter(_is_whole, reversed(list_checkpoints(run))), None)
+
     def load_latest(
         self,
         run: RunDirectory,
@@ -105,10 +111,11 @@ class Checkpointer:
     ) -> Progress | None:
         """Loads the newest whole checkpoint in place, on any number of ranks; None without one.
 
-        Without an optimizer only the model is read. Random states are restored where the checkpoint
-        was written by as many ranks as there are.
+        Without an optimizer only the model is read; of a checkpoint without steps the optimizer
+        stays as it is. Random states are restored where the checkpoint was written by as many ranks
+        as there are.
         """
-        folder = next(filter(_is_whole, reversed(list_checkpoints(run))), None)
+        folder = self.latest(run)
         if folder is None:
             return None
         import torch.distributed.checkpoint as dcp
@@ -118,7 +125,8 @@ class Checkpointer:
         state = {"model": model_state(model)}
         _require_keys(folder, stored, state["model"])
         if optimizer is not None:
-            state["optimizer"] = _optimizer_state(model, optimizer)
+            if any(key.startswith("optimizer.") for key in stored):
+                state["optimizer"] = _optimizer_state(model, optimizer)
             rng = _rng_state(world)
             n_stored = len({key.split(".")[1] for key in stored if key.startswith("rng.")})
             if n_stored == world.size and all(f"rng.{k}" in stored for k in _flat(rng)):

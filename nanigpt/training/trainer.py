@@ -12,6 +12,7 @@ from nanigpt.data.dataset import Batch, PackedDataset
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import FlexAttention
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.schedule import Schedule
 from nanigpt.parallel.mesh import Layout
@@ -41,6 +42,8 @@ class Trainer:
         max_grad_norm: gradients of a larger global norm are scaled down to it.
         seed: of initial weights and sample order.
         device: `cpu`, `cuda` or `auto`.
+        initial_weights: a folder of Hugging Face weights that training starts from, or None for
+            random ones.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trainer:
         max_grad_norm: float = 1.0,
         seed: Annotated[int, tags.Seed] = 0,
         device: Device = "auto",
+        initial_weights: str | None = None,
     ):
         if steps < 1:
             raise ValueError(f"steps={steps}: expected at least 1")
@@ -109,14 +113,16 @@ class Trainer:
         self.device = device
         if device != "auto":
             self.check_device(device)
+        self.initial_weights = initial_weights
 
     def run(self, run: RunDirectory, world: World) -> Progress:
         """Trains to the last step, from the newest checkpoint of `run` where there is one.
 
         Raises:
-            UsageError: text, tokenizer or batch sizes do not fit; nothing was trained.
+            UsageError: text, tokenizer, batch sizes or initial weights do not fit; nothing was
+                trained.
         """
-        self.check(world)
+        weights = self.check(world, run)
         accumulation = self.accumulation_steps(world.size)
         n_parameters = self.model.n_parameters()  # of the whole model, while it is in one place
         flops = self.model.flops_per_token(self.data.sequence_length)
@@ -124,8 +130,11 @@ class Trainer:
         optimizer = self.optimizer(parallel.model.named_parameters())
         peaks = [group["lr"] for group in optimizer.param_groups]
         resumed = self.checkpointer.load_latest(run, world, parallel.model, optimizer)
+        if resumed is None and weights is not None:
+            weights.load(parallel.model)
+        del weights  # or its files would stay open
         progress = resumed or Progress()
-        if resumed and resumed.text != self.data.digest and world.is_main:
+        if progress.step and progress.text != self.data.digest and world.is_main:
             log.warning("the text is not that of the checkpoint: resuming on other samples")
         progress.text = self.data.digest
         self.metrics.open(
@@ -261,12 +270,19 @@ class Trainer:
                 "--config=tag:ComputeDType=bfloat16, or take 'all_gather'"
             )
 
-    def check(self, world: World) -> None:
+    def check(self, world: World, run: RunDirectory | None = None) -> Pretrained | None:
         """Makes the text ready on every rank, and checks what only processes and files can tell.
+
+        Args:
+            run: where training would go on, or begin.
+
+        Returns:
+            The initial weights, if there are some and `run` has no checkpoint to go on from.
 
         Raises:
             UsageError: the text cannot be read, the tokenizer has more ids than the model, the
-                global batch does not divide, or the optimizer refuses its arguments.
+                global batch does not divide, the optimizer refuses its arguments, or the initial
+                weights are of another model.
         """
         self.check_ranks(world.size)
         self.check_device(world.device.type)
@@ -278,6 +294,12 @@ class Trainer:
             )
         self.data.setup()
         self.optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])  # checks its arguments
+        if run is None or self.initial_weights is None or self.checkpointer.latest(run):
+            return None
+        try:
+            return Pretrained(self.initial_weights, self.model)
+        except UsageError as error:
+            raise error.within("initial_weights") from error
 
     def setup_model(self, world: World) -> ParallelModel:
         """Splits the model, gives it memory, fills it; in this order no rank holds it whole."""
@@ -316,6 +338,8 @@ class Trainer:
             show(f"already at step {progress.step} of {self.steps}: nothing to train")
         elif progress.step:
             show(f"resuming after step {progress.step}")
+        elif self.initial_weights is not None:
+            show(f"weights of {self.initial_weights}")
 
     def _show_sample(self, parallel: ParallelModel) -> None:
         text = self.sampler.run(parallel.model, self.data.tokenizer, shorten=True)

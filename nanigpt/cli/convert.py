@@ -1,0 +1,120 @@
+"""Begin a run with weights of Hugging Face, or write a run's newest checkpoint for it.
+
+nanigpt convert --from_hf=Llama-3.2-1B --config=config:llama3_1b --run=runs/mine
+nanigpt convert --run=runs/mine --to_hf=exported --dtype=bfloat16
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from absl import flags
+
+from nanigpt.cli.launch_record import record_launch
+from nanigpt.cli.run_flag import define_run_flag
+from nanigpt.cli.trainer import build_trainer, on_any_world, restore
+from nanigpt.config.blame import blaming
+from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.flag import define_config_flag
+from nanigpt.config.run_config import claim_run
+from nanigpt.data.tokenizer import ByteTokenizer
+from nanigpt.errors import UsageError
+from nanigpt.models.huggingface.reader import Pretrained
+from nanigpt.models.huggingface.writer import check_vacant, save_pretrained
+from nanigpt.parallel.world import start_world
+from nanigpt.training.checkpoint import Progress
+from nanigpt.training.run_directory import RunDirectory
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    define_config_flag(values)
+    define_run_flag(values)
+    flags.DEFINE_string(
+        "from_hf", None, "folder to read: config.json, *.safetensors", flag_values=values
+    )
+    flags.DEFINE_string("to_hf", None, "folder to write, new or empty", flag_values=values)
+    flags.DEFINE_enum(
+        "dtype", "float32", list(_DTYPES), "of the weights that are written", flag_values=values
+    )
+    flags.DEFINE_float(
+        "max_shard_gb", 5.0, "size of a file that is written at most", 1e-6, flag_values=values
+    )
+
+
+def run(values: flags.FlagValues) -> int:
+    if (values.from_hf is None) == (values.to_hf is None):
+        raise UsageError(
+            "convert: expected one of --from_hf=DIR and --to_hf=DIR\n  try: nanigpt convert --help"
+        )
+    if values.run is None:
+        raise UsageError("--run is missing; expected --run=runs/NAME")
+    given = bool(values["config"].directives)
+    if values.from_hf is not None and not given:
+        raise UsageError(
+            "--config is missing; expected the model of the weights: --config=config:RECIPE"
+        )
+    if values.to_hf is not None and given:
+        raise UsageError("--config with --to_hf: the run has its own; leave one of the two out")
+    return _take_over(values) if values.from_hf is not None else _give(values)
+
+
+def _take_over(values: flags.FlagValues) -> int:
+    cfg = values.config
+    with blaming(cfg, values["config"].directives):
+        build_trainer(cfg)
+    trainer = build_trainer(on_any_world(cfg))
+    directory = RunDirectory(values.run)
+    if directory.started:
+        raise UsageError(f"--run={values.run}: holds a run already; expected a new directory")
+    try:
+        weights = Pretrained(values.from_hf, trainer.model)
+    except UsageError as error:
+        raise error.within("--from_hf") from error
+    world = start_world(trainer.device)
+    if world.is_main:
+        directory.lock()
+        claim_run(directory.config, cfg, started=False)
+        record_launch(directory, world, fingerprint=fingerprint(cfg))
+    world.barrier()
+    parallel = trainer.setup_model(world)
+    weights.load(parallel.model)
+    trainer.checkpointer.save(directory, world, parallel.model, None, Progress())
+    if world.is_main:
+        tokenizer = Path(values.from_hf) / "tokenizer.json"
+        if tokenizer.is_file() and isinstance(trainer.data.tokenizer, ByteTokenizer):
+            log.warning(
+                "the config's tokenizer is bytes, the weights' is %s: "
+                "--config=\"set:data.tokenizer=@huggingface_tokenizer('%s')\"",
+                tokenizer,
+                tokenizer,
+            )
+        print(f"{directory.path} is at step 0 with the weights of {values.from_hf}")
+    return 0
+
+
+def _give(values: flags.FlagValues) -> int:
+    try:
+        check_vacant(values.to_hf)
+    except UsageError as error:
+        raise error.within("--to_hf") from error
+    trainer, parallel, progress = restore(values)
+    tokenizer = trainer.data.tokenizer
+    world = parallel.layout.world
+    files = save_pretrained(
+        parallel.model,
+        values.to_hf,
+        dtype=_DTYPES[values.dtype],
+        max_shard_bytes=int(values.max_shard_gb * 10**9),
+        end_id=tokenizer.end_id,
+        texts=tokenizer.files(),
+        writes=world.is_main,
+    )
+    world.barrier()
+    if world.is_main:
+        names = ", ".join(file.name for file in files)
+        print(f"step {progress.step} of {values.run} is in {values.to_hf}: {names}")
+    return 0

@@ -1,0 +1,34 @@
+"""Every family that has a mapping, and which of them a model is."""
+
+from nanigpt.errors import UsageError
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.llama import LLAMA
+from nanigpt.models.huggingface.mapping import Family
+
+FAMILIES = (LLAMA,)
+
+
+def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family:
+    """The family that has a rule for each of the model's parameters, and a field for the rest.
+
+    Raises:
+        UsageError: there is none; the message has what each of them lacks.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    reasons = []
+    for family in families:
+        _, unknown = family.links(names)
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
+            reasons.append(f"{family.model_type} has no {', '.join(unknown[:3])}{more}")
+            continue
+        try:
+            family.fields(model)
+        except UsageError as error:
+            reasons.append(f"{family.model_type}: {error}")
+            continue
+        return family
+    raise UsageError(
+        "no model of transformers that is known here is like this one:\n  - "
+        + "\n  - ".join(reasons)
+    )

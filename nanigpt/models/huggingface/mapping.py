@@ -1,0 +1,210 @@
+"""What a family of models consists of: rules between the tensors of Hugging Face and ours.
+
+A rule says which of our parameters hold the numbers of which of their tensors, and how those are
+rearranged. Both directions follow from it: `Link.export` makes their tensors of ours, `Link.view`
+reads one of ours from theirs, or a part of it.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.views import Part, Reordered, Stacked, Transposed, View
+
+_PLACE = re.compile(r"{(\w+)}")
+
+
+@dataclass(frozen=True)
+class RotaryPairs:
+    """Rows of queries or keys whose RoPE pairs are neighbours in their layout: (0, 1), (2, 3), ...
+
+    In ours feature i is paired with feature i + K/2. Most published weights are that way as well
+    and need no reordering.
+
+    Args:
+        head_dim: the field of config.json that has the rows of one head; None: all are one head.
+        rotated: the field that has how many rows are rotated, the last of each head.
+    """
+
+    head_dim: str | None
+    rotated: str
+
+    def order(self, rows: int, fields: dict[str, Any]) -> torch.Tensor:
+        """For each of our rows the number of theirs."""
+        head_dim = rows if self.head_dim is None else fields[self.head_dim]
+        kept = head_dim - fields[self.rotated]
+        pairs = torch.arange(kept, head_dim).unflatten(0, (-1, 2))
+        head = torch.cat([torch.arange(kept), pairs.T.flatten()])
+        return (torch.arange(0, rows, head_dim).unsqueeze(1) + head).flatten()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors that hold the same numbers under our names and under theirs.
+
+    A place such as `{i}` in a name stands for anything between two dots, the same on both sides.
+
+    Args:
+        ours: a name, or several whose tensors are joined to one of theirs.
+        theirs: a name. A place that ours lacks numbers the items of our first dim, each a tensor of
+            its own there: experts.
+        along: the dim of ours in which several are joined.
+        alternating: joined items take turns (0 of the first, 0 of the second, 1 of the first, ...)
+            and do not follow one another.
+        rotary: their layout of RoPE, where it is not ours.
+        transposed: theirs have the last two dims exchanged.
+    """
+
+    ours: str | tuple[str, ...]
+    theirs: str
+    along: int = 0
+    alternating: bool = False
+    rotary: RotaryPairs | None = None
+    transposed: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.ours,) if isinstance(self.ours, str) else self.ours
+
+    @property
+    def item(self) -> str | None:
+        """The place that numbers items of our first dim."""
+        inside = set(_PLACE.findall(self.names[0]))
+        return next((place for place in _PLACE.findall(self.theirs) if place not in inside), None)
+
+
+@dataclass(frozen=True)
+class Link:
+    """A rule at certain places: of one layer, say.
+
+    Args:
+        ours: full names of our parameters.
+        theirs: full name of theirs; a place that numbers items is left.
+    """
+
+    rule: Rule
+    ours: tuple[str, ...]
+    theirs: str
+
+    def export(
+        self, tensors: Sequence[torch.Tensor], fields: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Their tensors by name, of ours in the order of `ours`."""
+        rule = self.rule
+        if rule.alternating:
+            whole = torch.stack(tuple(tensors), dim=rule.along + 1)
+            whole = whole.flatten(rule.along, rule.along + 1)
+        else:
+            whole = torch.cat(tuple(tensors), dim=rule.along) if tensors[1:] else tensors[0]
+        if rule.rotary is not None:
+            order = rule.rotary.order(whole.shape[0], fields)
+            whole = whole[order.argsort().to(whole.device)]
+        if rule.transposed:
+            whole = whole.transpose(-1, -2)
+        if rule.item is None:
+            return {self.theirs: whole}
+        return {self._item(i): item for i, item in enumerate(whole)}
+
+    def view(
+        self,
+        name: str,
+        shapes: Sequence[tuple[int, ...]],
+        stored: Callable[[str], View],
+        fields: dict[str, Any],
+    ) -> View:
+        """One of ours, made of theirs.
+
+        Args:
+            shapes: of all of `ours`.
+            stored: gives their tensors by name.
+        """
+        rule, at = self.rule, self.ours.index(name)
+        if rule.item is None:
+            view = stored(self.theirs)
+        else:
+            view = Stacked([stored(self._item(i)) for i in range(shapes[0][0])])
+        if rule.transposed:
+            view = Transposed(view)
+        if rule.rotary is not None:
+            view = Reordered(view, rule.rotary.order(view.shape[0], fields))
+        if len(self.ours) == 1:
+            return view
+        sizes = [shape[rule.along] for shape in shapes]
+        if rule.alternating:
+            return Part(view, rule.along, at, sizes[at], step=len(sizes))
+        return Part(view, rule.along, sum(sizes[:at]), sizes[at])
+
+    def _item(self, number: int) -> str:
+        return self.theirs.replace(f"{{{self.rule.item}}}", str(number))
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that `transformers` has under one name.
+
+    Args:
+        model_type: as in config.json.
+        architecture: the class there.
+        rules: for every parameter that such a model can have; the first that fits a name counts.
+        fields: what config.json says of a model, by which `transformers` builds an equal one;
+            raises UsageError where no such file can say it.
+        absent: values of fields that a config.json may leave out, given those that it has.
+        ignored: their tensors without a counterpart, such as buffers that are derived.
+    """
+
+    model_type: str
+    architecture: str
+    rules: tuple[Rule, ...]
+    fields: Callable[[Decoder], dict[str, Any]]
+    absent: Callable[[dict[str, Any]], dict[str, Any]]
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for a, b in itertools.combinations(self.rules, 2):
+            if a.theirs == b.theirs or set(a.names) & set(b.names):
+                raise ValueError(f"{a} and {b}: expected each name in one rule")
+
+    def links(self, names: Iterable[str]) -> tuple[list[Link], list[str]]:
+        """Links for our parameters, in their order, and the names that no rule knows."""
+        links: dict[tuple[str, ...], Link] = {}
+        unknown = []
+        for name in names:
+            link = next(filter(None, (_link(rule, name) for rule in self.rules)), None)
+            if link is None:
+                unknown.append(name)
+            else:
+                links[link.ours] = link
+        return list(links.values()), unknown
+
+    def ignores(self, theirs: str) -> bool:
+        return any(_match(pattern, theirs) is not None for pattern in self.ignored)
+
+
+def _link(rule: Rule, name: str) -> Link | None:
+    for pattern in rule.names:
+        places = _match(pattern, name)
+        if places is not None:
+            return Link(
+                rule,
+                tuple(_filled(ours, places) for ours in rule.names),
+                _filled(rule.theirs, places),
+            )
+    return None
+
+
+def _match(pattern: str, name: str) -> dict[str, str] | None:
+    parts = _PLACE.split(pattern)  # text and places take turns
+    expression = "".join(
+        f"(?P<{part}>[^.]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
+    )
+    found = re.fullmatch(expression, name)
+    return None if found is None else found.groupdict()
+
+
+def _filled(pattern: str, places: dict[str, str]) -> str:
+    return _PLACE.sub(lambda place: places.get(place[1], place[0]), pattern)

@@ -1,0 +1,202 @@
+"""Their files to our parameters.
+
+Only headers are read to tell whether a folder fits a model. Then each rank reads of every tensor
+what its shard needs, and nothing else: no rank has a whole parameter that it keeps a part of.
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanigpt.errors import UsageError
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.families import family_of
+from nanigpt.models.huggingface.fields import differences, normalized
+from nanigpt.models.huggingface.mapping import Family, Link
+from nanigpt.models.huggingface.views import Region, Stored
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_SHOWN = 20
+_ROWS = 4096  # compared at a time
+
+
+class Folder:
+    """config.json and tensors of a folder that `save_pretrained` of transformers wrote.
+
+    Raises:
+        UsageError: a file is missing or damaged.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UsageError(f"{self.path}: no such folder; expected config.json and safetensors")
+        self.config = self._json("config.json")
+        handles = {name: self._open(name) for name in self._files()}
+        self._holder = {name: f for f in handles.values() for name in f.keys()}  # noqa: SIM118
+
+    @cached_property
+    def names(self) -> set[str]:
+        return set(self._holder)
+
+    def tensor(self, name: str) -> Stored:
+        return Stored(self._holder[name].get_slice(name))
+
+    def dtype(self, name: str) -> str:
+        return self._holder[name].get_slice(name).get_dtype()
+
+    def _files(self) -> list[str]:
+        if not (self.path / INDEX).is_file():
+            return [SINGLE]
+        index = self._json(INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise UsageError(f"{self.path / INDEX}: expected a weight_map")
+        return sorted(set(index["weight_map"].values()))
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads((self.path / name).read_text())
+        except FileNotFoundError as error:
+            raise UsageError(f"{self.path} has no {name}") from error
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self.path / name} cannot be read ({error})") from error
+        if not isinstance(found, dict):
+            raise UsageError(f"{self.path / name}: expected an object")
+        return found
+
+    def _open(self, name: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if not (self.path / name).is_file():
+            other = "; save it as safetensors" if list(self.path.glob("*.bin")) else ""
+            raise UsageError(f"{self.path} has no {name}{other}")
+        try:
+            return safe_open(self.path / name, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{self.path / name} cannot be read ({error})") from error
+
+
+class Pretrained:
+    """Weights in a folder that are those of a model, as the headers of the files tell.
+
+    Args:
+        path: a folder with config.json and model.safetensors, or several and their index.
+        model: whole, not divided yet; it may be on meta.
+
+    Raises:
+        UsageError: the folder has other weights; the message lists what is missing, too much or of
+            another shape.
+    """
+
+    def __init__(self, path: str | Path, model: Decoder):
+        family = family_of(model)
+        self._folder = Folder(path)
+        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._fields = family.fields(model)
+        links, _ = family.links(self._shapes)
+        self._links = {name: link for link in links for name in link.ours}
+        found = list(_problems(self._folder, family, model, links, self._shapes))
+        if found:
+            lines = "\n  - ".join(found[:_SHOWN])
+            more = f"\n  - and {len(found) - _SHOWN} more" if found[_SHOWN:] else ""
+            problems = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+            raise UsageError(
+                f"{self._folder.path} does not have the weights of this model, {problems}:"
+                f"\n  - {lines}{more}"
+            )
+
+    @torch.no_grad()
+    def load(self, part: nn.Module) -> None:
+        """Reads the parameters of the model, or of this rank's part of it, in place.
+
+        Parameters have the names that they have in the whole model; sharded ones are DTensors.
+        """
+        for name, parameter in part.named_parameters():
+            link = self._links[name]
+            shapes = [self._shapes[n] for n in link.ours]
+            view = link.view(name, shapes, self._folder.tensor, self._fields)
+            local = getattr(parameter, "_local_tensor", parameter)
+            if local.numel():
+                local.copy_(view.read(_region(parameter)))
+
+
+def _problems(
+    folder: Folder,
+    family: Family,
+    model: Decoder,
+    links: list[Link],
+    shapes: dict[str, tuple[int, ...]],
+) -> Iterator[str]:
+    kind = folder.config.get("model_type")
+    if kind != family.model_type:
+        yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
+    else:
+        theirs = normalized(folder.config, family.absent)
+        yield from differences(family.fields(model), theirs)
+    aliases = _aliases(family, model)
+    expected: set[str] = set(aliases)
+    for link in links:
+        wanted = link.export(
+            [torch.empty(shapes[n], device="meta") for n in link.ours], family.fields(model)
+        )
+        expected |= wanted.keys()
+        for name, tensor in wanted.items():
+            if name not in folder.names:
+                yield f"missing {name} {list(tensor.shape)}, for {' and '.join(link.ours)}"
+                continue
+            shape, dtype = folder.tensor(name).shape, folder.dtype(name)
+            if shape != tuple(tensor.shape):
+                yield f"{name} is {list(shape)}, expected {list(tensor.shape)}"
+            if dtype not in _FLOATS:
+                yield f"{name} has dtype {dtype}, expected one of {', '.join(_FLOATS)}"
+    for name in sorted(folder.names - expected):
+        if not family.ignores(name):
+            yield f"unexpected {name} {list(folder.tensor(name).shape)}"
+    for name, original in aliases.items():
+        if {name, original} <= folder.names and not _same(folder, name, original):
+            yield f"{name} differs from {original}, the model has one weight for both"
+
+
+def _aliases(family: Family, model: Decoder) -> dict[str, str]:
+    """Their names of parameters that stand under a second name here, and of the first: files may
+    have both."""
+    first = {p: name for name, p in model.named_parameters()}
+    pairs = [
+        (name, first[p])
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name != first[p]
+    ]
+    found = {}
+    for name, original in pairs:
+        for link in family.links([name])[0]:
+            found[link.theirs] = family.links([original])[0][0].theirs
+    return found
+
+
+def _same(folder: Folder, a: str, b: str) -> bool:
+    one, other = folder.tensor(a), folder.tensor(b)
+    if one.shape != other.shape:
+        return False
+    rows, *rest = one.shape
+    for start in range(0, rows, _ROWS):
+        region = (slice(start, min(start + _ROWS, rows)), *(slice(0, n) for n in rest))
+        if not torch.equal(one.read(region), other.read(region)):
+            return False
+    return True
+
+
+def _region(parameter: torch.Tensor) -> Region:
+    """What this rank has of a parameter."""
+    if not hasattr(parameter, "placements"):
+        return tuple(slice(0, size) for size in parameter.shape)
+    # The protocol by which distributed checkpoints ask the same; a DTensor is one chunk.
+    [chunk] = parameter.__create_chunk_list__()
+    return tuple(
+        slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)
+    )

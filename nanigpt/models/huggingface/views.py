@@ -1,0 +1,113 @@
+"""Tensors that are read from files part by part, rearranged on the way.
+
+A view has the shape of the whole. `read` takes a region, one slice (start, stop) for each dim, and
+reads no more of the file than that region needs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+Region = tuple[slice, ...]
+
+
+class View(Protocol):
+    """A tensor that is not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, region: Region) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file.
+
+    Args:
+        handle: what `safe_open(...).get_slice` returns.
+    """
+
+    handle: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.handle.get_shape())
+
+    def read(self, region: Region) -> torch.Tensor:
+        return self.handle[region]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """Tensors of one shape along a new first dim."""
+
+    items: Sequence[View]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.items), *self.items[0].shape)
+
+    def read(self, region: Region) -> torch.Tensor:
+        return torch.stack([item.read(region[1:]) for item in self.items[region[0]]])
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """The last two dims exchanged."""
+
+    base: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *outer, rows, columns = self.base.shape
+        return (*outer, columns, rows)
+
+    def read(self, region: Region) -> torch.Tensor:
+        *outer, rows, columns = region
+        return self.base.read((*outer, columns, rows)).transpose(-1, -2)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Every `step`-th item of a dim from `start` on, `size` of them."""
+
+    base: View
+    dim: int
+    start: int
+    size: int
+    step: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape = list(self.base.shape)
+        shape[self.dim] = self.size
+        return tuple(shape)
+
+    def read(self, region: Region) -> torch.Tensor:
+        here = region[self.dim]
+        first = self.start + here.start * self.step
+        last = self.start + (here.stop - 1) * self.step
+        wider = list(region)
+        wider[self.dim] = slice(first, last + 1)
+        read = self.base.read(tuple(wider))
+        return read[(*[slice(None)] * self.dim, slice(None, None, self.step))]
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """Rows (dim 0) in another order: row r is row `order[r]` of the base."""
+
+    base: View
+    order: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def read(self, region: Region) -> torch.Tensor:
+        wanted = self.order[region[0]]
+        first, last = int(wanted.min()), int(wanted.max())
+        return self.base.read((slice(first, last + 1), *region[1:]))[wanted - first]

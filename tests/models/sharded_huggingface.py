@@ -1,0 +1,71 @@
+"""Run on several ranks by test_huggingface_sharded.py: weights into sharded models, and out again.
+
+Usage: torchrun --nproc-per-node=2 -m tests.models.sharded_huggingface FOLDER fsdp
+
+FOLDER/RECIPE has weights for the tiny recipe; FOLDER/RECIPE.out is written.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from nanigpt.config.build import build
+from nanigpt.models.huggingface import views
+from nanigpt.models.huggingface.reader import Pretrained
+from nanigpt.models.huggingface.writer import save_pretrained
+from nanigpt.parallel.world import start_world, stop_world
+from tests.support import built_model, tiny
+
+RECIPES = {"llama3_debug": "tag:VocabSize=509", "llama3_1b": "tag:VocabSize=512"}  # untied, tied
+MESHES = {
+    "fsdp": [],
+    "hsdp": ["fiddler:hsdp(2)"],
+    "tp": ["fiddler:tensor_parallel(2)"],
+    "pp": ["fiddler:pipeline(2, '1F1B', 4)"],
+    "pp_tp": ["fiddler:pipeline(2, '1F1B', 4)", "fiddler:tensor_parallel(2)"],
+}
+
+
+def main(folder: Path, *meshes: str) -> None:
+    world = start_world("cpu")
+    for recipe, vocabulary in RECIPES.items():
+        for mesh in meshes:
+            if "tp" in mesh and vocabulary.endswith("9"):  # a prime number of rows
+                vocabulary = "tag:VocabSize=512"
+            cfg = tiny(vocabulary, *MESHES[mesh], recipe=recipe)
+            source = folder / f"{recipe}_{vocabulary[-3:]}"
+            whole = built_model(cfg, seed=1)
+            Pretrained(source, whole).load(whole)
+            trainer = build(cfg)
+            weights = Pretrained(source, trainer.model)
+            parallel = trainer.setup_model(world)
+            model, sizes = parallel.model, count_elements()
+            weights.load(model)
+            held = sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters())
+            assert sum(sizes) == held, "each rank reads its shards only"
+            for name, parameter in model.named_parameters():
+                if hasattr(parameter, "full_tensor"):
+                    parameter = parameter.full_tensor()
+                assert torch.equal(parameter, whole.get_parameter(name)), (mesh, name)
+            if mesh == "fsdp":
+                out = folder / f"{source.name}.out"
+                save_pretrained(model, out, max_shard_bytes=100_000, writes=world.is_main)
+    stop_world()
+
+
+def count_elements() -> list[int]:
+    """Sizes of what is read from files from now on."""
+    sizes = []
+
+    def read(self, region):
+        part = self.handle[region]
+        sizes.append(part.numel())
+        return part
+
+    views.Stored.read = read
+    return sizes
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
