@@ -104,7 +104,7 @@ class ScaledDotProduct:
         if sink_H is not None:
             q_BLHK, k_BSGK, v_BSGK = _with_sink(q_BLHK, k_BSGK, v_BSGK, sink_H)
             mask = F.pad(mask, (0, 1), value=True)
-        out_BLHK = F.scaled_dot_product_attention(
+        out_BHLK = F.scaled_dot_product_attention(
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
@@ -113,7 +113,7 @@ class ScaledDotProduct:
             scale=head_dim**-0.5,
             enable_gqa=grouped,
         )
-        return out_BLHK.transpose(1, 2)[..., :value_dim]
+        return out_BHLK.transpose(1, 2)[..., :value_dim]
 
 
 class FlexAttention:
@@ -168,7 +168,7 @@ class FlexAttention:
             # Of the softmax's sum, the part that is not the sink's.
             kept_BHL = torch.sigmoid(aux.lse - sink_H.float()[:, None])
             out_BHLK = (out_BHLK * kept_BHL.unsqueeze(-1)).to(out_BHLK.dtype)
-        return out_BLHK.transpose(1, 2)
+        return out_BHLK.transpose(1, 2)
 
 
 @functools.cache

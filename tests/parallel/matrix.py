@@ -250,7 +250,6 @@ def main(device: str, references: str, results: str, *cases: str) -> None:
         faulthandler.dump_traceback_later(SECONDS_PER_CASE, exit=True)
         torch.compiler.reset()  # or earlier cases' compilations count toward the limit
         begin = time.perf_counter()
-        torch.compiler.reset()  # compilations of other cases' models would count for this one's limit
         try:
             cfg = debug_run(name, CASES[world.size][name], folder)
             # Sums of 8-bit mantissas in another order; Adam carries the difference on from step to step.
