@@ -8,7 +8,7 @@ import fiddle as fdl
 import torch
 
 from experiments import parts
-from experiments.pretraining import pretraining
+from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
 from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
@@ -85,18 +85,8 @@ def llama3_debug() -> fdl.Config[Trainer]:
         sequence_length=256,
         compute_dtype=torch.float32,
     )
-    cfg = pretraining(
-        model, lr=1e-3, steps=700, warmup_steps=20, global_batch_size=4, sequence_length=128
-    )
-    # Two minutes are few tokens: small batches make many steps of them, and the model has twice the
-    # positions that it trains on, to write with.
+    cfg = debugging(model, steps=700)
     cfg.model.embedding.initializer.std = 0.2
-    cfg.evaluation.interval = 100
-    cfg.evaluation.n_sequences = 64
-    cfg.checkpointer.interval = 100
-    cfg.sampler.prompt = "def "
-    cfg.sampler.max_new_tokens = 120
-    cfg.sampler.temperature = 0.6
     return cfg
 
 

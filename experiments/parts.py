@@ -19,6 +19,9 @@ from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
 from nanigpt.models.linear import Linear
+from nanigpt.models.moe.experts import Experts
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.moe.router import Router
 from nanigpt.models.norm import RMSNorm
 from nanigpt.tags import VocabSize, Width
 
@@ -73,6 +76,52 @@ def feed_forward(
         w1=linear(dim, hidden_dim, init_scale),
         w2=linear(hidden_dim, dim, output_scale),
         w3=linear(dim, hidden_dim, init_scale),
+    )
+
+
+def mixture_of_experts(
+    *,
+    dim: int,
+    n_experts: int,
+    top_k: int,
+    hidden_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    shared_dim: int | None = None,
+    experts: dict[str, Any] | None = None,
+    **router: Any,
+) -> fdl.Config[MixtureOfExperts]:
+    """Router, experts, and those that all tokens share, if they have a `shared_dim`.
+
+    Args:
+        experts: further arguments of `Experts`.
+        router: further arguments of `Router`.
+    """
+    shared = None
+    if shared_dim is not None:
+        shared = feed_forward(
+            dim=dim, hidden_dim=shared_dim, output_scale=output_scale, init_scale=init_scale
+        )
+    return fdl.Config(
+        MixtureOfExperts,
+        router=fdl.Config(
+            Router,
+            dim=dim,
+            n_experts=n_experts,
+            top_k=top_k,
+            initializer=fdl.Config(FanInNormal, scale=init_scale),
+            **router,
+        ),
+        experts=fdl.Config(
+            Experts,
+            n_experts=n_experts,
+            dim=dim,
+            hidden_dim=hidden_dim,
+            initializer=fdl.Config(FanInNormal, scale=init_scale),
+            output_initializer=fdl.Config(FanInNormal, scale=output_scale),
+            **(experts or {}),
+        ),
+        shared=shared,
     )
 
 

@@ -70,3 +70,21 @@ def pretraining(
         global_batch_size=global_batch_size,
         local_batch_size=local_batch_size,
     )
+
+
+def debugging(model: fdl.Config[Decoder], *, steps: int) -> fdl.Config[Trainer]:
+    """A run of a small model on the embedded corpus: minutes on two CPU cores.
+
+    Minutes are few tokens: small batches make many steps of them, and models should have twice the
+    positions that they train on, to write with.
+    """
+    cfg = pretraining(
+        model, lr=1e-3, steps=steps, warmup_steps=20, global_batch_size=4, sequence_length=128
+    )
+    cfg.evaluation.interval = 100
+    cfg.evaluation.n_sequences = 64
+    cfg.checkpointer.interval = 100
+    cfg.sampler.prompt = "def "
+    cfg.sampler.max_new_tokens = 120
+    cfg.sampler.temperature = 0.6
+    return cfg

@@ -1,4 +1,4 @@
-"""Qwen3: the dense models as a DAG, and recipes at the published sizes.
+"""Qwen3: dense models and mixtures of experts as a DAG, and recipes at the published sizes.
 
 Layers, heads and tied embeddings: Qwen3 Technical Report (Yang et al., 2025), table 1; widths,
 RoPE, norms and vocabulary: `config.json` of each Qwen/Qwen3-*-Base on the Hugging Face hub.
@@ -7,11 +7,13 @@ Sequences have 4096 tokens, as in the report's first two stages of pretraining; 
 here are usual ones for each size.
 """
 
+from typing import Any
+
 import fiddle as fdl
 import torch
 
 from experiments import parts
-from experiments.pretraining import pretraining
+from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
 from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.rope import RotaryEmbedding
@@ -24,6 +26,8 @@ def qwen3_model(
     n_layers: int,
     n_heads: int,
     hidden_dim: int,
+    n_experts: int = 0,
+    top_k: int = 8,
     n_kv_heads: int = 8,
     head_dim: int = 128,
     vocab_size: int = 151_936,
@@ -34,6 +38,9 @@ def qwen3_model(
     """The decoder as a DAG. Unlike in Llama 3, each head of queries and keys has a norm, and heads
     together need not be as wide as the model.
 
+    Args:
+        n_experts: of each layer, `hidden_dim` is the width of one then; 0 is a dense model.
+
     How weights start, and why, is told in `experiments/parts.py`.
     """
     output_scale = parts.residual_scale(n_layers)
@@ -43,6 +50,14 @@ def qwen3_model(
 
     def norm(dim: int) -> fdl.Config:
         return parts.norm(dim, eps=1e-6)
+
+    def feed_forward() -> fdl.Config:
+        sizes = {"dim": dim, "hidden_dim": hidden_dim, "output_scale": output_scale}
+        if not n_experts:
+            return parts.feed_forward(**sizes)
+        return parts.mixture_of_experts(
+            **sizes, n_experts=n_experts, top_k=top_k, scores="softmax", normalize=True
+        )
 
     def block() -> fdl.Config[TransformerBlock]:
         return fdl.Config(
@@ -59,9 +74,7 @@ def qwen3_model(
                 output_scale=output_scale,
             ),
             feed_forward_norm=norm(dim),
-            feed_forward=parts.feed_forward(
-                dim=dim, hidden_dim=hidden_dim, output_scale=output_scale
-            ),
+            feed_forward=feed_forward(),
         )
 
     return parts.decoder(
@@ -89,28 +102,25 @@ def _pretraining(
 @recipe
 def qwen3_debug() -> fdl.Config[Trainer]:
     """6 M parameters on bytes: two minutes on two CPU cores."""
+    return _debug(n_layers=6, n_heads=16, n_kv_heads=8, hidden_dim=768, tied=True)
+
+
+@recipe
+def qwen3_moe_debug() -> fdl.Config[Trainer]:
+    """9 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores."""
+    return _debug(n_layers=4, n_heads=8, n_kv_heads=4, hidden_dim=192, n_experts=16, top_k=4)
+
+
+def _debug(**sizes: Any) -> fdl.Config[Trainer]:
     model = qwen3_model(
         dim=256,
-        n_layers=6,
-        n_heads=16,
-        n_kv_heads=8,
         head_dim=32,
-        hidden_dim=768,
         vocab_size=2048,
         sequence_length=256,
-        tied=True,
         compute_dtype=torch.float32,
+        **sizes,
     )
-    cfg = pretraining(
-        model, lr=1e-3, steps=600, warmup_steps=20, global_batch_size=4, sequence_length=128
-    )
-    cfg.evaluation.interval = 100
-    cfg.evaluation.n_sequences = 64
-    cfg.checkpointer.interval = 100
-    cfg.sampler.prompt = "def "
-    cfg.sampler.max_new_tokens = 120
-    cfg.sampler.temperature = 0.6
-    return cfg
+    return debugging(model, steps=600)
 
 
 @recipe
@@ -153,3 +163,21 @@ def qwen3_32b() -> fdl.Config[Trainer]:
     """Qwen3 32B: 32.8 B parameters, heads wider than the model."""
     model = qwen3_model(dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
     return _pretraining(model, lr=1.5e-4, global_batch_size=2048)
+
+
+@recipe
+def qwen3_30b_a3b() -> fdl.Config[Trainer]:
+    """Qwen3 30B-A3B: 30.5 B parameters, of which a token uses 3.3 B."""
+    model = qwen3_model(
+        dim=2048, n_layers=48, n_heads=32, n_kv_heads=4, hidden_dim=768, n_experts=128
+    )
+    return _pretraining(model, lr=4e-4, global_batch_size=1024)
+
+
+@recipe
+def qwen3_235b_a22b() -> fdl.Config[Trainer]:
+    """Qwen3 235B-A22B: 235 B parameters, of which a token uses 22 B."""
+    model = qwen3_model(
+        dim=4096, n_layers=94, n_heads=64, n_kv_heads=4, hidden_dim=1536, n_experts=128
+    )
+    return _pretraining(model, lr=2e-4, global_batch_size=2048)

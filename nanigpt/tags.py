@@ -117,6 +117,14 @@ class ContextParallel(Tag):
     """Ranks that each sequence is split over."""
 
 
+class BalanceRate(Tag):
+    """Step by which a router's bias of experts is moved towards equal load, or None."""
+
+
+class ExpertKernel(Tag):
+    """How the experts of a mixture are computed: `auto`, `grouped` or `loop`."""
+
+
 class ExpertParallel(Tag):
     """Ranks that the experts of a mixture are divided among."""
 

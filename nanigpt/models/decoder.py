@@ -4,11 +4,11 @@ Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanigpt import tags
 from nanigpt.models.attention import Attention
@@ -16,6 +16,7 @@ from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
+from nanigpt.models.moe.mixture import Load, MixtureOfExperts
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.visibility import Places
 
@@ -27,7 +28,8 @@ class TransformerBlock(nn.Module):
 
     Args:
         activation_checkpointing: `none` keeps every activation for the backward pass, `full` keeps
-            the block's input and recomputes the rest (Chen et al., 2016).
+            the block's input and recomputes the rest (Chen et al., 2016), but for the choice of
+            experts.
     """
 
     tensor_parallel = {"attention_norm": "sequence", "feed_forward_norm": "sequence"}
@@ -38,7 +40,7 @@ class TransformerBlock(nn.Module):
         attention_norm: RMSNorm,
         attention: Attention,
         feed_forward_norm: RMSNorm,
-        feed_forward: FeedForward,
+        feed_forward: FeedForward | MixtureOfExperts,
         activation_checkpointing: Annotated[Recomputation, tags.ActivationCheckpointing] = "none",
     ):
         super().__init__()
@@ -60,18 +62,34 @@ class TransformerBlock(nn.Module):
         places: Places | None = None,
     ) -> torch.Tensor:
         if self.activation_checkpointing == "full" and torch.is_grad_enabled():
-            return checkpoint(self.compute, x_BLD, cache, places, use_reentrant=False)
-        return self.compute(x_BLD, cache, places)
+            routed = isinstance(self.feed_forward, MixtureOfExperts)
+            context = {"context_fn": _keep_choices} if routed else {}
+            x_BLD, load = checkpoint(
+                self.compute, x_BLD, cache, places, use_reentrant=False, **context
+            )
+        else:
+            x_BLD, load = self.compute(x_BLD, cache, places)
+        if load is not None and torch.is_grad_enabled():
+            self.feed_forward.add_load(load)
+        return x_BLD
 
     def compute(
         self,
         x_BLD: torch.Tensor,
         cache: LayerCache | None = None,
         places: Places | None = None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, Load | None]:
         """The block itself, which is what is recomputed, and what is compiled."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cache, places)
-        return x_BLD + self.feed_forward(self.feed_forward_norm(x_BLD))
+        out = self.feed_forward(self.feed_forward_norm(x_BLD))
+        out_BLD, load = out if isinstance(out, tuple) else (out, None)
+        return x_BLD + out_BLD, load
+
+
+def _keep_choices() -> tuple[Any, Any]:
+    """Which experts were chosen is kept, not recomputed: a score that came out a bit different
+    could give a token's gradients to another expert."""
+    return create_selective_checkpoint_contexts([torch.ops.aten.topk.default])
 
 
 class Decoder(nn.Module):
@@ -106,7 +124,7 @@ class Decoder(nn.Module):
                 f"layers[{i}].attention.wq.in_dim": (block.attention.wq.in_dim, dim),
                 f"layers[{i}].attention.wo.out_dim": (block.attention.wo.out_dim, dim),
                 f"layers[{i}].feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
-                f"layers[{i}].feed_forward.w1.in_dim": (block.feed_forward.w1.in_dim, dim),
+                f"layers[{i}].feed_forward.dim": (block.feed_forward.dim, dim),
             }
         wrong = [
             f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want

@@ -27,5 +27,9 @@ class FeedForward(nn.Module):
         self.w2 = w2
         self.w3 = w3
 
+    @property
+    def dim(self) -> int:
+        return self.w1.in_dim
+
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         return self.w2(F.silu(self.w1(x_BLD)) * self.w3(x_BLD))

@@ -7,6 +7,7 @@ import torch
 from nanigpt.data.dataset import Batch
 from nanigpt.models.decoder import Decoder
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.expert_load import settle_load
 from nanigpt.parallel.gradients import clip_gradients, settle
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import TensorParallel
@@ -22,15 +23,23 @@ class ParallelModel:
         model: the modules of this rank under the names of the whole decoder. Called with tokens and
             caches, as for sampling, it gives all logits to every rank.
         layout: this rank's place.
+        n_experts: the most that any layer of the whole decoder has, or 0.
     """
 
     def __init__(
-        self, model: Decoder, layout: Layout, *, tensor: TensorParallel, context: ContextParallel
+        self,
+        model: Decoder,
+        layout: Layout,
+        *,
+        tensor: TensorParallel,
+        context: ContextParallel,
+        n_experts: int,
     ):
         self.model = model
         self.layout = layout
         self.tensor = tensor
         self.context = context
+        self.n_experts = n_experts
 
     def shard(self, batch: Batch) -> Batch:
         """What this rank computes of a batch, on its device."""
@@ -73,6 +82,13 @@ class ParallelModel:
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""
         return clip_gradients(self.model.parameters(), max_norm)
+
+    def balance(self) -> dict[str, torch.Tensor]:
+        """After an optimizer step: routers learn what load experts had in it, and it is told."""
+        if not self.n_experts:
+            return {}
+        parts = self.tensor.parts(self.layout)
+        return settle_load(self.model, self.layout, n_experts=self.n_experts, sequence_parts=parts)
 
     def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once

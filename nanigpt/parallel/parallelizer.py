@@ -3,6 +3,7 @@
 from nanigpt.models.decoder import Decoder
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.expert_load import most_experts
 from nanigpt.parallel.fsdp import FullyShardedDataParallel
 from nanigpt.parallel.mesh import Layout, Mesh
 from nanigpt.parallel.parallel_model import ParallelModel
@@ -83,6 +84,7 @@ class Parallelizer:
     def parallelize(self, model: Decoder, layout: Layout, *, local_batch: int) -> ParallelModel:
         """Splits and shards `model`, still on meta; modules that stay here change in place."""
         policies = {"tensor": self.tensor, "context": self.context}
+        policies["n_experts"] = most_experts(model)
         if layout.sizes["pp"] == 1:
             self._split(model, layout)
             self.fsdp.apply(model, layout)

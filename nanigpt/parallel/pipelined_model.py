@@ -34,11 +34,12 @@ class PipelinedModel(ParallelModel):
         *,
         tensor: TensorParallel,
         context: ContextParallel,
+        n_experts: int,
         dim: int,
         vocab_size: int,
         dtype: torch.dtype,
     ):
-        super().__init__(stages.model, layout, tensor=tensor, context=context)
+        super().__init__(stages.model, layout, tensor=tensor, context=context, n_experts=n_experts)
         self.stages = stages
         self.dim, self.vocab_size, self.dtype = dim, vocab_size, dtype
         self.group = layout.parameters["pp"].get_group()

@@ -35,6 +35,7 @@ class Console:
             f"loss {row['loss']:.4f}",
             f"grad norm {row['grad_norm']:.3f}",
             f"lr {row['lr']:.2e}",
+            *([f"imbalance {row['load_imbalance']:.2f}"] if "load_imbalance" in row else []),
             f"{row['tokens_per_second']:,.0f} tokens/s",
             f"{row['ms_per_step']:.0f} ms/step",
             *([f"MFU {row['mfu']:.1%}"] if "mfu" in row else []),

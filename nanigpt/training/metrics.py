@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 NAMES = (
     *("loss", "grad_norm", "lr", "tokens"),
     *("val_loss", "val_bits_per_byte"),
+    *("load_imbalance", "router_entropy", "dropped_tokens", "expert_bias_range"),
     *("tokens_per_second", "ms_per_step", "mfu", "peak_memory_gib"),
 )
 
@@ -36,15 +37,21 @@ class Metrics:
     Args:
         log_interval: steps between console lines and writes.
         tensorboard: write TensorBoard events too.
+        tokens_per_expert: write what each expert of each layer had, which is much to write.
     """
 
     def __init__(
-        self, *, log_interval: Annotated[int, Unit("steps")] = 10, tensorboard: bool = True
+        self,
+        *,
+        log_interval: Annotated[int, Unit("steps")] = 10,
+        tensorboard: bool = True,
+        tokens_per_expert: bool = False,
     ):
         if log_interval < 1:
             raise ValueError(f"log_interval={log_interval}: expected at least 1")
         self.log_interval = log_interval
         self.tensorboard = tensorboard
+        self.tokens_per_expert = tokens_per_expert
 
     def open(self, run: RunDirectory, world: World, *, step: int, steps: int, flops: int) -> None:
         """Starts after `step`; rows of later steps, from a run that was killed, are dropped.
@@ -73,6 +80,8 @@ class Metrics:
 
     def record(self, row: dict[str, float | torch.Tensor], *, tokens: int) -> None:
         """Adds the row of one step, which consumed `tokens` over all ranks."""
+        if not self.tokens_per_expert:
+            row.pop("tokens_per_expert", None)
         self._rows.append(row)
         self._tokens += tokens
         step = row["step"]
@@ -107,7 +116,7 @@ class Metrics:
         self._stream.flush()
         if self._events is not None:
             for row in rows:
-                for name in row.keys() - {"step"}:
+                for name in row.keys() - {"step", "tokens_per_expert"}:
                     self._events.add_scalar(name, row[name], row["step"])
         self.console.step_line(rows[-1])
 
@@ -140,5 +149,5 @@ def drop_rows_after(path: Path, step: int) -> None:
     write_atomically(path, "".join(kept))
 
 
-def _number(value: float | torch.Tensor) -> float:
-    return value.item() if isinstance(value, torch.Tensor) else value
+def _number(value: float | torch.Tensor) -> float | list:
+    return value.tolist() if isinstance(value, torch.Tensor) else value

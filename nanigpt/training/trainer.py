@@ -175,7 +175,8 @@ class Trainer:
     def train_step(
         self, optimizer: torch.optim.Optimizer, microbatches: list[Batch], parallel: ParallelModel
     ) -> dict[str, torch.Tensor]:
-        """One optimizer step; returns global mean loss and gradient norm, on the device."""
+        """One optimizer step; returns global mean loss, gradient norm, and what experts had to do,
+        on the device."""
         batches = [parallel.shard(batch) for batch in microbatches]
         # Counted before the first backward pass: each microbatch weighs by its own tokens.
         tokens = sum((b.labels_BL != IGNORED).sum() for b in batches)
@@ -188,7 +189,7 @@ class Trainer:
         norm = parallel.clip_gradients(self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "grad_norm": norm}
+        return {"loss": loss, "grad_norm": norm, **parallel.balance()}
 
     def evaluate(self, parallel: ParallelModel) -> dict[str, float]:
         """Validation loss and bits per byte."""

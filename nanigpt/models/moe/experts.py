@@ -1,0 +1,183 @@
+"""The experts: many feed-forward networks of one size, their weights stacked.
+
+Shapes: B batch, L sequence, T = B L tokens, N experts of a token, R rows (a token once for each of
+its experts), D dim, E experts, H hidden_dim; r rows of one expert.
+"""
+
+from typing import Annotated, Literal, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt import tags
+from nanigpt.models.init import Initializer
+from nanigpt.models.moe.activation import GatedActivation, SwiGLU
+from nanigpt.models.moe.dispatch import Dispatcher, LocalDispatcher
+
+Kernel = Literal["auto", "grouped", "loop"]
+Weighs = Literal["outputs", "inputs"]
+
+
+class Experts(nn.Module):
+    """`w2(activation(w1(x), w3(x)))` of the experts that a token goes to, weighted and summed.
+
+    Args:
+        weighs: whether weights multiply what comes out of experts, or what goes in (Llama 4).
+        initializer: of `w1` and `w3`.
+        output_initializer: of `w2`.
+        bias: initialiser of all three biases, or None for no biases.
+        activation: None is `SwiGLU`.
+        kernel: `grouped` is one grouped matrix product for all experts, `loop` one product after
+            the other, which needs to know on the host how many rows each has. `auto` takes
+            `grouped` in bfloat16 on CUDA, where it is one kernel, and `loop` elsewhere.
+
+    Attributes:
+        dispatcher: brings tokens to experts, of which other ranks may have some.
+        sharers: ranks among which hidden features are divided; each adds its part of the biases of
+            the outputs, which are summed.
+    """
+
+    tensor_parallel = {"": "experts"}
+
+    def __init__(
+        self,
+        *,
+        n_experts: int,
+        dim: Annotated[int, tags.Width],
+        hidden_dim: Annotated[int, tags.Width],
+        initializer: Annotated[Initializer, tags.Initializer],
+        output_initializer: Annotated[Initializer, tags.Initializer],
+        bias: Annotated[Initializer | None, tags.BiasInitializer] = None,
+        activation: GatedActivation | None = None,
+        weighs: Weighs = "outputs",
+        kernel: Annotated[Kernel, tags.ExpertKernel] = "auto",
+    ):
+        super().__init__()
+        if n_experts < 1 or dim < 1 or hidden_dim < 1:
+            raise ValueError(
+                f"n_experts={n_experts}, dim={dim}, hidden_dim={hidden_dim}: "
+                "expected positive sizes"
+            )
+        if weighs not in get_args(Weighs):
+            raise ValueError(f"weighs={weighs!r}: expected one of {', '.join(get_args(Weighs))}")
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(get_args(Kernel))}")
+        self.n_experts = n_experts
+        self.dim = dim
+        self.hidden_dim = hidden_dim
+        self.initializer = initializer
+        self.output_initializer = output_initializer
+        self.bias_initializer = bias
+        self.activation = activation or SwiGLU()
+        self.weighs = weighs
+        self.kernel = kernel
+        self.dispatcher: Dispatcher = LocalDispatcher()
+        self.sharers = 1
+
+        def weight(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(n_experts, *shape, device="meta"))
+
+        self.w1 = weight(hidden_dim, dim)
+        self.w2 = weight(dim, hidden_dim)
+        self.w3 = weight(hidden_dim, dim)
+        self.b1 = None if bias is None else weight(hidden_dim)
+        self.b2 = None if bias is None else weight(dim)
+        self.b3 = None if bias is None else weight(hidden_dim)
+
+    def initializers(self) -> dict[str, Initializer]:
+        into = dict.fromkeys(("w1", "w3"), self.initializer)
+        return {
+            **into,
+            "w2": self.output_initializer,
+            **dict.fromkeys(("b1", "b2", "b3"), self.bias_initializer),
+        }
+
+    def forward(
+        self, x_BLD: torch.Tensor, weights_BLN: torch.Tensor, experts_BLN: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns out_BLD.
+
+        Args:
+            weights_BLN: of the experts of each token (float32).
+            experts_BLN: their numbers.
+        """
+        x_TD, experts_TN = x_BLD.flatten(0, 1), experts_BLN.flatten(0, 1)
+        weights_TN = weights_BLN.flatten(0, 1)
+        if self.weighs == "inputs":  # each choice is a token of its own then, with weight 1
+            x_TND = x_TD.unsqueeze(1) * weights_TN.unsqueeze(-1)
+            x_TD, experts_TN = x_TND.to(x_TD.dtype).flatten(0, 1), experts_TN.reshape(-1, 1)
+            weights_TN = torch.ones_like(weights_TN).reshape(-1, 1)
+        sent = self.dispatcher.dispatch(x_TD, experts_TN, self.n_experts)
+        out_RD = self.compute(sent.x_RD, sent.rows_E)
+        out_TD = self.dispatcher.combine(out_RD, weights_TN, sent.way_back)
+        if self.weighs == "inputs":
+            out_TD = out_TD.unflatten(0, (-1, experts_BLN.shape[-1])).sum(1)
+        return out_TD.view_as(x_BLD)
+
+    def compute(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+        """Returns out_RD, each row by one expert, of those whose weights are here.
+
+        Args:
+            x_RD: the rows of the first expert, then those of the second, and so on.
+            rows_E: how many rows each has; they sum to R.
+        """
+        grouped = x_RD.is_cuda and x_RD.dtype == torch.bfloat16
+        if self.kernel != "auto":
+            grouped = self.kernel == "grouped"
+        return self._grouped(x_RD, rows_E) if grouped else self._loop(x_RD, rows_E)
+
+    def _weights(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
+        """w1, w2, w3, b1, b2, b3: what this rank has of them."""
+        every = (self.w1, self.w2, self.w3, self.b1, self.b2, self.b3)
+        here = [None if w is None else _local(w).to(dtype) for w in every]
+        if self.sharers > 1 and here[4] is not None:
+            here[4] = here[4] / self.sharers
+        return here
+
+    def _loop(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+        rows = rows_E.tolist()
+        for n in rows:
+            # Under torch.compile these are numbers of which nothing is known, and that they are no
+            # sizes of more than all rows is what it cannot prove where it splits by them.
+            torch._check(n >= 0)
+            torch._check(n <= x_RD.shape[0])
+        none = [None] * len(rows)
+        # Split and unbound, whose gradients are joined once; each expert's slice would make one
+        # as large as the whole.
+        each = [none if w is None else w.unbind() for w in self._weights(x_RD.dtype)]
+        outs = [
+            F.linear(self.activation(F.linear(x_rD, w1, b1), F.linear(x_rD, w3, b3)), w2, b2)
+            for x_rD, w1, w2, w3, b1, b2, b3 in zip(x_RD.split(rows), *each, strict=True)
+        ]
+        return torch.cat(outs)
+
+    def _grouped(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+        w1, w2, w3, b1, b2, b3 = self._weights(x_RD.dtype)
+        ends_E = rows_E.cumsum(0, dtype=torch.int32)
+
+        def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+            y = F.grouped_mm(x, w.transpose(-1, -2), offs=ends_E)
+            if b is None:
+                return y
+            return y + b.repeat_interleave(rows_E, dim=0, output_size=x.shape[0])
+
+        hidden_RH = self.activation(linear(x_RD, w1, b1), linear(x_RD, w3, b3))
+        return linear(hidden_RH, w2, b2)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.n_experts} x ({self.dim} -> {self.hidden_dim} -> {self.dim}), "
+            f"bias={self.bias_initializer is not None}, {self.activation!r}"
+        )
+
+
+def _local(weight: torch.Tensor) -> torch.Tensor:
+    """What this rank has of a DTensor. Where ranks have the same, each finds a part of its
+    gradient."""
+    if not hasattr(weight, "to_local"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    parts = [Partial() if p.is_replicate() else p for p in weight.placements]
+    return weight.to_local(grad_placements=parts)

@@ -1,0 +1,108 @@
+"""A mixture of experts as the feed-forward network of a block.
+
+Shapes: B batch, L sequence, D dim, E experts, N experts of a token.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.moe.dispatch import count
+from nanigpt.models.moe.experts import Experts
+from nanigpt.models.moe.router import Router
+
+
+class Load(NamedTuple):
+    """What a forward pass asked of the experts.
+
+    Attributes:
+        tokens_E: that each had; one that goes to several experts counts for each.
+        entropy: sum over tokens of the entropy of their normalised scores, in nats.
+        tokens: number of tokens.
+    """
+
+    tokens_E: torch.Tensor
+    entropy: torch.Tensor
+    tokens: torch.Tensor
+
+
+class MixtureOfExperts(nn.Module):
+    """Of the experts, a token goes through those that the router chooses, and through `shared`.
+
+    (Shazeer et al., 2017; experts that all tokens share: DeepSeekMoE, 2024.)
+
+    Args:
+        shared: what every token goes through besides, or None.
+
+    Attributes:
+        tokens_E, entropy, tokens: sums of `Load` over forward passes, until `reset_buffers`.
+    """
+
+    tensor_parallel = {"router": "tokens"}
+
+    def __init__(self, *, router: Router, experts: Experts, shared: FeedForward | None = None):
+        super().__init__()
+        expected = {
+            "experts.n_experts": (experts.n_experts, router.n_experts),
+            "experts.dim": (experts.dim, router.dim),
+        }
+        if shared is not None:
+            expected["shared.dim"] = (shared.dim, router.dim)
+        wrong = [
+            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
+        ]
+        if wrong:
+            raise ValueError(
+                f"router.n_experts={router.n_experts}, router.dim={router.dim}: {'; '.join(wrong)}"
+            )
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+        for name, shape in {"tokens_E": (experts.n_experts,), "entropy": (), "tokens": ()}.items():
+            self.register_buffer(name, torch.empty(shape, device="meta"), persistent=False)
+
+    @property
+    def dim(self) -> int:
+        return self.router.dim
+
+    def reset_buffers(self) -> None:
+        for buffer in (self.tokens_E, self.entropy, self.tokens):
+            buffer.zero_()
+
+    def active_weights(self) -> int:
+        """Weights of matrices that one token is multiplied with."""
+        experts, router = self.experts, self.router
+        chosen = router.top_k * 3 * experts.dim * experts.hidden_dim
+        shared = self.shared
+        always = (
+            0
+            if shared is None
+            else sum(w.weight.numel() for w in (shared.w1, shared.w2, shared.w3))
+        )
+        return router.active_weights() + chosen + always
+
+    def forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, Load]:
+        """Returns out_BLD, and the load, which is for `add_load`.
+
+        It is not added here: a forward pass may be run again for the backward pass.
+        """
+        weights_BLN, experts_BLN, scores_BLE = self.router(x_BLD)
+        out_BLD = self.experts(x_BLD, weights_BLN, experts_BLN)
+        if self.shared is not None:
+            out_BLD = out_BLD + self.shared(x_BLD)
+        return out_BLD, _load(scores_BLE.detach(), count(experts_BLN, self.router.n_experts))
+
+    @torch.no_grad()
+    def add_load(self, load: Load) -> None:
+        self.tokens_E += load.tokens_E
+        self.entropy += load.entropy
+        self.tokens += load.tokens
+
+
+def _load(scores_BLE: torch.Tensor, tokens_E: torch.Tensor) -> Load:
+    share_BLE = scores_BLE / scores_BLE.sum(-1, keepdim=True)
+    entropy = -torch.xlogy(share_BLE, share_BLE).sum()
+    tokens = torch.full_like(entropy, scores_BLE.shape[0] * scores_BLE.shape[1])
+    return Load(tokens_E, entropy, tokens)

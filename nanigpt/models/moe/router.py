@@ -1,0 +1,147 @@
+"""The router: which experts a token goes to, and how much each of them counts.
+
+Shapes: B batch, L sequence, D dim, E experts, N experts of a token, J groups of experts.
+"""
+
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt import tags
+from nanigpt.models.init import Initializer
+
+Scores = Literal["softmax", "sigmoid"]
+
+
+class Routing(NamedTuple):
+    """Of each token, its experts and their weights (float32), and all scores they were chosen by.
+
+    The chosen scores are the highest of their token; beyond that, N has no order.
+    """
+
+    weights_BLN: torch.Tensor
+    experts_BLN: torch.Tensor
+    scores_BLE: torch.Tensor
+
+
+class Router(nn.Module):
+    """A linear layer in float32, whose `top_k` highest scores choose experts and weigh them.
+
+    Args:
+        scores: of all experts together (`softmax`) or of each alone (`sigmoid`).
+        normalize: make the weights of a token's experts sum to 1.
+        scale: multiplies the weights.
+        n_groups: groups of neighbouring experts, such as those of one machine; a token goes to the
+            `top_groups` whose two best experts score highest (DeepSeek-V3, 2024, 2.1.2).
+        top_groups: at most `n_groups`.
+        bias: initialiser of a learned bias of the scores, or None for no bias.
+        balance_rate: after each optimizer step the choice, though not the weight, of experts that
+            had less than the mean of tokens is made more likely by so much, of those that had more
+            less likely (Wang et al., 2024, auxiliary-loss-free load balancing); None leaves it.
+
+    Attributes:
+        expert_bias: what `balance_rate` has changed choices by, a persistent buffer of float32, or
+            None.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: Annotated[int, tags.Width],
+        n_experts: int,
+        top_k: int,
+        initializer: Annotated[Initializer, tags.Initializer],
+        scores: Scores = "softmax",
+        normalize: bool = False,
+        scale: float = 1.0,
+        n_groups: int = 1,
+        top_groups: int = 1,
+        bias: Annotated[Initializer | None, tags.BiasInitializer] = None,
+        balance_rate: Annotated[float | None, tags.BalanceRate] = None,
+    ):
+        super().__init__()
+        if scores not in get_args(Scores):
+            raise ValueError(f"scores={scores!r}: expected one of {', '.join(get_args(Scores))}")
+        if not 1 <= top_k <= n_experts:
+            raise ValueError(f"top_k={top_k}: expected 1 to n_experts={n_experts}")
+        if n_groups < 1 or n_experts % n_groups or not 1 <= top_groups <= n_groups:
+            raise ValueError(
+                f"n_groups={n_groups}, top_groups={top_groups}: expected a divisor of "
+                f"n_experts={n_experts}, and 1 to n_groups"
+            )
+        if n_groups > 1 and (
+            n_experts // n_groups < 2 or top_groups * n_experts < top_k * n_groups
+        ):
+            raise ValueError(
+                f"n_groups={n_groups}, top_groups={top_groups}: expected groups of at least two "
+                f"experts, and top_k={top_k} of n_experts={n_experts} in those that are chosen"
+            )
+        if balance_rate is not None and balance_rate <= 0:
+            raise ValueError(f"balance_rate={balance_rate}: expected a positive number, or None")
+        self.dim = dim
+        self.n_experts = n_experts
+        self.top_k = top_k
+        self.initializer = initializer
+        self.scores = scores
+        self.normalize = normalize
+        self.scale = scale
+        self.n_groups = n_groups
+        self.top_groups = top_groups
+        self.balance_rate = balance_rate
+        self.weight = nn.Parameter(torch.empty(n_experts, dim, device="meta"))
+        self.bias_initializer = bias
+        self.bias = None if bias is None else nn.Parameter(torch.empty(n_experts, device="meta"))
+        self.expert_bias: torch.Tensor | None
+        balance = None if balance_rate is None else torch.empty(n_experts, device="meta")
+        self.register_buffer("expert_bias", balance)
+
+    def initializers(self) -> dict[str, Initializer]:
+        return {"weight": self.initializer, "bias": self.bias_initializer}
+
+    def reset_buffers(self) -> None:
+        if self.expert_bias is not None:
+            self.expert_bias.zero_()
+
+    def active_weights(self) -> int:
+        return self.dim * self.n_experts
+
+    def forward(self, x_BLD: torch.Tensor) -> Routing:
+        # Weights are rounded as those of all matrices are, or a run would depend on whether FSDP
+        # gathers them; what is computed of them is not.
+        weight_ED = self.weight.to(x_BLD.dtype).float()
+        bias_E = None if self.bias is None else self.bias.to(x_BLD.dtype).float()
+        logits_BLE = F.linear(x_BLD.float(), weight_ED, bias_E)
+        if hasattr(logits_BLE, "to_local"):  # from here on, tokens are those of this rank
+            logits_BLE = logits_BLE.to_local()
+        scores_BLE = logits_BLE.softmax(-1) if self.scores == "softmax" else logits_BLE.sigmoid()
+        experts_BLN = self._choose(scores_BLE.detach())
+        weights_BLN = scores_BLE.gather(-1, experts_BLN)
+        if self.normalize:
+            weights_BLN = weights_BLN / (weights_BLN.sum(-1, keepdim=True) + 1e-20)
+        return Routing(weights_BLN * self.scale, experts_BLN, scores_BLE)
+
+    def _choose(self, scores_BLE: torch.Tensor) -> torch.Tensor:
+        if self.expert_bias is not None:
+            scores_BLE = scores_BLE + self.expert_bias
+        if self.n_groups > 1:
+            scores_BLJE = scores_BLE.unflatten(-1, (self.n_groups, -1))
+            best_BLJ = scores_BLJE.topk(2, dim=-1).values.sum(-1)
+            chosen_BLJ = best_BLJ.topk(self.top_groups, dim=-1).indices
+            hidden_BLJ = torch.ones_like(best_BLJ, dtype=torch.bool).scatter(-1, chosen_BLJ, False)
+            scores_BLE = scores_BLJE.masked_fill(hidden_BLJ.unsqueeze(-1), -torch.inf).flatten(-2)
+        return scores_BLE.topk(self.top_k, dim=-1).indices
+
+    @torch.no_grad()
+    def balance(self, tokens_E: torch.Tensor) -> None:
+        """Moves `expert_bias` by one `balance_rate`, given the tokens that each expert had in the
+        step, over all ranks."""
+        if self.expert_bias is not None:
+            self.expert_bias += self.balance_rate * (tokens_E.mean() - tokens_E).sign()
+
+    def extra_repr(self) -> str:
+        told = f"{self.top_k} of {self.n_experts} experts by {self.scores}"
+        if self.n_groups > 1:
+            told += f", {self.top_groups} of {self.n_groups} groups"
+        return f"{told}, bias={self.bias is not None}, balance_rate={self.balance_rate}"

@@ -1,0 +1,85 @@
+"""What experts had to do in a step, over all ranks: to balance them, and to be told.
+
+Shapes: I layers, E experts.
+"""
+
+import torch
+from torch import distributed as dist
+
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.parallel.mesh import Layout
+
+
+def most_experts(model: Decoder) -> int:
+    """Of all layers; 0 where none is a mixture."""
+    return max((mixture.router.n_experts for mixture in _mixtures(model).values()), default=0)
+
+
+@torch.no_grad()
+def settle_load(
+    model: Decoder, layout: Layout, *, n_experts: int, sequence_parts: int
+) -> dict[str, torch.Tensor]:
+    """Moves every router's `expert_bias` once, and starts to count anew.
+
+    Args:
+        model: this rank's layers.
+        n_experts: the most that any layer has, on whichever rank.
+        sequence_parts: ranks of tensor parallelism that see different tokens, or 1.
+
+    Returns:
+        tokens_per_expert: tokens_IE; zeros where a layer has fewer experts, or none.
+        load_imbalance: tokens of the busiest expert over those of the mean one, mean over layers.
+        router_entropy: of a token's normalised scores, in nats, mean over tokens and layers.
+        dropped_tokens: choices that no expert has computed; there are none.
+        expert_bias_range: largest bias less the smallest one, the largest of all layers.
+    """
+    # A row a layer: tokens of each expert, then entropy, tokens, choices, number of experts, and
+    # range of the bias. Other pipeline stages' layers are zeros here; float64 counts to 2^53.
+    counted = torch.zeros(
+        len(model.layers), n_experts + 5, device=layout.world.device, dtype=torch.float64
+    )
+    mixtures = _mixtures(model)
+    for i, mixture in mixtures.items():
+        counted[i, : mixture.router.n_experts] = mixture.tokens_E.double()
+        counted[i, n_experts] = mixture.entropy
+        counted[i, n_experts + 1] = mixture.tokens
+        counted[i, n_experts + 2] = mixture.tokens * mixture.router.top_k
+    layout.sum(counted)
+    if sequence_parts > 1:
+        dist.all_reduce(counted, group=layout.parameters["tp"].get_group())
+    for i, mixture in mixtures.items():
+        router = mixture.router
+        router.balance(counted[i, : router.n_experts])
+        mixture.reset_buffers()
+        counted[i, n_experts + 3] = router.n_experts
+        if router.expert_bias is not None:
+            counted[i, n_experts + 4] = router.expert_bias.max() - router.expert_bias.min()
+    if layout.sizes["pp"] > 1:
+        dist.all_reduce(counted, group=layout.parameters["pp"].get_group())
+    return _told(counted, n_experts)
+
+
+def _mixtures(model: Decoder) -> dict[int, MixtureOfExperts]:
+    """Of this rank, by layer."""
+    return {
+        i: block.feed_forward
+        for i, block in enumerate(model.layers)
+        if block is not None and isinstance(block.feed_forward, MixtureOfExperts)
+    }
+
+
+def _told(counted: torch.Tensor, n_experts: int) -> dict[str, torch.Tensor]:
+    tokens_IE = counted[:, :n_experts]
+    entropy_I, tokens_I, choices_I, experts_I, range_I = counted[:, n_experts:].unbind(1)
+    is_mixture_I = (experts_I > 0).double()
+    n_mixtures = is_mixture_I.sum()
+    mean_I = choices_I / experts_I.clamp(min=1)
+    imbalance_I = tokens_IE.amax(1) / mean_I.clamp(min=1)
+    return {
+        "tokens_per_expert": tokens_IE,
+        "load_imbalance": (imbalance_I * is_mixture_I).sum() / n_mixtures,
+        "router_entropy": (entropy_I / tokens_I.clamp(min=1)).sum() / n_mixtures,
+        "dropped_tokens": (choices_I - tokens_IE.sum(1)).sum(),
+        "expert_bias_range": range_I.amax(),
+    }
