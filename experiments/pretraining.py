@@ -9,6 +9,7 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.schedule import Cosine
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.expert import ExpertParallel
 from nanigpt.parallel.fsdp import FullyShardedDataParallel
 from nanigpt.parallel.mesh import Mesh
 from nanigpt.parallel.parallelizer import Parallelizer
@@ -61,6 +62,7 @@ def pretraining(
             fsdp=fsdp,
             context=fdl.Config(ContextParallel),
             tensor=fdl.Config(TensorParallel),
+            expert=fdl.Config(ExpertParallel),
         ),
         evaluation=evaluation,
         checkpointer=fdl.Config(Checkpointer),

@@ -4,12 +4,10 @@ Each sets one axis of the mesh; they compose, and what they leave goes to `dp_sh
 """
 
 import fiddle as fdl
-from fiddle import tagging
 
 from nanigpt import tags
 from nanigpt.config.registry import fiddler
 from nanigpt.config.tagged import set_tag
-from nanigpt.errors import UsageError
 from nanigpt.parallel.context import Method
 from nanigpt.parallel.fsdp import Reshard
 from nanigpt.training.trainer import Trainer
@@ -43,9 +41,7 @@ def context_parallel(cfg: fdl.Config[Trainer], n: int, method: Method = "all_gat
 
 @fiddler
 def expert_parallel(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Divides the experts of a mixture over n ranks."""
-    if tags.ExpertParallel not in tagging.list_tags(cfg):
-        raise UsageError(f"expert_parallel({n}): this model has no experts")
+    """Divides the experts of a mixture over n of the ranks that share parameters."""
     set_tag(cfg, tags.ExpertParallel, n)
 
 

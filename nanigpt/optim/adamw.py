@@ -1,7 +1,7 @@
 """AdamW with weight decay on matrices only."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -17,7 +17,7 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) over two groups: matrices, and all else undecayed.
+    """AdamW (Loshchilov and Hutter, 2019) on matrices; all else is not decayed.
 
     Upstream's fused kernel is taken, which exists for CPU and CUDA alike.
 
@@ -37,10 +37,19 @@ def adamw(
 def parameter_groups(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
 ) -> list[dict]:
-    """Trained parameters in two groups, of which that of matrices decays; none is empty."""
-    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
-    groups = [
-        {"params": [(n, p) for n, p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [(n, p) for n, p in trained if p.ndim < 2], "weight_decay": 0.0},
+    """Trained parameters, those that decay and those that do not, of each device mesh.
+
+    Matrices and stacks of them decay, gains and biases do not. Parameters of a group are updated
+    by one kernel, which DTensors of several meshes cannot share.
+    """
+    groups: dict[tuple[bool, Any], list[tuple[str, torch.nn.Parameter]]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            is_bias = name.rpartition(".")[2].startswith("bias")  # those of experts are stacked
+            decays = parameter.ndim >= 2 and not is_bias
+            key = (decays, getattr(parameter, "device_mesh", None))
+            groups.setdefault(key, []).append((name, parameter))
+    return [
+        {"params": named, "weight_decay": weight_decay if decays else 0.0}
+        for (decays, _), named in sorted(groups.items(), key=lambda item: not item[0][0])
     ]
-    return [group for group in groups if group["params"]]

@@ -15,6 +15,7 @@ from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
 from nanigpt.models.visibility import CAUSAL, Places, Visibility
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import head_counts, indivisible
+from nanigpt.parallel.waiting import waited
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -193,25 +194,15 @@ class _Exchanged:
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
         each = [1] * self._mesh.size()
-        return _waited(all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh))
+        return waited(all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh))
 
 
 def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     """What all ranks have along dim 1, in their order; with gradients."""
     from torch.distributed._functional_collectives import all_gather_single_autograd
 
-    gathered = _waited(all_gather_single_autograd(x_BL.contiguous(), 0, mesh))
+    gathered = waited(all_gather_single_autograd(x_BL.contiguous(), 0, mesh))
     return torch.cat(gathered.chunk(mesh.size()), dim=1)
-
-
-def _waited(x: torch.Tensor) -> torch.Tensor:
-    """A collective's result once it is there, rather than when it is first used.
-
-    Views that are still to be waited for corrupted memory now and then (gloo, torch 2.13).
-    """
-    from torch.distributed._functional_collectives import AsyncCollectiveTensor
-
-    return x.wait() if isinstance(x, AsyncCollectiveTensor) else x
 
 
 def _natural(length: int, n: int) -> torch.Tensor:

@@ -60,6 +60,12 @@ def settle_load(
     return _told(counted, n_experts)
 
 
+def forget_load(model: Decoder) -> None:
+    """Leaves uncounted what was computed, but not to train."""
+    for mixture in _mixtures(model).values():
+        mixture.reset_buffers()
+
+
 def _mixtures(model: Decoder) -> dict[int, MixtureOfExperts]:
     """Of this rank, by layer."""
     return {

@@ -1,13 +1,19 @@
 """Fully sharded data parallelism."""
 
 import warnings
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import torch
 from torch import nn
 
 from nanigpt import tags
+from nanigpt.parallel.expert import expert_parameters
 from nanigpt.parallel.mesh import Layout
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard
 
 Reshard = Literal["default", "always", "never"]
 
@@ -71,7 +77,7 @@ class FullyShardedDataParallel:
         mesh = layout.parameters["fsdp"]
         if replicate > 1:
             mesh = layout.parameters["dp_replicate", "fsdp"]
-        options = {"mesh": mesh}
+        options = {"mesh": mesh, "shard_placement_fn": self._placement(model, layout, mesh)}
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
 
@@ -101,6 +107,39 @@ class FullyShardedDataParallel:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
+    def _placement(self, model: nn.Module, layout: Layout, mesh: "DeviceMesh") -> Callable | None:
+        """Which dim of a parameter is sharded, over which ranks, where that is not the first one
+        over all."""
+        experts = set(expert_parameters(model))
+        if not experts:
+            return None
+        from torch.distributed.fsdp._fully_shard._fsdp_common import (
+            FSDPMeshInfo,
+            HSDPMeshInfo,
+            ShardPlacementResult,
+        )
+
+        def over(mesh: "DeviceMesh") -> FSDPMeshInfo:
+            if mesh.ndim == 1:
+                return FSDPMeshInfo(mesh, shard_mesh_dim=0)
+            return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
+
+        usual = over(mesh)
+        if layout.sizes["ep"] > 1:
+            mesh = (
+                layout.experts["dp_replicate", "fsdp"] if mesh.ndim == 2 else layout.experts["fsdp"]
+            )
+        # Those of several processes' groups are gathered and summed in turn; upstream knows groups
+        # by the identity of these objects.
+        theirs = over(mesh) if layout.sizes["ep"] > 1 else usual
+
+        def place(parameter: nn.Parameter) -> ShardPlacementResult:
+            if parameter not in experts:
+                return ShardPlacementResult(None, usual)
+            return ShardPlacementResult(_sharded_dim(parameter, theirs.shard_mesh_size), theirs)
+
+        return place
+
     def _reshards(self, layout: Layout, *, last: bool) -> bool:
         if self.reshard_after_forward == "default":
             return not last and layout.sizes["pp"] == 1
@@ -114,3 +153,16 @@ class FullyShardedDataParallel:
             behind = modules[max(i - self.prefetch, 0) : i][::-1]
             module.set_modules_to_forward_prefetch(ahead)
             module.set_modules_to_backward_prefetch(behind)
+
+
+def _sharded_dim(parameter: nn.Parameter, n: int) -> "Shard":
+    """The dim of stacked weights that n ranks share evenly, the experts' if they can.
+
+    Another dim, where there are more ranks than experts, must be no rank's of `tp`.
+    """
+    from torch.distributed.tensor import Shard
+
+    local = getattr(parameter, "_local_tensor", parameter)
+    taken = {p.dim for p in getattr(parameter, "placements", ()) if p.is_shard()}
+    even = [d for d, size in enumerate(local.shape) if size % n == 0 and (d == 0 or d not in taken)]
+    return Shard(even[0] if even else 0)

@@ -50,5 +50,9 @@ def clip_gradients(
     if stages is not None:
         dist.all_reduce(total, group=stages)
     total = total.sqrt()
-    torch.nn.utils.clip_grads_with_norm_(with_gradient, max_norm, total)
+    meshes: dict[object, list[nn.Parameter]] = {}
+    for parameter in with_gradient:
+        meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    for together in meshes.values():  # one kernel's DTensors are of one mesh
+        torch.nn.utils.clip_grads_with_norm_(together, max_norm, total)
     return total

@@ -28,8 +28,10 @@ class Mesh:
         dp_shard: ranks that parameters are sharded over.
         cp: ranks that a sequence is split over.
         tp: ranks that a matrix is split over.
+        ep: ranks that experts are divided over: neighbours among those of dp_shard x cp, not an
+            axis more.
 
-    One of them may be -1: what the others leave of the world.
+    One of the axes may be -1: what the others leave of the world.
     """
 
     def __init__(
@@ -40,7 +42,11 @@ class Mesh:
         dp_shard: Annotated[int, tags.DataParallelShard] = -1,
         cp: Annotated[int, tags.ContextParallel] = 1,
         tp: Annotated[int, tags.TensorParallel] = 1,
+        ep: Annotated[int, tags.ExpertParallel] = 1,
     ):
+        if ep < 1:
+            raise ValueError(f"ep={ep}: expected at least 1")
+        self.ep = ep
         self.axes = dict(zip(AXES, (pp, dp_replicate, dp_shard, cp, tp), strict=True))
         wrong = {axis: size for axis, size in self.axes.items() if size < 1 and size != -1}
         if wrong:
@@ -54,10 +60,10 @@ class Mesh:
         return math.prod(size for size in self.axes.values() if size != -1)
 
     def sizes(self, world_size: int) -> dict[str, int]:
-        """Sizes of all axes in a world of so many ranks.
+        """Sizes of all axes, and of `ep`, in a world of so many ranks.
 
         Raises:
-            UsageError: their product cannot be the world.
+            UsageError: the axes' product cannot be the world, or `ep` divides no dp_shard x cp.
         """
         known = self.least
         inferred = -1 in self.axes.values()
@@ -68,13 +74,21 @@ class Mesh:
                 "start another number of processes, or change an axis (tag:TensorParallel=N, "
                 "tag:DataParallelShard=-1, ...)"
             )
-        return {a: world_size // known if s == -1 else s for a, s in self.axes.items()}
+        sizes = {a: world_size // known if s == -1 else s for a, s in self.axes.items()}
+        if sizes["dp_shard"] * sizes["cp"] % self.ep:
+            raise UsageError(
+                f"mesh: ep={self.ep} does not divide dp_shard={sizes['dp_shard']} x "
+                f"cp={sizes['cp']}, among whose ranks experts are divided; change one of them "
+                "(tag:ExpertParallel=N, ...)"
+            )
+        return {**sizes, "ep": self.ep}
 
     def layout(self, world: World) -> "Layout":
         """The place of this rank; all ranks call it together."""
         sizes = self.sizes(world.size)
-        pp, replicate, shard, cp, tp = sizes.values()
-        position = dict(zip(AXES, _coordinates(world.rank, list(sizes.values())), strict=True))
+        axes = [sizes[axis] for axis in AXES]
+        pp, replicate, shard, cp, tp = axes
+        position = dict(zip(AXES, _coordinates(world.rank, axes), strict=True))
         if world.size == 1:
             return Layout(world, sizes, position)
         from torch.distributed.device_mesh import init_device_mesh
@@ -94,6 +108,9 @@ class Mesh:
             position,
             parameters=parameters,
             losses=losses,
+            experts=None
+            if self.ep == 1
+            else mesh(pp=pp, dp_replicate=replicate, fsdp=shard * cp // self.ep, ep=self.ep, tp=tp),
             context=mesh(rest=pp * replicate * shard, cp=cp, tp=tp)["cp"] if cp > 1 else None,
         )
 
@@ -103,9 +120,11 @@ class Layout:
     """This rank's place in the mesh.
 
     Attributes:
-        sizes: of the axes.
+        sizes: of the axes, and of `ep`.
         position: of this rank along each axis.
         parameters: the mesh with axes pp, dp_replicate, fsdp (dp_shard x cp) and tp.
+        experts: the mesh of experts' parameters, where they are divided: the axis fsdp split into
+            what shards each of them (fsdp) and what they are divided over (ep).
         losses: of ranks that see different tokens (dp_replicate x dp_shard x cp).
         context: of ranks that have parts of the same sequences (cp).
     """
@@ -114,6 +133,7 @@ class Layout:
     sizes: dict[str, int]
     position: dict[str, int]
     parameters: "DeviceMesh | None" = None
+    experts: "DeviceMesh | None" = None
     losses: "DeviceMesh | None" = None
     context: "DeviceMesh | None" = None
 

@@ -3,6 +3,7 @@
 from nanigpt.models.decoder import Decoder
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.expert import ExpertParallel
 from nanigpt.parallel.expert_load import most_experts
 from nanigpt.parallel.fsdp import FullyShardedDataParallel
 from nanigpt.parallel.mesh import Layout, Mesh
@@ -30,6 +31,7 @@ class Parallelizer:
         fsdp: FullyShardedDataParallel,
         context: ContextParallel,
         tensor: TensorParallel,
+        expert: ExpertParallel,
         compile: Compile | None = None,
     ):
         if tensor.asynchronous and (compile is None or compile.backend != "inductor"):
@@ -42,6 +44,7 @@ class Parallelizer:
         self.fsdp = fsdp
         self.context = context
         self.tensor = tensor
+        self.expert = expert
         self.compile = compile
 
     def problems(
@@ -63,6 +66,7 @@ class Parallelizer:
         copies = sizes["dp_replicate"] * sizes["dp_shard"] * cp
         # Where sequences are split twice, the second split is the context's to tell.
         found = self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
+        found += self.expert.problems(model, sizes["ep"], tp=tp)
         found += self.context.problems(
             model, cp, tp=tp, sequence_length=sequence_length, mask_documents=mask_documents
         )
@@ -106,6 +110,7 @@ class Parallelizer:
     def _split(self, model: Decoder, layout: Layout) -> None:
         """All that comes before shards are made, of what it leaves to a rank."""
         self.tensor.apply(model, layout)
+        self.expert.apply(model, layout)
         self.context.apply(model, layout)
         if self.compile is not None:
             split_backward = layout.sizes["pp"] > 1 and self.pipeline.splits_backward

@@ -11,6 +11,7 @@ from torch import distributed as dist
 from nanigpt.data.dataset import Batch
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import Loss, ParallelModel
@@ -195,5 +196,9 @@ def _stage(*arguments: Any, **named: Any) -> Any:
         def perform_reduce_grad(self, grad_scale_factor: int) -> None:
             if self.reduces:
                 super().perform_reduce_grad(grad_scale_factor)
+
+        def _post_metadata_inference_cleanup(self) -> None:
+            super()._post_metadata_inference_cleanup()
+            forget_load(self.submod)  # of the pass by which upstream learns shapes
 
     return Stage(*arguments, **named)

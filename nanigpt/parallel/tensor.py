@@ -11,6 +11,9 @@ to one of
     heads       of its weights each rank has those of its heads
     sequence    computed on the sequence's shards, weights on every rank
     vocabulary  an Embedding of which each rank has some rows
+    tokens      as sequence, of a router, whose results are plain tensors of the rank's tokens
+    experts     inputs are gathered along the sequence, and sums go back to its shards; the weights
+                are divided by `nanigpt.parallel.expert`
     logits      a head of which each rank has some outputs, which stay apart for the loss
 
 (Shoeybi et al., 2019; sequence parallelism: Korthikanti et al., 2022.)
@@ -111,7 +114,7 @@ class TensorParallel:
         return self._splitting or torch.is_grad_enabled()
 
     def _split(self, module: nn.Module, style: str, mesh: "DeviceMesh") -> None:
-        from torch.distributed.tensor import DTensor, Replicate, Shard
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
         def wrap(x: torch.Tensor, placement: Any) -> DTensor:
             return DTensor.from_local(x, mesh, [placement], run_check=False)
@@ -136,6 +139,16 @@ class TensorParallel:
         def to_between(y: DTensor) -> torch.Tensor:
             return place(y, between())
 
+        if style == "tokens":
+            module.local = here
+        if style == "experts":
+            # Each rank has a part of every expert's features, and so finds a part of gradients.
+            def whole(x: torch.Tensor) -> torch.Tensor:
+                return gathered(x).to_local(grad_placements=[Partial()])
+
+            module.register_forward_pre_hook(lambda _, args: tuple(map(whole, args)))
+            module.register_forward_hook(lambda _, args, y: to_between(wrap(y, Partial())))
+            return
         weight, before, after = {
             "gather": (Replicate(), gathered, None),
             "column": (Shard(0), None, here),
@@ -143,6 +156,7 @@ class TensorParallel:
             "each_head": (Replicate(), lambda x: wrap(x, Shard(2)), here),
             "heads": (Shard(0), None, here),
             "sequence": (Replicate(), lambda x: wrap(x, between()), here),
+            "tokens": (Replicate(), lambda x: wrap(x, between()), None),
             "vocabulary": (Shard(0), lambda x: wrap(x, Replicate()), to_between),
             "logits": (Shard(0), gathered, kept_apart),
         }[style]
@@ -178,7 +192,7 @@ def head_counts(model: nn.Module) -> Iterator[tuple[str, int]]:
     """Paths and numbers of heads."""
     for name, module in model.named_modules():
         for argument, size in getattr(module, "heads", dict)().items():
-            yield _path("model", name, argument), size
+            yield path("model", name, argument), size
 
 
 def _split_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
@@ -191,10 +205,10 @@ def _split_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
         for child, style in getattr(module, "tensor_parallel", {}).items():
             if style in argument:
                 size = getattr(getattr(module, child), argument[style])
-                yield _path("model", name, child, argument[style]), size
+                yield path("model", name, child, argument[style]), size
 
 
-def _path(*parts: str) -> str:
+def path(*parts: str) -> str:
     """As in a config: `model.layers[0].attention`."""
     return re.sub(r"\.(\d+)\b", r"[\1]", ".".join(part for part in parts if part))
 

@@ -4,6 +4,7 @@ Shapes: B batch, L sequence, T = B L tokens, N experts of a token, R rows (a tok
 its experts), D dim, E experts, H hidden_dim; r rows of one expert.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -36,6 +37,7 @@ class Experts(nn.Module):
         dispatcher: brings tokens to experts, of which other ranks may have some.
         sharers: ranks among which hidden features are divided; each adds its part of the biases of
             the outputs, which are summed.
+        local: gives what this rank has of a weight.
     """
 
     tensor_parallel = {"": "experts"}
@@ -74,6 +76,7 @@ class Experts(nn.Module):
         self.kernel = kernel
         self.dispatcher: Dispatcher = LocalDispatcher()
         self.sharers = 1
+        self.local: Callable[[torch.Tensor], torch.Tensor] = lambda weight: weight
 
         def weight(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(n_experts, *shape, device="meta"))
@@ -81,16 +84,16 @@ class Experts(nn.Module):
         self.w1 = weight(hidden_dim, dim)
         self.w2 = weight(dim, hidden_dim)
         self.w3 = weight(hidden_dim, dim)
-        self.b1 = None if bias is None else weight(hidden_dim)
-        self.b2 = None if bias is None else weight(dim)
-        self.b3 = None if bias is None else weight(hidden_dim)
+        self.bias1 = None if bias is None else weight(hidden_dim)
+        self.bias2 = None if bias is None else weight(dim)
+        self.bias3 = None if bias is None else weight(hidden_dim)
 
     def initializers(self) -> dict[str, Initializer]:
         into = dict.fromkeys(("w1", "w3"), self.initializer)
         return {
             **into,
             "w2": self.output_initializer,
-            **dict.fromkeys(("b1", "b2", "b3"), self.bias_initializer),
+            **dict.fromkeys(("bias1", "bias2", "bias3"), self.bias_initializer),
         }
 
     def forward(
@@ -128,9 +131,9 @@ class Experts(nn.Module):
         return self._grouped(x_RD, rows_E) if grouped else self._loop(x_RD, rows_E)
 
     def _weights(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        """w1, w2, w3, b1, b2, b3: what this rank has of them."""
-        every = (self.w1, self.w2, self.w3, self.b1, self.b2, self.b3)
-        here = [None if w is None else _local(w).to(dtype) for w in every]
+        """w1, w2, w3, bias1, bias2, bias3: what this rank has of them."""
+        every = (self.w1, self.w2, self.w3, self.bias1, self.bias2, self.bias3)
+        here = [None if w is None else self.local(w).to(dtype) for w in every]
         if self.sharers > 1 and here[4] is not None:
             here[4] = here[4] / self.sharers
         return here
@@ -170,14 +173,3 @@ class Experts(nn.Module):
             f"{self.n_experts} x ({self.dim} -> {self.hidden_dim} -> {self.dim}), "
             f"bias={self.bias_initializer is not None}, {self.activation!r}"
         )
-
-
-def _local(weight: torch.Tensor) -> torch.Tensor:
-    """What this rank has of a DTensor. Where ranks have the same, each finds a part of its
-    gradient."""
-    if not hasattr(weight, "to_local"):
-        return weight
-    from torch.distributed.tensor import Partial
-
-    parts = [Partial() if p.is_replicate() else p for p in weight.placements]
-    return weight.to_local(grad_placements=parts)

@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence, D dim, E experts, N experts of a token, J groups of experts.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import torch
@@ -44,6 +45,7 @@ class Router(nn.Module):
     Attributes:
         expert_bias: what `balance_rate` has changed choices by, a persistent buffer of float32, or
             None.
+        local: gives the logits of this rank's tokens.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Router(nn.Module):
         self.n_groups = n_groups
         self.top_groups = top_groups
         self.balance_rate = balance_rate
+        self.local: Callable[[torch.Tensor], torch.Tensor] = lambda logits: logits
         self.weight = nn.Parameter(torch.empty(n_experts, dim, device="meta"))
         self.bias_initializer = bias
         self.bias = None if bias is None else nn.Parameter(torch.empty(n_experts, device="meta"))
@@ -112,9 +115,7 @@ class Router(nn.Module):
         # gathers them; what is computed of them is not.
         weight_ED = self.weight.to(x_BLD.dtype).float()
         bias_E = None if self.bias is None else self.bias.to(x_BLD.dtype).float()
-        logits_BLE = F.linear(x_BLD.float(), weight_ED, bias_E)
-        if hasattr(logits_BLE, "to_local"):  # from here on, tokens are those of this rank
-            logits_BLE = logits_BLE.to_local()
+        logits_BLE = self.local(F.linear(x_BLD.float(), weight_ED, bias_E))
         scores_BLE = logits_BLE.softmax(-1) if self.scores == "softmax" else logits_BLE.sigmoid()
         experts_BLN = self._choose(scores_BLE.detach())
         weights_BLN = scores_BLE.gather(-1, experts_BLN)

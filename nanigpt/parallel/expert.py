@@ -1,0 +1,147 @@
+"""Expert parallelism: the experts of a mixture divided among ranks, tokens sent to them and back.
+
+The axis `ep` is a part of the ranks that share parameters (dp_shard x cp): each has other tokens,
+and all tokens of the axis reach all experts. What is left of those ranks shards each expert (FSDP);
+`tp` divides the hidden features of each (expert tensor parallelism).
+
+Shapes: T tokens, N experts of a token, R rows (a token once for each of its experts), D dim, E all
+experts, e those of a rank, P ranks.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from nanigpt.models.moe.dispatch import Dispatched, Dispatcher, count, sorted_rows, weighted_sum
+from nanigpt.models.moe.experts import Experts
+from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.tensor import indivisible, path
+from nanigpt.parallel.waiting import waited
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Transport(Protocol):
+    """Makes dispatchers for the ranks of a mesh axis; DeepEP, say, would be another one."""
+
+    def dispatcher(self, mesh: "DeviceMesh") -> Dispatcher: ...
+
+
+class ExpertParallel:
+    """Divides experts over the mesh axis `ep`.
+
+    Args:
+        transport: how tokens get to the ranks of their experts; None is `AllToAll`.
+    """
+
+    def __init__(self, *, transport: Transport | None = None):
+        self.transport = transport or AllToAll()
+
+    def problems(self, model: nn.Module, ep: int, *, tp: int) -> list[str]:
+        """Why ep x tp ranks cannot divide the experts."""
+        experts = {name: m for name, m in model.named_modules() if isinstance(m, Experts)}
+        if ep > 1 and not experts:
+            return [f"mesh.ep={ep}, but no layer is a mixture of experts; set tag:ExpertParallel=1"]
+        numbers = ((path("model", name, "n_experts"), m.n_experts) for name, m in experts.items())
+        widths = ((path("model", name, "hidden_dim"), m.hidden_dim) for name, m in experts.items())
+        return [
+            *(f"{what} is not divisible by mesh.ep={ep}" for what in indivisible(numbers, ep)),
+            *(f"{what} is not divisible by mesh.tp={tp}" for what in indivisible(widths, tp)),
+        ]
+
+    def apply(self, model: nn.Module, layout: Layout) -> None:
+        """Divides weights, still on meta, and exchanges dispatchers, in place."""
+        ep, tp = layout.sizes["ep"], layout.sizes["tp"]
+        if ep * tp == 1:
+            return
+        names = [name for name, size in (("ep", ep), ("tp", tp)) if size > 1]
+        mesh = (layout.parameters if ep == 1 else layout.experts)[tuple(names)]
+        for experts in model.modules():
+            if isinstance(experts, Experts):
+                experts.sharers = tp
+                experts.local = _local
+                if ep > 1:
+                    experts.dispatcher = self.transport.dispatcher(layout.experts["ep"])
+                _divide(experts, mesh)
+
+
+class AllToAll:
+    """Each rank sends each other one the rows for its experts: as many as there are."""
+
+    def dispatcher(self, mesh: "DeviceMesh") -> Dispatcher:
+        return AllToAllDispatcher(mesh)
+
+
+class AllToAllDispatcher:
+    """Rows are sorted by expert, and thereby by rank; experts' ranks sort what they get again."""
+
+    def __init__(self, mesh: "DeviceMesh"):
+        self._mesh = mesh
+
+    def dispatch(self, x_TD: torch.Tensor, experts_TN: torch.Tensor, n_experts: int) -> Dispatched:
+        order_R = experts_TN.flatten().argsort(stable=True)
+        sent_Pe = count(experts_TN, n_experts).unflatten(0, (self._mesh.size(), -1))
+        got_Pe = self._exchange(sent_Pe)
+        # The host has to know them to make room: the one time in a layer that it waits.
+        sent, got = torch.stack([sent_Pe.sum(1), got_Pe.sum(1)]).tolist()
+        x_RD = self._send(sorted_rows(x_TD, order_R, experts_TN.shape[1]), sent, got)
+        # What came is sorted by sender, then by expert.
+        each_e = torch.arange(got_Pe.shape[1], device=x_TD.device).repeat(got_Pe.shape[0])
+        expert_R = each_e.repeat_interleave(got_Pe.flatten(), output_size=x_RD.shape[0])
+        here_R = expert_R.argsort(stable=True)
+        return Dispatched(x_RD[here_R], got_Pe.sum(0), (order_R, here_R, sent, got))
+
+    def combine(
+        self, out_RD: torch.Tensor, weights_TN: torch.Tensor, way_back: Any
+    ) -> torch.Tensor:
+        order_R, here_R, sent, got = way_back
+        back_R = torch.empty_like(here_R)
+        back_R[here_R] = torch.arange(here_R.shape[0], device=here_R.device)
+        return weighted_sum(self._send(out_RD[back_R], got, sent), weights_TN, order_R)
+
+    def _exchange(self, sent_Pe: torch.Tensor) -> torch.Tensor:
+        """Row p goes to rank p."""
+        from torch.distributed._functional_collectives import all_to_all_single
+
+        each = [1] * self._mesh.size()
+        return waited(all_to_all_single(sent_Pe, each, each, self._mesh))
+
+    def _send(self, x_RD: torch.Tensor, sent: list[int], got: list[int]) -> torch.Tensor:
+        """So many rows to each rank, so many from each; gradients go back the same way."""
+        from torch.distributed._functional_collectives import all_to_all_single_autograd
+
+        for n in (*sent, *got):
+            torch._check(n >= 0)  # for torch.compile, which knows nothing of these numbers
+        return waited(all_to_all_single_autograd(x_RD, got, sent, self._mesh))
+
+
+def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        if isinstance(module, Experts):
+            yield from module.parameters()
+
+
+def _divide(experts: Experts, mesh: "DeviceMesh") -> None:
+    """Makes DTensors: experts over `ep`, hidden features over `tp`."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    hidden = {"w1": Shard(1), "w3": Shard(1), "w2": Shard(2), "bias1": Shard(1), "bias3": Shard(1)}
+    for name, weight in experts._parameters.items():
+        if weight is not None:
+            along = {"ep": Shard(0), "tp": hidden.get(name, Replicate())}
+            placements = [along[axis] for axis in mesh.mesh_dim_names]
+            # On meta there is nothing to scatter.
+            divided = distribute_tensor(weight, mesh, placements, src_data_rank=None)
+            experts._parameters[name] = nn.Parameter(divided)
+
+
+def _local(weight: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a DTensor. Where ranks have the same, each finds a part of its
+    gradient."""
+    from torch.distributed.tensor import Partial
+
+    parts = [Partial() if p.is_replicate() else p for p in weight.placements]
+    return weight.to_local(grad_placements=parts)
