@@ -8,7 +8,9 @@ from nanigpt import tags
 from nanigpt.config.registry import fiddler
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
+from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
@@ -24,7 +26,8 @@ def steps(cfg: fdl.Config[Trainer], n: int) -> None:
 
 @fiddler
 def debug_scale(cfg: fdl.Config[Trainer]) -> None:
-    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, short, float32, one rank.
+    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, few experts, short,
+    float32, one rank.
 
     All widths are divided by one number, so heads and their grouping stay those of the recipe.
     """
@@ -37,7 +40,15 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
         decoder.layers = decoder.layers[:2]
-    for axis in ("pp", "dp_replicate", "cp", "tp"):
+    for mixture in selectors.select(cfg, MixtureOfExperts):
+        router = mixture.router
+        enough = max(16, 2 * router.top_k, 4 * router.n_groups)
+        router.n_experts = mixture.experts.n_experts = min(router.n_experts, enough)
+    for attention in selectors.select(cfg, Attention):
+        for name in ("window", "chunk"):  # so that sequences of 64 are longer
+            if getattr(attention, name) is not None:
+                setattr(attention, name, min(getattr(attention, name), 24))
+    for axis in ("pp", "dp_replicate", "cp", "tp", "ep"):
         setattr(cfg.parallelizer.mesh, axis, 1)
     cfg.parallelizer.mesh.dp_shard = -1
     cfg.parallelizer.compile = None

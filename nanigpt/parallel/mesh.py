@@ -57,6 +57,14 @@ class Mesh:
     @property
     def least(self) -> int:
         """The smallest world that the axes fit; the only one where none of them is -1."""
+        known = self._known
+        if -1 not in (self.axes["dp_shard"], self.axes["cp"]):
+            return known
+        sharers = abs(self.axes["dp_shard"] * self.axes["cp"])
+        return known * (self.ep // math.gcd(self.ep, sharers))
+
+    @property
+    def _known(self) -> int:
         return math.prod(size for size in self.axes.values() if size != -1)
 
     def sizes(self, world_size: int) -> dict[str, int]:
@@ -65,12 +73,13 @@ class Mesh:
         Raises:
             UsageError: the axes' product cannot be the world, or `ep` divides no dp_shard x cp.
         """
-        known = self.least
+        known, least = self._known, self.least
         inferred = -1 in self.axes.values()
-        if world_size % known or (not inferred and world_size != known):
-            needed = f"a multiple of {known}" if inferred else str(known)
+        if world_size % least or (not inferred and world_size != known):
+            needed = f"a multiple of {least}" if inferred else str(known)
+            axes = self.axes | ({"ep": self.ep} if self.ep > 1 else {})
             raise UsageError(
-                f"mesh: {_show(self.axes)} needs {needed} ranks, not {world_size}; "
+                f"mesh: {_show(axes)} needs {needed} ranks, not {world_size}; "
                 "start another number of processes, or change an axis (tag:TensorParallel=N, "
                 "tag:DataParallelShard=-1, ...)"
             )

@@ -21,6 +21,7 @@ DP, TP, CP, PP, HSDP = (
     "tag:PipelineParallel={}",
     "tag:DataParallelReplicate={}",
 )
+EP = "tag:ExpertParallel={}"
 ULYSSES = "set:parallelizer.context.method=ulysses"
 RING = "set:parallelizer.context.method=ring"
 BATCH = "tag:LocalBatchSize={}"
@@ -120,6 +121,31 @@ WRONG = [
 def test_wrong_meshes_are_refused_by_check(ranks, edits, reason, capsys):
     assert main(["check", *flags("config:llama3_8b", *edits), f"--ranks={ranks}"]) == 2
     assert reason in capsys.readouterr().err
+
+
+# qwen3_30b_a3b: 128 experts of width 768, 4 KV heads.
+@pytest.mark.parametrize(
+    ("recipe", "ranks", "edits", "reason"),
+    [
+        ("llama3_8b", 8, [EP.format(2)], "mesh.ep=2, but no layer is a mixture of experts"),
+        ("qwen3_30b_a3b", 8, [EP.format(0)], "ep=0: expected at least 1"),
+        ("qwen3_30b_a3b", 8, [EP.format(16)], "ep=16 needs a multiple of 16 ranks, not 8"),
+        ("qwen3_30b_a3b", 9, [EP.format(3)], "experts.n_experts=128 (and 47 others like it) is not"),
+        ("qwen3_30b_a3b", 8, [EP.format(8), TP.format(2)], "ep=8 needs a multiple of 16 ranks"),
+        ("qwen3_30b_a3b", 3, [EP.format(2), DP.format(3)], "ep=2 does not divide dp_shard=3 x cp=1"),
+        ("qwen3_30b_a3b", 10, [TP.format(5)], "hidden_dim=768 (and 47 others like it) is not divis"),
+    ],
+)  # fmt: skip
+def test_experts_that_cannot_be_divided(recipe, ranks, edits, reason, capsys):
+    assert main(["check", *flags(f"config:{recipe}", *edits), f"--ranks={ranks}"]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_experts_are_divided_among_ranks_of_parameters():
+    mesh = Mesh(ep=6, cp=4)
+    assert mesh.least == 12  # dp_shard=3, as 12 is what 4 and 6 divide
+    assert mesh.sizes(24)["dp_shard"] == 6
+    assert Mesh(ep=4, cp=8).least == 8
 
 
 def test_there_are_64_wrong_meshes():

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from tests.support import TINY, flags, metrics, nanigpt, succeed, tiny, torchrun, train
+from nanigpt.config.flag import compose
+from tests.support import TINY, flags, metrics, nanigpt, succeed, torchrun, train
 
 SHORT = (
     "fiddler:steps(10)",
@@ -13,6 +14,10 @@ SHORT = (
     "set:sampler.max_new_tokens=2",
 )
 TIED = ("config:llama3_1b", "fiddler:debug_scale")
+EXPERTS = (
+    *("config:qwen3_moe_debug", "fiddler:debug_scale"),
+    "set:model.layers[*].feed_forward.router.balance_rate=0.001",
+)
 
 
 def forget_the_last_checkpoint(path) -> None:
@@ -31,11 +36,12 @@ def assert_equal_curves(rows, expected):
     [
         (TINY, ["fiddler:pipeline(2, '1F1B', 4)", "fiddler:tensor_parallel(2)"]),
         (TIED, ["fiddler:pipeline(2, 'GPipe', 8)", "fiddler:fsdp"]),
+        (EXPERTS, ["fiddler:expert_parallel(2)", "fiddler:fsdp"]),
     ],
-    ids=["pipeline to tensor parallel", "tied: pipeline to sharded"],
+    ids=["pipeline to tensor parallel", "tied: pipeline to sharded", "experts divided to sharded"],
 )
 def test_a_run_goes_on_under_another_mesh(base, meshes, tmp_path):
-    expected = train(tiny(*SHORT, recipe=base[0].removeprefix("config:")), tmp_path / "one")
+    expected = train(compose([*base, *SHORT]), tmp_path / "one")
     run = tmp_path / "run"
     for mesh in meshes:
         arguments = ["train", *flags(*base, *SHORT, mesh), f"--run_dir={run}"]

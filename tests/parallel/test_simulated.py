@@ -46,6 +46,23 @@ def test_the_ranks_of_a_pipeline_have_everything_once():
     assert len(names) == len(set(names)) and set(names) == whole
 
 
+def test_experts_are_divided_over_three_axes():
+    """Of 128 experts each of 16 ranks has 8, which 8 others shard; 4 have their hidden features."""
+    directives = ["config:qwen3_235b_a22b", "fiddler:expert_parallel(16)"]
+    batch = "tag:GlobalBatchSize=4096"
+    found = {
+        shard.name: shard
+        for shard in sharded([*directives, "fiddler:tensor_parallel(4)"], ranks=512, rank=77)
+    }
+    prefix = "layers.5.feed_forward"
+    assert found[f"{prefix}.experts.w1"].local == (1, 1536 // 4, 4096)
+    assert found[f"{prefix}.experts.w2"].local == (1, 4096, 1536 // 4)
+    assert found[f"{prefix}.router.weight"].local == (1, 4096)
+    # More ranks than experts shard their features, rather than leave ranks without any.
+    wide = {s.name: s for s in sharded([*directives, batch], ranks=4096, rank=77)}
+    assert wide[f"{prefix}.experts.w1"].local == (8, 1536 // 256, 4096)
+
+
 def test_the_command_reports_shards():
     arguments = ["shards", *flags("config:llama3_70b_on_256"), "--ranks=256", "--rank=3"]
     out = succeed(nanigpt(*arguments))
