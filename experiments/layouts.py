@@ -13,6 +13,8 @@ from nanigpt.config.registry import recipe
 from nanigpt.parallel.compile import Compile
 from nanigpt.training.trainer import Trainer
 
+FAMILY = "Llama 3"
+
 
 def _at_scale(
     cfg: fdl.Config[Trainer], *, global_batch_size: int, local_batch_size: int, **axes: int

@@ -14,6 +14,8 @@ from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
+FAMILY = "Llama 3"
+
 
 def llama3_model(
     *,

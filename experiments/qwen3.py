@@ -19,6 +19,8 @@ from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
+FAMILY = "Qwen3"
+
 
 def qwen3_model(
     *,

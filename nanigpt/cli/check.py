@@ -37,6 +37,6 @@ def _describe(built: Any) -> str:
     if not isinstance(built, Trainer):
         return f"builds {type(built).__name__}, which is no Trainer"
     return (
-        f"{built.model.n_parameters():,} parameters, {built.steps:,} steps of "
+        f"{built.model.parameter_counts()}, {built.steps:,} steps of "
         f"{built.global_batch_size} x {built.data.sequence_length} tokens"
     )

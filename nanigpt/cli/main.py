@@ -16,6 +16,7 @@ COMMANDS = {
     "eval": "validation loss of a run's newest checkpoint",
     "check": "check a config without running it",
     "show": "print a config",
+    "count": "print parameters, FLOPs and KV-cache bytes of a model, or of all recipes",
     "shards": "print what one of many ranks would hold",
     "diff": "print what differs between two configs",
     "fingerprint": "print the content hash of a config",

@@ -56,7 +56,8 @@ class ConfigFlag(FiddleFlag):
     @property
     def value(self) -> fdl.Buildable | None:
         if self._remaining_directives or (self._value is None and self._default_directive):
-            self._value = compose(self.directives)
+            # Nothing but `help` describes no config.
+            self._value = compose(self.directives) if self.directives else None
             self._remaining_directives = []
         return self._value
 

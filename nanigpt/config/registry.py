@@ -4,12 +4,15 @@
 `fiddlers`, and of every module that another installed distribution names under the entry point
 group `nanigpt`. A name from the command line is looked up here and nowhere else: nothing is
 imported by a name that a user typed.
+
+A module of recipes tells the family of its models by a constant: `FAMILY = "Llama 3"`.
 """
 
 import functools
 import importlib
 import importlib.metadata
 import pkgutil
+import sys
 from collections.abc import Callable
 
 from nanigpt.errors import UnknownName
@@ -58,6 +61,12 @@ def extension_packages() -> frozenset[str]:
     """Top-level packages that recipes come from: this project's, and those of entry points."""
     entries = importlib.metadata.entry_points(group=_ENTRY_POINTS)
     return frozenset({"nanigpt", *_PACKAGES, *(e.module.partition(".")[0] for e in entries)})
+
+
+def family(function: Callable) -> str:
+    """The model family of a recipe: `FAMILY` of its module, or else the module's name."""
+    name = function.__module__
+    return getattr(sys.modules[name], "FAMILY", name.rpartition(".")[2])
 
 
 def find_recipe(name: str) -> Callable:

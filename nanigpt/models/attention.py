@@ -115,6 +115,14 @@ class Attention(nn.Module):
         """Numbers of heads, which ranks divide among them."""
         return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
 
+    def score_flops(self, sequence_length: int) -> int:
+        """Training FLOPs per token of the two products: queries with keys, weights with values."""
+        return 12 * self.n_heads * self.head_dim * sequence_length
+
+    def cache_elements(self) -> int:
+        """Numbers that a cache keeps of one position: its keys and values."""
+        return 2 * self.n_kv_heads * self.head_dim
+
     def forward(
         self,
         x_BLD: torch.Tensor,

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from nanigpt import tags
 from nanigpt.models.attention import Attention
+from nanigpt.models.counts import ParameterCounts, active_weights, idle_parameters
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.kv_cache import LayerCache
@@ -217,28 +218,49 @@ class Decoder(nn.Module):
         """Distinct parameters, a tied weight counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops_per_token(self, sequence_length: int) -> int:
-        """Training FLOPs per token: `6 N + 12 L d S`, where d is all query heads' width.
+    def parameter_counts(self) -> ParameterCounts:
+        """How many parameters the whole decoder has, and how many of them a token uses."""
+        total = self.n_parameters()
+        return ParameterCounts(
+            total=total,
+            active=total - idle_parameters(self),
+            embedding=self.embedding.weight.numel(),
+            tied=isinstance(self.head, TiedHead),
+        )
 
-        N counts the weights of matrix multiplications, with the head and without the embedding's
-        look-up; the second term is attention's two products (Chowdhery et al., 2022, appendix B).
-        What causality, windows and chunks hide is not discounted.
+    def cache_bytes(
+        self, *, positions: int, batch_size: int = 1, dtype: torch.dtype | None = None
+    ) -> int:
+        """Bytes that `new_caches(capacity=positions)` hold as soon as they hold something.
+
+        Windows and chunks save nothing here: caches keep all positions.
+
+        Args:
+            dtype: of keys and values; None is the compute dtype.
+        """
+        elements = sum(block.attention.cache_elements() for block in self.layers)
+        dtype = dtype or self.embedding.compute_dtype
+        return batch_size * positions * elements * dtype.itemsize
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """FLOPs of matrix products per token, forward and backward: `6 N + 12 L d S` of a dense
+        model, where d is all query heads' width (Chowdhery et al., 2022, appendix B).
+
+        N counts the weights that a token is multiplied with: those of the head, but no embedding,
+        whose look-up is no product, and of experts those that it is sent to. A multiply-add is two
+        FLOPs, and the backward pass costs twice the forward. The second term is attention's two
+        products; what causality, windows and chunks hide is not discounted, and what activation
+        checkpointing computes again is not counted.
         """
         return sum(self.block_flops(sequence_length)) + self.head_flops()
 
     def block_flops(self, sequence_length: int) -> list[int]:
         """What each block has of `flops_per_token`."""
         return [
-            6 * _matmul_weights(block)
-            + 12 * block.attention.n_heads * block.attention.head_dim * sequence_length
+            6 * active_weights(block) + block.attention.score_flops(sequence_length)
             for block in self.layers
         ]
 
     def head_flops(self) -> int:
         """What the head has of `flops_per_token`."""
-        return 6 * _matmul_weights(self.head)
-
-
-def _matmul_weights(module: nn.Module) -> int:
-    matmuls = [m for m in module.modules() if isinstance(m, (Linear, TiedHead))]
-    return sum(m.in_dim * m.out_dim for m in matmuls)
+        return 6 * active_weights(self.head)

@@ -67,6 +67,10 @@ class TiedHead(nn.Module):
     def initializers(self) -> dict[str, Initializer]:
         return {}  # the embedding, which comes first, initialises the parameter
 
+    def active_weights(self) -> int:
+        """Weights that one token is multiplied with."""
+        return self.in_dim * self.out_dim
+
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         return F.linear(x_BLD, self.weight.to(x_BLD.dtype))
 

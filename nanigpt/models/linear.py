@@ -51,6 +51,10 @@ class Linear(nn.Module):
     def initializers(self) -> dict[str, Initializer]:
         return {"weight": self.initializer, "bias": self.bias_initializer}
 
+    def active_weights(self) -> int:
+        """Weights that one token is multiplied with."""
+        return self.in_dim * self.out_dim
+
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.to(x_BLD.dtype)
         return F.linear(x_BLD, self.weight.to(x_BLD.dtype), bias)

@@ -11,6 +11,7 @@ from nanigpt import tags
 from nanigpt.data.dataset import Batch, PackedDataset
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import FlexAttention
+from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
@@ -124,7 +125,7 @@ class Trainer:
         """
         weights = self.check(world, run)
         accumulation = self.accumulation_steps(world.size)
-        n_parameters = self.model.n_parameters()  # of the whole model, while it is in one place
+        counts = self.model.parameter_counts()  # of the whole model, while it is in one place
         flops = self.model.flops_per_token(self.data.sequence_length)
         parallel = self.setup_model(world)
         optimizer = self.optimizer(parallel.model.named_parameters())
@@ -145,7 +146,7 @@ class Trainer:
             flops=flops,
         )
         if world.is_main:
-            self._describe(parallel.layout, n_parameters, progress)
+            self._describe(parallel.layout, counts, progress)
         with contextlib.closing(self.metrics):  # also after Ctrl-C: rows and terminal are whole
             while progress.step < self.steps:
                 factor = self.schedule(progress.step, self.steps)
@@ -327,11 +328,11 @@ class Trainer:
             raise UsageError(f"{run.path} has no checkpoint yet; train it first")
         return parallel, progress
 
-    def _describe(self, layout: Layout, n_parameters: int, progress: Progress) -> None:
+    def _describe(self, layout: Layout, counts: ParameterCounts, progress: Progress) -> None:
         show, world = self.metrics.console.print, layout.world
         ranks = f"{world.size} x {world.device.type}" + (f" ({layout})" if world.size > 1 else "")
         show(
-            f"{n_parameters:,} parameters on {ranks}, "
+            f"{counts} on {ranks}, "
             f"{self.data.n_tokens('train'):,} training tokens, "
             f"{self.global_batch_size} x {self.data.sequence_length} tokens per step"
         )

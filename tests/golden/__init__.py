@@ -1,4 +1,4 @@
-"""Golden texts of the recipes: a change of any shows as a reviewable diff.
+"""Golden texts of the recipes, and README's table of them: a change of any shows as a reviewable diff.
 
 ./tools/run python -m tests.golden        rewrites them
 """
@@ -6,6 +6,7 @@
 import re
 from pathlib import Path
 
+from nanigpt.cli.count import costs_of_recipes, table
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
@@ -14,6 +15,9 @@ from nanigpt.models.init import named_state
 from nanigpt.optim.adamw import parameter_groups
 
 FOLDER = Path(__file__).parent
+README = FOLDER.parents[1] / "README.md"
+_BEGIN = "<!-- what `count` prints, by: ./tools/run python -m tests.golden -->\n"
+_END = "<!-- end of it -->\n"
 
 
 def golden_text(recipe: str) -> str:
@@ -39,7 +43,16 @@ def golden_text(recipe: str) -> str:
     return "\n".join([render(cfg), "", "parameters", *parameters, ""])
 
 
+def readme() -> str:
+    """README.md with the table of recipes as it should be."""
+    before, rest = README.read_text().split(_BEGIN)
+    _, after = rest.split(_END)
+    return f"{before}{_BEGIN}\n{table(costs_of_recipes())}\n\n{_END}{after}"
+
+
 def rewrite() -> None:
     for recipe in recipes():
         (FOLDER / f"{recipe}.txt").write_text(golden_text(recipe))
         print(FOLDER / f"{recipe}.txt")
+    README.write_text(readme())
+    print(README)

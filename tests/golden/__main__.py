@@ -1,4 +1,4 @@
-"""Rewrites the golden texts."""
+"""Rewrites the golden texts, and the table in README.md."""
 
 from tests.golden import rewrite
 

@@ -104,33 +104,6 @@ def test_layers_are_distinct_nodes_and_rope_is_one():
     assert len({id(layer.attention.rope) for layer in layers}) == 1
 
 
-def test_flops_per_token_by_hand():
-    model = build(compose(["config:llama3_debug"])).model
-    matmuls = 6 * (4 * 256 * 256 + 3 * 256 * 768) + 256 * 2048
-    assert model.flops_per_token(256) == 6 * matmuls + 12 * 6 * 256 * 256
-
-
-def test_flops_per_token_agree_with_the_flop_counter():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # An untied and a tied head; heads that are together twice as wide as the model; scores that a
-    # window hides, and a sink.
-    for recipe, *edits in (
-        ("llama3_debug",),
-        ("llama3_1b",),
-        ("qwen3_debug",),
-        ("qwen3_0_6b", "set:model.layers[0].attention.window=16"),
-        ("qwen3_4b", "tag:AttentionCore=@eager_attention()"),
-    ):
-        model = built_model(tiny(*edits, recipe=recipe))
-        tokens = torch.zeros(2, 64, dtype=torch.int64)
-        counter = FlopCounterMode(display=False)
-        with counter, sdpa_kernel(SDPBackend.MATH):
-            model(tokens).sum().backward()
-        assert counter.get_total_flops() == tokens.numel() * model.flops_per_token(64)
-
-
 def test_one_tag_sets_the_sequence_length_of_data_and_model():
     import fiddle as fdl
 

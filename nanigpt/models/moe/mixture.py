@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from nanigpt.models.counts import active_weights
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.moe.dispatch import count
 from nanigpt.models.moe.experts import Experts
@@ -72,16 +73,15 @@ class MixtureOfExperts(nn.Module):
             buffer.zero_()
 
     def active_weights(self) -> int:
-        """Weights of matrices that one token is multiplied with."""
-        experts, router = self.experts, self.router
-        chosen = router.top_k * 3 * experts.dim * experts.hidden_dim
-        shared = self.shared
-        always = (
-            0
-            if shared is None
-            else sum(w.weight.numel() for w in (shared.w1, shared.w2, shared.w3))
-        )
-        return router.active_weights() + chosen + always
+        """Weights that one token is multiplied with: the router's, and those of its experts."""
+        chosen = self.router.top_k * 3 * self.experts.dim * self.experts.hidden_dim
+        shared = 0 if self.shared is None else active_weights(self.shared)
+        return active_weights(self.router) + chosen + shared
+
+    def idle_parameters(self) -> int:
+        """Parameters of experts that one token does not go through."""
+        each = sum(p.numel() for p in self.experts.parameters()) // self.experts.n_experts
+        return each * (self.experts.n_experts - self.router.top_k)
 
     def forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, Load]:
         """Returns out_BLD, and the load, which is for `add_load`.

@@ -108,6 +108,7 @@ class Router(nn.Module):
             self.expert_bias.zero_()
 
     def active_weights(self) -> int:
+        """Weights that one token is multiplied with."""
         return self.dim * self.n_experts
 
     def forward(self, x_BLD: torch.Tensor) -> Routing:
