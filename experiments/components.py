@@ -52,9 +52,16 @@ def eager_attention() -> fdl.Config[Eager]:
 
 
 @component
-def yarn(factor: float, original_max_positions: int) -> fdl.Config[YarnScaling]:
+def yarn(
+    factor: float, original_max_positions: int, mscale_all_dim: float = 0.0
+) -> fdl.Config[YarnScaling]:
     """RoPE stretched to sequences `factor` times as long."""
-    return fdl.Config(YarnScaling, factor=factor, original_max_positions=original_max_positions)
+    return fdl.Config(
+        YarnScaling,
+        factor=factor,
+        original_max_positions=original_max_positions,
+        mscale_all_dim=mscale_all_dim,
+    )
 
 
 @component

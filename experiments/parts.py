@@ -18,11 +18,13 @@ from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
+from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
 from nanigpt.models.norm import RMSNorm
+from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.tags import VocabSize, Width
 
 
@@ -63,6 +65,51 @@ def attention(
         wk=linear(dim, n_kv_heads * head_dim, init_scale),
         wv=linear(dim, n_kv_heads * head_dim, init_scale),
         wo=linear(n_heads * head_dim, dim, output_scale),
+        **arguments,
+    )
+
+
+def latent_attention(
+    *,
+    dim: int,
+    n_heads: int,
+    q_lora_rank: int | None,
+    kv_lora_rank: int,
+    nope_head_dim: int,
+    v_head_dim: int,
+    rope: fdl.Config[RotaryEmbedding],
+    output_scale: float,
+    init_scale: float = 1.0,
+    eps: float = 1e-6,
+    **arguments: Any,
+) -> fdl.Config[LatentAttention]:
+    """Latent attention with its projections and norms; `arguments` are further ones.
+
+    Args:
+        q_lora_rank: features of the latent that queries are made of; None: they are made at once.
+        rope: says how many features of each head are rotated.
+        eps: of both norms.
+    """
+    q_dim = n_heads * (nope_head_dim + rope.head_dim)
+    if q_lora_rank is None:
+        queries = {"wq": linear(dim, q_dim, init_scale)}
+    else:
+        queries = {
+            "wq_a": linear(dim, q_lora_rank, init_scale),
+            "q_norm": norm(q_lora_rank, eps=eps),
+            "wq_b": linear(q_lora_rank, q_dim, init_scale),
+        }
+    return fdl.Config(
+        LatentAttention,
+        n_heads=n_heads,
+        nope_head_dim=nope_head_dim,
+        v_head_dim=v_head_dim,
+        **queries,
+        wkv_a=linear(dim, kv_lora_rank + rope.head_dim, init_scale),
+        kv_norm=norm(kv_lora_rank, eps=eps),
+        wkv_b=linear(kv_lora_rank, n_heads * (nope_head_dim + v_head_dim), init_scale),
+        wo=linear(n_heads * v_head_dim, dim, output_scale),
+        rope=rope,
         **arguments,
     )
 

@@ -6,7 +6,6 @@ Shapes: B batch, L new positions, S all positions, D dim, H query heads, G KV he
 from typing import Annotated
 
 import torch
-from torch import nn
 
 from nanigpt import tags
 from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
@@ -15,10 +14,11 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.self_attention import SelfAttention, misfits
 from nanigpt.models.visibility import Places, Visibility
 
 
-class Attention(nn.Module):
+class Attention(SelfAttention):
     """Softmax attention in which `n_heads / n_kv_heads` query heads share a key and value head.
 
     Multi-head attention (Vaswani et al., 2017) where the two are equal, grouped-query attention
@@ -88,9 +88,7 @@ class Attention(nn.Module):
             expected["k_norm.dim"] = (k_norm.dim, head_dim)
         if sink is not None:
             expected["sink.n_heads"] = (sink.n_heads, n_heads)
-        wrong = [
-            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
-        ]
+        wrong = misfits(expected)
         if wrong:
             raise ValueError(
                 f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, head_dim={head_dim}: "
@@ -98,7 +96,7 @@ class Attention(nn.Module):
             )
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
-        self.head_dim = head_dim
+        self.head_dim = self.qk_head_dim = self.v_head_dim = head_dim
         self.wq = wq
         self.wk = wk
         self.wv = wv
@@ -111,13 +109,11 @@ class Attention(nn.Module):
         self.temperature = temperature
         self.core = core or ScaledDotProduct()
 
-    def heads(self) -> dict[str, int]:
-        """Numbers of heads, which ranks divide among them."""
-        return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
+    def stream_dims(self) -> dict[str, int]:
+        return {"wq.in_dim": self.wq.in_dim, "wo.out_dim": self.wo.out_dim}
 
-    def score_flops(self, sequence_length: int) -> int:
-        """Training FLOPs per token of the two products: queries with keys, weights with values."""
-        return 12 * self.n_heads * self.head_dim * sequence_length
+    def heads(self) -> dict[str, int]:
+        return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
 
     def cache_elements(self) -> int:
         """Numbers that a cache keeps of one position: its keys and values."""
@@ -129,8 +125,6 @@ class Attention(nn.Module):
         cache: LayerCache | None = None,
         places: Places | None = None,
     ) -> torch.Tensor:
-        """`places` are those of x, by default 0 to L of one document; a cache holds what came
-        before."""
         # How many heads there are is left open: a rank may have a part of them.
         q_BLHK = self.wq(x_BLD).unflatten(-1, (-1, self.head_dim))
         k_BSGK = self.wk(x_BLD).unflatten(-1, (-1, self.head_dim))
@@ -141,10 +135,11 @@ class Attention(nn.Module):
             k_BSGK = self.k_norm(k_BSGK)
         positions_BL = None if places is None else places.positions_BL
         if cache is not None:
-            start, end = cache.length, cache.length + q_BLHK.shape[1]
-            positions_BL = torch.arange(start, end, device=q_BLHK.device).unsqueeze(0)
+            positions_BL = cache.positions(q_BLHK.shape[1], q_BLHK.device)
         if self.rope is not None:
             q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
+            if self.rope.score_factor != 1.0:
+                q_BLHK = q_BLHK * self.rope.score_factor
         if self.temperature is not None:
             q_BLHK = self.temperature(q_BLHK, positions_BL)
         core = self.core
@@ -157,7 +152,8 @@ class Attention(nn.Module):
         return self.wo(out_BLHK.flatten(-2))
 
     def extra_repr(self) -> str:
-        sight = [f"{k}={v}" for k, v in vars(self.visibility).items() if v is not None]
+        heads = f"{self.n_heads} / {self.n_kv_heads} heads of {self.head_dim}"
+        told = [heads, super().extra_repr()]
         if self.temperature is not None:
-            sight.append(f"temperature={vars(self.temperature)}")
-        return ", ".join([f"{self.n_heads} / {self.n_kv_heads} heads of {self.head_dim}", *sight])
+            told.append(f"temperature={vars(self.temperature)}")
+        return ", ".join(filter(None, told))

@@ -1,6 +1,7 @@
 """Attention itself: from queries, keys and values to outputs, in exchangeable ways.
 
-Shapes: B batch, L queries, S keys, H query heads, G KV heads, N = H / G, K head_dim.
+Shapes: B batch, L queries, S keys, H query heads, G KV heads, N = H / G, K head_dim, for which
+values may have another size than keys.
 """
 
 import functools

@@ -11,7 +11,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanigpt import tags
-from nanigpt.models.attention import Attention
 from nanigpt.models.counts import ParameterCounts, active_weights, idle_parameters
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
@@ -19,6 +18,7 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.mixture import Load, MixtureOfExperts
 from nanigpt.models.norm import RMSNorm
+from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.visibility import Places
 
 Recomputation = Literal["none", "full"]
@@ -39,7 +39,7 @@ class TransformerBlock(nn.Module):
         self,
         *,
         attention_norm: RMSNorm,
-        attention: Attention,
+        attention: SelfAttention,
         feed_forward_norm: RMSNorm,
         feed_forward: FeedForward | MixtureOfExperts,
         activation_checkpointing: Annotated[Recomputation, tags.ActivationCheckpointing] = "none",
@@ -122,8 +122,10 @@ class Decoder(nn.Module):
         for i, block in enumerate(layers):
             expected |= {
                 f"layers[{i}].attention_norm.dim": (block.attention_norm.dim, dim),
-                f"layers[{i}].attention.wq.in_dim": (block.attention.wq.in_dim, dim),
-                f"layers[{i}].attention.wo.out_dim": (block.attention.wo.out_dim, dim),
+                **{
+                    f"layers[{i}].attention.{name}": (size, dim)
+                    for name, size in block.attention.stream_dims().items()
+                },
                 f"layers[{i}].feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
                 f"layers[{i}].feed_forward.dim": (block.feed_forward.dim, dim),
             }
@@ -249,8 +251,9 @@ class Decoder(nn.Module):
         N counts the weights that a token is multiplied with: those of the head, but no embedding,
         whose look-up is no product, and of experts those that it is sent to. A multiply-add is two
         FLOPs, and the backward pass costs twice the forward. The second term is attention's two
-        products; what causality, windows and chunks hide is not discounted, and what activation
-        checkpointing computes again is not counted.
+        products, with the mean of keys' and values' width for d where they differ; what causality,
+        windows and chunks hide is not discounted, and what activation checkpointing computes again
+        is not counted.
         """
         return sum(self.block_flops(sequence_length)) + self.head_flops()
 

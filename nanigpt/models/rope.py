@@ -17,9 +17,11 @@ class FrequencyScaling(Protocol):
 
     Attributes:
         attention_factor: multiplies the rotated queries and keys.
+        score_factor: multiplies scores, with what of them is not rotated.
     """
 
     attention_factor: float
+    score_factor: float
 
     def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor: ...
 
@@ -34,6 +36,7 @@ class Llama3Scaling:
     """
 
     attention_factor = 1.0
+    score_factor = 1.0
 
     def __init__(
         self,
@@ -70,7 +73,10 @@ class YarnScaling:
     Args:
         factor: how much longer sequences become.
         attention_factor: multiplies the rotated queries and keys, and so the scores by its square;
-            None is `1 + 0.1 ln(factor)`, the paper's equation 22.
+            None is `1 + 0.1 ln(factor)`, the paper's equation 22, divided by the same with
+            `mscale_all_dim`.
+        mscale_all_dim: scores are multiplied by `(1 + 0.1 mscale_all_dim ln(factor)) ** 2`, also
+            what of them is not rotated (DeepSeek-V2's and V3's name for it; 0 is the paper's YaRN).
         truncate: round the indices between which frequencies are blended outwards to whole ones.
     """
 
@@ -82,6 +88,7 @@ class YarnScaling:
         beta_fast: float = 32.0,
         beta_slow: float = 1.0,
         attention_factor: float | None = None,
+        mscale_all_dim: float = 0.0,
         truncate: bool = True,
     ):
         if factor < 1 or original_max_positions < 1:
@@ -97,9 +104,12 @@ class YarnScaling:
         self.original_max_positions = original_max_positions
         self.beta_fast = beta_fast
         self.beta_slow = beta_slow
+        mscale = 1.0 + 0.1 * mscale_all_dim * math.log(factor)
         if attention_factor is None:
-            attention_factor = 1.0 + 0.1 * math.log(factor)
+            attention_factor = (1.0 + 0.1 * math.log(factor)) / mscale
         self.attention_factor = attention_factor
+        self.mscale_all_dim = mscale_all_dim
+        self.score_factor = mscale**2
         self.truncate = truncate
 
     def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
@@ -151,6 +161,11 @@ class RotaryEmbedding(nn.Module):
         self.scaling = scaling
         table = torch.empty(2, max_sequence_length, head_dim // 2, device="meta")
         self.register_buffer("cos_sin_2MF", table, persistent=False)
+
+    @property
+    def score_factor(self) -> float:
+        """What attention multiplies its scores by."""
+        return 1.0 if self.scaling is None else self.scaling.score_factor
 
     def reset_buffers(self) -> None:
         """Computes the table, in float32, where the buffer lives."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
 from nanigpt.models.visibility import CAUSAL, Places, Visibility
@@ -145,8 +146,12 @@ class _Ring:
     ) -> torch.Tensor:
         from nanigpt.parallel.ring import ring_attention
 
+        # The kernel wants values as wide as keys.
+        value_dim = v_BLGK.shape[-1]
+        v_BLGK = F.pad(v_BLGK, (0, k_BLGK.shape[-1] - value_dim))
         heads_first = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
-        return ring_attention(*heads_first, self._mesh.get_group()).transpose(1, 2)
+        out_BHLK = ring_attention(*heads_first, self._mesh.get_group())
+        return out_BHLK.transpose(1, 2)[..., :value_dim]
 
 
 class _Exchanged:

@@ -7,6 +7,8 @@ to one of
     gather      the input is gathered along the sequence, once for all projections that read it
     column      a Linear of which each rank computes some outputs
     row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
+    replicated  computed on every rank alike
+    shared      computed on every rank alike, and read by its heads: gradients are summed
     each_head   computed on the rank's heads, weights on every rank: their gradients are summed
     heads       of its weights each rank has those of its heads
     sequence    computed on the sequence's shards, weights on every rank
@@ -129,6 +131,9 @@ class TensorParallel:
         def here(y: DTensor) -> torch.Tensor:
             return y.to_local()  # called as a method, or torch.compile does not know it
 
+        def to_heads(y: DTensor) -> torch.Tensor:
+            return y.to_local(grad_placements=[Partial()])
+
         def gathered(x: torch.Tensor) -> DTensor:
             return wrap(x, between()).redistribute(mesh, [Replicate()])
 
@@ -153,6 +158,8 @@ class TensorParallel:
             "gather": (Replicate(), gathered, None),
             "column": (Shard(0), None, here),
             "row": (Shard(1), lambda x: wrap(x, Shard(-1)), to_between),
+            "replicated": (Replicate(), None, None),
+            "shared": (Replicate(), None, to_heads),
             "each_head": (Replicate(), lambda x: wrap(x, Shard(2)), here),
             "heads": (Shard(0), None, here),
             "sequence": (Replicate(), lambda x: wrap(x, between()), here),

@@ -1,5 +1,7 @@
 """Attention of other families against transformers' modules: sinks, windows, biases, temperature."""
 
+import math
+
 import fiddle as fdl
 import pytest
 import torch
@@ -100,6 +102,27 @@ def test_layers_without_rope_have_the_temperature_of_llama4():
     temperature = fdl.Config(AttentionTemperature, scale=0.5, floor_scale=8)
     ours = built(rope=None, temperature=temperature)
     assert_equal(ours, llama4.Llama4TextAttention(config, 0), position_embeddings=None)
+
+
+def test_scores_are_multiplied_by_what_the_scaling_of_rope_says():
+    def attention(mscale):
+        scaling = fdl.Config(
+            YarnScaling,
+            factor=8.0,
+            original_max_positions=16,
+            attention_factor=1.0,
+            mscale_all_dim=mscale,
+        )
+        return built(
+            rope=fdl.Config(RotaryEmbedding, head_dim=16, max_sequence_length=64, scaling=scaling)
+        )
+
+    scaled, plain = attention(2.0), attention(0.0)
+    x = torch.randn(2, LENGTH, SIZES["dim"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not torch.allclose(scaled(x), plain(x), atol=1e-3)
+        plain.wq.weight.mul_((1 + 0.2 * math.log(8.0)) ** 2)
+        torch.testing.assert_close(scaled(x), plain(x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

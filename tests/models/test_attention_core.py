@@ -97,6 +97,20 @@ def test_last_queries_see_what_they_saw_among_all(core, visibility, sink, n):
 
 
 @pytest.mark.parametrize("kind", ["plain", "documents"])
+@pytest.mark.parametrize("width", [3, 8, 24])
+@SINKS
+@CORES
+def test_values_may_have_another_width_than_keys(core, sink, width, kind):
+    """Each of their features is summed alone: those of a wide value can be had piece by piece."""
+    q, k, _ = inputs()
+    v = torch.randn(BATCH, LENGTH, KV_HEADS, 2 * DIM, generator=torch.Generator().manual_seed(1))
+    more = {"visibility": Visibility(window=9), "sink_H": sinks(sink)}
+    got = core(q, k, v[..., :width], places(kind), **more)
+    wanted = [written_out(q, k, x, places(kind), *more.values()) for x in v.split(DIM, -1)]
+    torch.testing.assert_close(got, torch.cat(wanted, -1)[..., :width])
+
+
+@pytest.mark.parametrize("kind", ["plain", "documents"])
 @SINKS
 @SIGHTS
 def test_sdpa_has_the_gradients_of_eager(visibility, sink, kind):

@@ -16,6 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from experiments import parts
+from experiments.deepseek import deepseek_v3_model
 from experiments.llama3 import llama3_model
 from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
@@ -52,6 +53,7 @@ FAMILIES: dict[str, list[str]] = {
     "qwen3": [],  # norms of heads, and heads together wider than the model
     "moe": [],  # biases, a shared expert, groups, balancing; see mixtures
     "local": [],  # windows, chunks, sinks, a layer without RoPE; see local_attention
+    "latent": [],  # multi-head latent attention; see latent_model
 }
 
 # Relative to one process; by default 1e-5 of the loss, and 1e-4 of every gradient.
@@ -113,6 +115,17 @@ CASES: dict[int, dict[str, list[str]]] = {
         "local tp2": ["fiddler:tensor_parallel(2)"],
         "local cp2": ["fiddler:context_parallel(2)"],
         "local cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
+        "latent tp2": ["fiddler:tensor_parallel(2)"],
+        "latent tp2 no sp recompute compile": [
+            "fiddler:tensor_parallel(2)",
+            "set:parallelizer.tensor.sequence_parallel=False",
+            RECOMPUTE,
+            COMPILE,
+        ],
+        "latent cp2": ["fiddler:context_parallel(2)"],
+        "latent cp2 ring": ["fiddler:context_parallel(2, 'ring')"],
+        "latent cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
+        "latent pp2 1F1B": ["fiddler:pipeline(2, '1F1B', 4)"],
         "local pp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)"],
     },
     4: {
@@ -137,6 +150,7 @@ CASES: dict[int, dict[str, list[str]]] = {
         "moe ep2 hsdp2": ["fiddler:expert_parallel(2)", "fiddler:hsdp(2)"],
         "moe ep2 tp2": ["fiddler:expert_parallel(2)", "fiddler:tensor_parallel(2)"],
         "moe ep2 pp2": ["fiddler:expert_parallel(2)", "fiddler:pipeline(2, '1F1B', 2)"],
+        "latent tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "local tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "local cp2 ulysses tp2": [
             "fiddler:context_parallel(2, 'ulysses')",
@@ -171,6 +185,8 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     more = {"vocab_size": 512, "sequence_length": 64, "compute_dtype": torch.float32}
     if family(case) == "qwen3":
         model = qwen3_model(**sizes, **more, head_dim=8)
+    elif family(case) == "latent":
+        model = latent_model(**more)
     else:
         model = llama3_model(**sizes, **more, tied=family(case) == "tied")
     if family(case) == "local":
@@ -189,6 +205,32 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     cfg.sampler.max_new_tokens = 6
     common = [setting.format(folder=folder) for setting in FAMILIES[family(case)]]
     return compose([*common, *settings], cfg)
+
+
+def latent_model(**more: object) -> fdl.Config:
+    """Every other layer makes queries of a latent; values are narrower than keys."""
+    model, direct = (
+        deepseek_v3_model(
+            dim=32,
+            n_layers=4,
+            n_dense_layers=4,
+            n_heads=8,
+            hidden_dim=64,
+            q_lora_rank=q_lora_rank,
+            kv_lora_rank=16,
+            nope_head_dim=8,
+            rope_head_dim=4,
+            v_head_dim=6,
+            yarn_factor=4.0,
+            original_max_positions=16,
+            **more,
+        )
+        for q_lora_rank in (24, None)
+    )
+    for layer, other in zip(model.layers[1::2], direct.layers[1::2], strict=True):
+        other.attention.rope = layer.attention.rope
+        layer.attention = other.attention
+    return model
 
 
 def local_attention(model: fdl.Config) -> None:

@@ -1,0 +1,205 @@
+"""DeepSeek-V3: the model as a DAG, and recipes at two sizes.
+
+Latent attention, experts, balancing: DeepSeek-V3 Technical Report (2024), sections 2.1 and 4.2;
+YaRN: section 4.3; RoPE, norms and vocabulary: `config.json` of deepseek-ai/DeepSeek-V3 on the
+Hugging Face hub. The smaller one has the sizes of deepseek-ai/DeepSeek-V2-Lite, and the router of
+V3. As in the reports, pretraining has 4096 tokens and RoPE as it is; the published weights were
+stretched afterwards: `set:model.layers[*].attention.rope.scaling=@yarn(40, 4096, 1.0)`.
+"""
+
+import fiddle as fdl
+import torch
+
+from experiments import parts
+from experiments.pretraining import debugging, pretraining
+from nanigpt.config.registry import recipe
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.rope import RotaryEmbedding, YarnScaling
+from nanigpt.training.trainer import Trainer
+
+FAMILY = "DeepSeek-V3"
+
+
+def deepseek_v3_model(
+    *,
+    dim: int,
+    n_layers: int,
+    n_dense_layers: int,
+    n_heads: int,
+    hidden_dim: int,
+    expert_dim: int,
+    n_experts: int,
+    top_k: int,
+    n_shared: int,
+    n_groups: int = 1,
+    top_groups: int = 1,
+    scale: float = 2.5,
+    q_lora_rank: int | None = 1536,
+    kv_lora_rank: int = 512,
+    nope_head_dim: int = 128,
+    rope_head_dim: int = 64,
+    v_head_dim: int = 128,
+    vocab_size: int = 129_280,
+    sequence_length: int = 4096,
+    yarn_factor: float | None = None,
+    original_max_positions: int = 4096,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> fdl.Config[Decoder]:
+    """The decoder as a DAG: latent attention, and mixtures of experts that a bias balances.
+
+    How weights start, and why, is told in `experiments/parts.py`.
+
+    Args:
+        n_dense_layers: the first so many layers, which have no mixture of experts.
+        hidden_dim: width of their feed-forward networks.
+        expert_dim: width of one expert.
+        n_shared: experts that every token goes through: one network, so many times as wide.
+        scale: of the routed experts' weights, which sum to that.
+        q_lora_rank: None: queries are made at once, as in DeepSeek-V2-Lite.
+        yarn_factor: RoPE is stretched to sequences so many times `original_max_positions`, which
+            the model was pretrained with; the published model has 40. None is RoPE as it is.
+    """
+    output_scale = parts.residual_scale(n_layers)
+    rope = fdl.Config(
+        RotaryEmbedding, head_dim=rope_head_dim, max_sequence_length=sequence_length, theta=10_000.0
+    )
+    if yarn_factor is not None:
+        rope.scaling = fdl.Config(
+            YarnScaling,
+            factor=yarn_factor,
+            original_max_positions=original_max_positions,
+            mscale_all_dim=1.0,
+        )
+
+    def norm() -> fdl.Config:
+        return parts.norm(dim, eps=1e-6)
+
+    def dense() -> fdl.Config[FeedForward]:
+        return parts.feed_forward(dim=dim, hidden_dim=hidden_dim, output_scale=output_scale)
+
+    def mixture() -> fdl.Config[MixtureOfExperts]:
+        return parts.mixture_of_experts(
+            dim=dim,
+            n_experts=n_experts,
+            top_k=top_k,
+            hidden_dim=expert_dim,
+            shared_dim=n_shared * expert_dim,
+            output_scale=output_scale,
+            scores="sigmoid",
+            normalize=True,
+            scale=scale,
+            n_groups=n_groups,
+            top_groups=top_groups,
+            balance_rate=0.001,
+        )
+
+    def block(i: int) -> fdl.Config[TransformerBlock]:
+        return fdl.Config(
+            TransformerBlock,
+            attention_norm=norm(),
+            attention=parts.latent_attention(
+                dim=dim,
+                n_heads=n_heads,
+                q_lora_rank=q_lora_rank,
+                kv_lora_rank=kv_lora_rank,
+                nope_head_dim=nope_head_dim,
+                v_head_dim=v_head_dim,
+                rope=rope,
+                output_scale=output_scale,
+            ),
+            feed_forward_norm=norm(),
+            feed_forward=dense() if i < n_dense_layers else mixture(),
+        )
+
+    return parts.decoder(
+        layers=[block(i) for i in range(n_layers)],
+        norm=norm(),
+        dim=dim,
+        vocab_size=vocab_size,
+        tied=False,
+        compute_dtype=compute_dtype,
+    )
+
+
+@recipe
+def deepseek_v3_debug() -> fdl.Config[Trainer]:
+    """A small DeepSeek-V3 on bytes, with every kind of layer: minutes on two CPU cores."""
+    model = deepseek_v3_model(
+        dim=256,
+        n_layers=4,
+        n_dense_layers=1,
+        n_heads=8,
+        hidden_dim=768,
+        expert_dim=128,
+        n_experts=16,
+        top_k=4,
+        n_shared=1,
+        n_groups=4,
+        top_groups=2,
+        q_lora_rank=96,
+        kv_lora_rank=64,
+        nope_head_dim=32,
+        rope_head_dim=16,
+        v_head_dim=32,
+        vocab_size=2048,
+        sequence_length=256,
+        compute_dtype=torch.float32,
+    )
+    return debugging(model, steps=600)
+
+
+@recipe
+def deepseek_v3_16b() -> fdl.Config[Trainer]:
+    """DeepSeek-V3 at the sizes of V2-Lite: 15.7 B parameters, of which a token uses 2.7 B.
+
+    Learning rate and batch are V2-Lite's (DeepSeek-V2, 2024, appendix B); the scale of weights is
+    that of Moonlight (Liu et al., 2025), which has as many experts.
+    """
+    model = deepseek_v3_model(
+        dim=2048,
+        n_layers=27,
+        n_dense_layers=1,
+        n_heads=16,
+        hidden_dim=10_944,
+        expert_dim=1408,
+        n_experts=64,
+        top_k=6,
+        n_shared=2,
+        scale=2.446,
+        q_lora_rank=None,
+        vocab_size=102_400,
+    )
+    return _pretraining(model, lr=4.2e-4, global_batch_size=4608)
+
+
+@recipe
+def deepseek_v3_671b() -> fdl.Config[Trainer]:
+    """DeepSeek-V3: 671 B parameters, of which a token uses 37 B."""
+    model = deepseek_v3_model(
+        dim=7168,
+        n_layers=61,
+        n_dense_layers=3,
+        n_heads=128,
+        hidden_dim=18_432,
+        expert_dim=2048,
+        n_experts=256,
+        top_k=8,
+        n_shared=1,
+        n_groups=8,
+        top_groups=4,
+    )
+    return _pretraining(model, lr=2.2e-4, global_batch_size=15_360)
+
+
+def _pretraining(
+    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
+) -> fdl.Config[Trainer]:
+    return pretraining(
+        model,
+        lr=lr,
+        global_batch_size=global_batch_size,
+        local_batch_size=1,
+        sequence_length=4096,
+    )

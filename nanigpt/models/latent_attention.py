@@ -1,0 +1,209 @@
+"""Multi-head latent attention: keys and values of all heads are made of one small latent.
+
+DeepSeek-V2 (2024), section 2.1; DeepSeek-V3 has the same.
+
+Shapes: B batch, L new positions, S all positions, D dim, H heads, N nope_head_dim, P rope_head_dim,
+K = N + P features of queries and keys, V v_head_dim, R kv_lora_rank; X several of these together.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from nanigpt import tags
+from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
+from nanigpt.models.kv_cache import LayerCache
+from nanigpt.models.linear import Linear
+from nanigpt.models.norm import RMSNorm
+from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.self_attention import SelfAttention, misfits
+from nanigpt.models.visibility import Places, Visibility
+
+
+class LatentAttention(SelfAttention):
+    """Softmax attention whose keys and values are projections of a latent of R features.
+
+    Positions are known to P further features, which queries have for each head, and keys once for
+    all heads. Scores are scaled by `(N + P) ** -0.5` and RoPE's `score_factor`. While generating,
+    only the latent and the shared key of past positions are kept.
+
+    Args:
+        nope_head_dim: features of a head's queries and keys that RoPE does not turn. They come
+            before those that it turns, of which there are `rope.head_dim`.
+        v_head_dim: features of a head's values.
+        wq: queries of all heads; None where they are made of a latent, too.
+        wq_a: to the latent of queries, or None.
+        q_norm: of that latent, or None.
+        wq_b: from that latent to queries of all heads, or None.
+        wkv_a: to the latent of keys and values and, behind it, the key that all heads share.
+        kv_norm: of that latent.
+        wkv_b: from that latent to keys and values: of each head N and then V features.
+        window: a query sees so many positions, its own included; None is all.
+        chunk: sequences are cut into pieces of so many positions, between which nothing is seen.
+        core: attends from queries to keys; None is `ScaledDotProduct`.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+
+    tensor_parallel = {
+        "": "gather",
+        "wq": "column",
+        "wq_a": "replicated",
+        "q_norm": "replicated",
+        "wq_b": "column",
+        "wkv_a": "replicated",
+        "kv_norm": "replicated",
+        "to_heads": "shared",
+        "wkv_b": "column",
+        "wo": "row",
+    }
+
+    def __init__(
+        self,
+        *,
+        n_heads: int,
+        nope_head_dim: Annotated[int, tags.Width],
+        v_head_dim: Annotated[int, tags.Width],
+        wq: Linear | None = None,
+        wq_a: Linear | None = None,
+        q_norm: RMSNorm | None = None,
+        wq_b: Linear | None = None,
+        wkv_a: Linear,
+        kv_norm: RMSNorm,
+        wkv_b: Linear,
+        wo: Linear,
+        rope: RotaryEmbedding,
+        window: Annotated[int | None, tags.Unit("tokens")] = None,
+        chunk: Annotated[int | None, tags.Unit("tokens")] = None,
+        core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
+    ):
+        super().__init__()
+        if n_heads < 1 or nope_head_dim < 1 or v_head_dim < 1:
+            raise ValueError(
+                f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, v_head_dim={v_head_dim}: "
+                "expected positive numbers"
+            )
+        given = {"wq": wq, "wq_a": wq_a, "q_norm": q_norm, "wq_b": wq_b}
+        given = [name for name, module in given.items() if module is not None]
+        if given not in (["wq"], ["wq_a", "q_norm", "wq_b"]):
+            raise ValueError(
+                f"queries are made by {', '.join(given) or 'nothing'}: expected wq alone, or wq_a, "
+                "q_norm and wq_b"
+            )
+        if wkv_b.bias is not None:
+            raise ValueError(
+                "wkv_b has a bias: expected none, since decoding works on what it is made of"
+            )
+        self.n_heads = n_heads
+        self.nope_head_dim = nope_head_dim
+        self.rope_head_dim = rope.head_dim
+        self.qk_head_dim = nope_head_dim + rope.head_dim
+        self.v_head_dim = v_head_dim
+        self.kv_lora_rank = wkv_b.in_dim
+        self._qk_parts = [nope_head_dim, rope.head_dim]
+        self._kv_parts = [nope_head_dim, v_head_dim]
+        q, rank = wq or wq_b, self.kv_lora_rank
+        expected = {
+            f"{given[-1]}.out_dim": (q.out_dim, n_heads * self.qk_head_dim),
+            "wkv_a.out_dim": (wkv_a.out_dim, rank + rope.head_dim),
+            "wkv_a.in_dim": (wkv_a.in_dim, (wq or wq_a).in_dim),
+            "kv_norm.dim": (kv_norm.dim, rank),
+            "wkv_b.out_dim": (wkv_b.out_dim, n_heads * (nope_head_dim + v_head_dim)),
+            "wo.in_dim": (wo.in_dim, n_heads * v_head_dim),
+        }
+        if wq is None:
+            expected["q_norm.dim"] = (q_norm.dim, wq_a.out_dim)
+            expected["wq_b.in_dim"] = (wq_b.in_dim, wq_a.out_dim)
+        wrong = misfits(expected)
+        if wrong:
+            raise ValueError(
+                f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, rope.head_dim={rope.head_dim}, "
+                f"v_head_dim={v_head_dim}, wkv_b.in_dim={rank}: " + "; ".join(wrong)
+            )
+        self.wq = wq
+        self.wq_a = wq_a
+        self.q_norm = q_norm
+        self.wq_b = wq_b
+        self.wkv_a = wkv_a
+        self.kv_norm = kv_norm
+        self.wkv_b = wkv_b
+        self.wo = wo
+        self.rope = rope
+        # Does nothing but where tensor parallelism hands on what each rank's heads share.
+        self.to_heads = nn.Identity()
+        self.visibility = Visibility(window=window, chunk=chunk)
+        self.sink = None
+        self.core = core or ScaledDotProduct()
+
+    def stream_dims(self) -> dict[str, int]:
+        return {"wkv_a.in_dim": self.wkv_a.in_dim, "wo.out_dim": self.wo.out_dim}
+
+    def cache_elements(self) -> int:
+        """Numbers that a cache keeps of one position: the latent, and the key that heads share."""
+        return self.kv_lora_rank + self.rope_head_dim
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
+        # How many heads there are is left open: a rank may have a part of them.
+        positions_BL = None if places is None else places.positions_BL
+        if cache is not None:
+            positions_BL = cache.positions(x_BLD.shape[1], x_BLD.device)
+        q_BLHK = self._queries(x_BLD, positions_BL)
+        latent_BLR, key_BLP = self.wkv_a(x_BLD).split([self.kv_lora_rank, self.rope_head_dim], -1)
+        latent_BLR = self.kv_norm(latent_BLR)
+        key_BL1P = self.rope(self.to_heads(key_BLP).unsqueeze(2), positions_BL)
+        core = self.core
+        if cache is not None:
+            latent_and_key_BLX = torch.cat([self.to_heads(latent_BLR), key_BL1P.squeeze(2)], -1)
+            [latent_and_key_BSX] = cache.append(latent_and_key_BLX)
+            if cache.length > x_BLD.shape[1]:  # there was something before
+                out_BLHV = self._attend_to_latents(q_BLHK, latent_and_key_BSX)
+                return self.wo(out_BLHV.flatten(-2))
+            # Short and of all ranks alike, whatever the core is made for.
+            core, places = ScaledDotProduct(), None
+        kv_BLHX = self.wkv_b(latent_BLR).unflatten(-1, (-1, sum(self._kv_parts)))
+        k_BLHN, v_BLHV = kv_BLHX.split(self._kv_parts, -1)
+        k_BLHK = torch.cat([k_BLHN, key_BL1P.expand(-1, -1, k_BLHN.shape[2], -1)], -1)
+        out_BLHV = core(q_BLHK, k_BLHK, v_BLHV, places, visibility=self.visibility)
+        return self.wo(out_BLHV.flatten(-2))
+
+    def _queries(self, x_BLD: torch.Tensor, positions_BL: torch.Tensor | None) -> torch.Tensor:
+        """q_BLHK, turned and scaled."""
+        q_BLX = self.wq(x_BLD) if self.wq is not None else self.wq_b(self.q_norm(self.wq_a(x_BLD)))
+        q_BLHN, q_BLHP = q_BLX.unflatten(-1, (-1, self.qk_head_dim)).split(self._qk_parts, -1)
+        q_BLHK = torch.cat([q_BLHN, self.rope(q_BLHP, positions_BL)], -1)
+        return q_BLHK * self.rope.score_factor if self.rope.score_factor != 1.0 else q_BLHK
+
+    def _attend_to_latents(
+        self, q_BLHK: torch.Tensor, latent_and_key_BSX: torch.Tensor
+    ) -> torch.Tensor:
+        """Attends without making any head's keys and values: out_BLHV.
+
+        A key is `W c` of a latent c, and `q . W c = W^T q . c`; likewise a sum of values is made
+        of the sum of their latents. So all heads attend to one key, the latent and what RoPE
+        turned, whose value is the latent. For each pair of positions that costs more than heads of
+        K and V features, but making the keys and values of all that is past would cost most.
+        """
+        weight = self.wkv_b.weight
+        if hasattr(weight, "to_local"):  # of this rank's heads
+            weight = weight.to_local()
+        weight_HXR = weight.to(q_BLHK.dtype).unflatten(0, (-1, sum(self._kv_parts)))
+        k_HNR, v_HVR = weight_HXR.split(self._kv_parts, 1)
+        q_BLHN, q_BLHP = q_BLHK.split(self._qk_parts, -1)
+        q_BLHX = torch.cat([torch.einsum("blhn,hnr->blhr", q_BLHN, k_HNR), q_BLHP], -1)
+        # The core scales by what it takes for the size of a head.
+        q_BLHX = q_BLHX * (q_BLHX.shape[-1] / self.qk_head_dim) ** 0.5
+        k_BS1X = latent_and_key_BSX.unsqueeze(2)
+        v_BS1R = k_BS1X[..., : self.kv_lora_rank]
+        out_BLHR = ScaledDotProduct()(q_BLHX, k_BS1X, v_BS1R, visibility=self.visibility)
+        return torch.einsum("blhr,hvr->blhv", out_BLHR, v_HVR)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.n_heads} heads of {self.qk_head_dim} and {self.v_head_dim}"
+        return ", ".join(filter(None, [sizes, super().extra_repr()]))

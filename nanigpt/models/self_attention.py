@@ -1,0 +1,76 @@
+"""What every attention module is to blocks, generation and parallelism.
+
+Shapes: B batch, L new positions, D dim.
+"""
+
+import torch
+from torch import nn
+
+from nanigpt.models.attention_core import AttentionCore
+from nanigpt.models.attention_extras import AttentionSink
+from nanigpt.models.kv_cache import LayerCache
+from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.visibility import Places, Visibility
+
+
+class SelfAttention(nn.Module):
+    """Base class of attention modules.
+
+    Attributes:
+        n_heads: query heads.
+        qk_head_dim: features of a head's queries and keys.
+        v_head_dim: features of a head's values.
+        rope: turns queries and keys by their positions; None is a layer that knows no positions.
+        visibility: what a query sees.
+        sink: a learned score per head that takes a share of the attention, or None.
+        core: attends from queries to keys.
+    """
+
+    n_heads: int
+    qk_head_dim: int
+    v_head_dim: int
+    rope: RotaryEmbedding | None
+    visibility: Visibility
+    sink: AttentionSink | None
+    core: AttentionCore
+
+    def stream_dims(self) -> dict[str, int]:
+        """Arguments that must be as wide as the residual stream, and their widths."""
+        raise NotImplementedError
+
+    def heads(self) -> dict[str, int]:
+        """Numbers of heads, which ranks divide among them."""
+        return {"n_heads": self.n_heads}
+
+    def score_flops(self, sequence_length: int) -> int:
+        """Training FLOPs per token of two products: queries with keys, and weights with values.
+
+        What causality, windows and chunks hide is not discounted.
+        """
+        return 6 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * sequence_length
+
+    def cache_elements(self) -> int:
+        """Numbers that a cache keeps of one position."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+    ) -> torch.Tensor:
+        """Returns out_BLD.
+
+        Args:
+            cache: holds what came before, and tells positions itself.
+            places: of x, by default 0 to L of one document.
+        """
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{k}={v}" for k, v in vars(self.visibility).items() if v is not None)
+
+
+def misfits(expected: dict[str, tuple[int, int]]) -> list[str]:
+    """What of `name: (size, expected size)` is not as expected."""
+    return [f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want]
