@@ -1,0 +1,116 @@
+"""The small runs that the parity matrix compares: four layers, sequences of 32 tokens."""
+
+from pathlib import Path
+
+import fiddle as fdl
+import torch
+
+from experiments.deepseek import deepseek_v3_model
+from experiments.llama3 import llama3_model
+from experiments.pretraining import pretraining
+from experiments.qwen3 import qwen3_model
+from nanigpt.config.flag import compose
+from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
+from nanigpt.models.init import TruncatedNormal
+
+STEPS = 5
+
+RECOMPUTE = "tag:ActivationCheckpointing=full"
+BF16 = "tag:ComputeDType=bfloat16"
+
+# What runs are compared with: the same on one process. A case is of the family that it begins with.
+FAMILIES: dict[str, list[str]] = {
+    "plain": [],
+    "tied": [],  # embeddings
+    "documents": ["set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"],
+    "bf16": [BF16, RECOMPUTE],
+    "local": [],  # windows, chunks, sinks, a layer without RoPE, norms of heads; see local_model
+    "experts": [],  # latent attention, mixtures; see experts_model
+}
+
+
+def family(case: str) -> str:
+    return case.split()[0] if case.split()[0] in FAMILIES else "plain"
+
+
+def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
+    """Four layers; every optimizer step has two local batches."""
+    sizes = {"vocab_size": 512, "sequence_length": 64, "compute_dtype": torch.float32}
+    name = family(case)
+    if name == "experts":
+        model = experts_model(**sizes)
+    elif name == "local":
+        model = local_model(**sizes)
+    else:
+        grouped = {"n_heads": 8, "n_kv_heads": 4}
+        model = llama3_model(
+            dim=32, n_layers=4, hidden_dim=64, **grouped, **sizes, tied=name == "tied"
+        )
+    cfg = pretraining(
+        model, lr=1e-3, global_batch_size=8, steps=STEPS, warmup_steps=1, sequence_length=32
+    )
+    if name == "experts":
+        # Of all choices of experts in the run, the closest is one of scores 1e-4 apart: with most
+        # seeds there is one that rounding decides.
+        cfg.seed = 35
+    cfg.max_grad_norm = 1e9  # clipping would hide a wrong scale
+    cfg.evaluation.n_sequences = 6
+    cfg.sampler.max_new_tokens = 6
+    common = [setting.format(folder=folder) for setting in FAMILIES[name]]
+    return compose([*common, *settings], cfg)
+
+
+def local_model(**sizes: object) -> fdl.Config:
+    """Every layer sees something else, by heads that together are wider than the model."""
+    model = qwen3_model(
+        dim=32, n_layers=4, n_heads=8, n_kv_heads=4, head_dim=8, hidden_dim=64, **sizes
+    )
+    for layer in model.layers:
+        layer.attention.sink = fdl.Config(
+            AttentionSink, n_heads=8, initializer=fdl.Config(TruncatedNormal, std=1.0)
+        )
+    window, chunk, global_, both = (layer.attention for layer in model.layers)
+    window.window = 5
+    chunk.chunk = 12
+    global_.rope = None
+    global_.temperature = fdl.Config(AttentionTemperature, scale=1.0, floor_scale=4)
+    both.window, both.chunk = 11, 16
+    return model
+
+
+def experts_model(**sizes: object) -> fdl.Config:
+    """Every other layer makes queries of a latent; all but the first are mixtures with biases."""
+
+    def model(q_lora_rank: int | None) -> fdl.Config:
+        return deepseek_v3_model(
+            dim=32,
+            n_layers=4,
+            n_dense_layers=1,
+            n_heads=8,
+            hidden_dim=64,
+            expert_dim=16,
+            n_experts=8,
+            top_k=3,
+            n_shared=2,
+            n_groups=4,
+            top_groups=2,
+            q_lora_rank=q_lora_rank,
+            kv_lora_rank=16,
+            nope_head_dim=8,
+            rope_head_dim=4,
+            v_head_dim=6,
+            yarn_factor=4.0,
+            original_max_positions=16,
+            **sizes,
+        )
+
+    found, direct = model(24), model(None)
+    for layer, other in zip(found.layers[1::2], direct.layers[1::2], strict=True):
+        other.attention.rope = layer.attention.rope
+        layer.attention = other.attention
+    for layer in found.layers[1:]:
+        mixture = layer.feed_forward
+        mixture.router.balance_rate = 0.01
+        mixture.router.bias = fdl.Config(TruncatedNormal, std=0.1)
+        mixture.experts.bias = fdl.Config(TruncatedNormal, std=0.1)
+    return found
