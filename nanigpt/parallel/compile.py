@@ -32,7 +32,8 @@ class Compile:
             functorch.donated_buffer = False
         import torch._dynamo.config as dynamo
 
-        # How many tokens experts have, which the host learns in the middle of a block.
+        # How many tokens experts have, which the host learns in the middle of a block: what may be
+        # split would be split there.
         dynamo.capture_scalar_outputs = True
         blocks = [block for block in model.layers if block is not None]
         # What is limited is how often one function is compiled, and all blocks have the same. Those

@@ -30,8 +30,9 @@ class Experts(nn.Module):
         bias: initialiser of all three biases, or None for no biases.
         activation: None is `SwiGLU`.
         kernel: `grouped` is one grouped matrix product for all experts, `loop` one product after
-            the other, which needs to know on the host how many rows each has. `auto` takes
-            `grouped` in bfloat16 on CUDA, where it is one kernel, and `loop` elsewhere.
+            the other, which needs to know on the host how many rows each has. `grouped` wants
+            widths that are multiples of 8; `auto` takes it for those, in bfloat16 on CUDA, where it
+            is one kernel, and `loop` elsewhere.
 
     Attributes:
         dispatcher: brings tokens to experts, of which other ranks may have some.
@@ -65,6 +66,11 @@ class Experts(nn.Module):
             raise ValueError(f"weighs={weighs!r}: expected one of {', '.join(get_args(Weighs))}")
         if kernel not in get_args(Kernel):
             raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(get_args(Kernel))}")
+        if kernel == "grouped" and (dim % 8 or hidden_dim % 8):
+            raise ValueError(
+                f"kernel='grouped', dim={dim}, hidden_dim={hidden_dim}: expected multiples of 8, "
+                "whose rows have whole units of 16 bytes; take 'auto' or 'loop'"
+            )
         self.n_experts = n_experts
         self.dim = dim
         self.hidden_dim = hidden_dim
@@ -125,10 +131,9 @@ class Experts(nn.Module):
             x_RD: the rows of the first expert, then those of the second, and so on.
             rows_E: how many rows each has; they sum to R.
         """
-        grouped = x_RD.is_cuda and x_RD.dtype == torch.bfloat16
-        if self.kernel != "auto":
-            grouped = self.kernel == "grouped"
-        return self._grouped(x_RD, rows_E) if grouped else self._loop(x_RD, rows_E)
+        weights = self._weights(x_RD.dtype)
+        grouped = self.kernel == "grouped" or (self.kernel == "auto" and _is_one_kernel(weights[0]))
+        return (self._grouped if grouped else self._loop)(x_RD, rows_E, weights)
 
     def _weights(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
         """w1, w2, w3, bias1, bias2, bias3: what this rank has of them."""
@@ -138,25 +143,30 @@ class Experts(nn.Module):
             here[4] = here[4] / self.sharers
         return here
 
-    def _loop(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
+    def _loop(
+        self, x_RD: torch.Tensor, rows_E: torch.Tensor, weights: list[torch.Tensor | None]
+    ) -> torch.Tensor:
         rows = rows_E.tolist()
         for n in rows:
-            # Under torch.compile these are numbers of which nothing is known, and that they are no
-            # sizes of more than all rows is what it cannot prove where it splits by them.
+            # Under torch.compile these are numbers of which it knows nothing. That they are sizes,
+            # and of no more than all rows, is told here, so that no question about them has to
+            # wait for the data. torch 2.13 asks none: it compiles this without the two lines too.
             torch._check(n >= 0)
             torch._check(n <= x_RD.shape[0])
         none = [None] * len(rows)
         # Split and unbound, whose gradients are joined once; each expert's slice would make one
         # as large as the whole.
-        each = [none if w is None else w.unbind() for w in self._weights(x_RD.dtype)]
+        each = [none if w is None else w.unbind() for w in weights]
         outs = [
             F.linear(self.activation(F.linear(x_rD, w1, b1), F.linear(x_rD, w3, b3)), w2, b2)
             for x_rD, w1, w2, w3, b1, b2, b3 in zip(x_RD.split(rows), *each, strict=True)
         ]
         return torch.cat(outs)
 
-    def _grouped(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
-        w1, w2, w3, b1, b2, b3 = self._weights(x_RD.dtype)
+    def _grouped(
+        self, x_RD: torch.Tensor, rows_E: torch.Tensor, weights: list[torch.Tensor | None]
+    ) -> torch.Tensor:
+        w1, w2, w3, b1, b2, b3 = weights
         ends_E = rows_E.cumsum(0, dtype=torch.int32)
 
         def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
@@ -173,3 +183,9 @@ class Experts(nn.Module):
             f"{self.n_experts} x ({self.dim} -> {self.hidden_dim} -> {self.dim}), "
             f"bias={self.bias_initializer is not None}, {self.activation!r}"
         )
+
+
+def _is_one_kernel(weight: torch.Tensor) -> bool:
+    """Whether the grouped product is, rather than a loop of its own, or refused."""
+    fits = all(size % 8 == 0 for size in weight.shape[1:])
+    return weight.is_cuda and weight.dtype == torch.bfloat16 and fits

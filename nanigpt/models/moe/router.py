@@ -17,10 +17,8 @@ Scores = Literal["softmax", "sigmoid"]
 
 
 class Routing(NamedTuple):
-    """Of each token, its experts and their weights (float32), and all scores they were chosen by.
-
-    The chosen scores are the highest of their token; beyond that, N has no order.
-    """
+    """Of each token, its experts and their weights (float32) in the same order, which may be any,
+    and the scores of all experts."""
 
     weights_BLN: torch.Tensor
     experts_BLN: torch.Tensor
