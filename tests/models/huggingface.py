@@ -1,61 +1,155 @@
 """Tiny models of ours and of transformers, for tests of weights in and out."""
 
+from collections.abc import Callable
+from typing import Any
+
 import fiddle as fdl
 import torch
 from torch import nn
 
 from experiments.llama3 import llama3_model
+from experiments.qwen3 import qwen3_model
 from nanigpt.config.build import build
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.llama import LLAMA
+from nanigpt.models.huggingface.mapping import weights
+from nanigpt.models.huggingface.qwen3 import QWEN3
 from nanigpt.models.init import Constant, initialize, materialize
-from nanigpt.models.rope import Llama3Scaling
+from nanigpt.models.rope import Llama3Scaling, YarnScaling
 
-SHAPES = {
-    "gqa": {"dim": 48, "n_heads": 6, "n_kv_heads": 2, "hidden_dim": 80, "n_layers": 3},
-    "tied": {"dim": 32, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 56, "tied": True},
-    "scaled": {"dim": 64, "n_heads": 4, "n_kv_heads": 1, "hidden_dim": 96},
-    "biased": {"dim": 40, "n_heads": 5, "n_kv_heads": 5, "hidden_dim": 64},
-    "wide_heads": {"dim": 24, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 48, "tied": True},
-}
+VOCABULARY, POSITIONS = 97, 64
+
+Edit = Callable[[fdl.Config], None]
 
 
-def tiny_llama(shape: str) -> fdl.Config:
-    """The config of a decoder with 97 tokens and 64 positions."""
-    sizes = {"n_layers": 2, **SHAPES[shape]}
-    cfg = llama3_model(**sizes, vocab_size=97, sequence_length=64, compute_dtype=torch.float32)
-    for layer in cfg.layers:
-        attention, mlp = layer.attention, layer.feed_forward
-        if shape == "biased":
-            for linear in (attention.wq, attention.wk, attention.wv, attention.wo):
-                linear.bias = fdl.Config(Constant, value=0.0)
-            for linear in (mlp.w1, mlp.w2, mlp.w3):
-                linear.bias = fdl.Config(Constant, value=0.0)
-        if shape == "wide_heads":
-            attention.head_dim = attention.rope.head_dim = 10
-            attention.wq.out_dim = attention.wo.in_dim = 10 * attention.n_heads
-            attention.wk.out_dim = attention.wv.out_dim = 10 * attention.n_kv_heads
-    if shape == "scaled":  # all three kinds of frequencies are within 64 positions
+def biased(*names: str) -> Edit:
+    """Gives projections of attention or feed-forward a bias."""
+
+    def edit(cfg):
+        for layer in cfg.layers:
+            for name in names:
+                module = layer.attention if hasattr(layer.attention, name) else layer.feed_forward
+                getattr(module, name).bias = fdl.Config(Constant, value=0.0)
+
+    return edit
+
+
+def windows(*sizes: int | None) -> Edit:
+    """Gives each layer its window."""
+
+    def edit(cfg):
+        for layer, size in zip(cfg.layers, sizes, strict=True):
+            layer.attention.window = size
+
+    return edit
+
+
+def scaled(scaling: type, *, theta: float, **arguments: Any) -> Edit:
+    """RoPE with all kinds of frequencies within 64 positions."""
+
+    def edit(cfg):
         rope = cfg.layers[0].attention.rope
-        rope.theta = 500.0
-        rope.scaling = fdl.Config(Llama3Scaling, factor=4.0, original_max_positions=32)
+        rope.theta = theta
+        rope.scaling = fdl.Config(scaling, **arguments)
+
+    return edit
+
+
+def wide_heads(cfg: fdl.Config) -> None:
+    for layer in cfg.layers:
+        attention = layer.attention
+        attention.head_dim = attention.rope.head_dim = 10
+        attention.wq.out_dim = attention.wo.in_dim = 10 * attention.n_heads
+        attention.wk.out_dim = attention.wv.out_dim = 10 * attention.n_kv_heads
+
+
+PROJECTIONS, MATRICES = ("wq", "wk", "wv", "wo"), ("w1", "w2", "w3")
+YARN = scaled(YarnScaling, theta=500.0, factor=4.0, original_max_positions=16)
+YARN_UNROUNDED = scaled(
+    YarnScaling,
+    theta=500.0,
+    factor=3.0,
+    original_max_positions=20,
+    beta_fast=8.0,
+    beta_slow=0.5,
+    attention_factor=1.25,
+    truncate=False,
+)
+
+
+def heads(dim: int, n_heads: int, n_kv_heads: int, head_dim: int, **others: Any) -> dict[str, Any]:
+    """Sizes."""
+    told = {"dim": dim, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+    return {**told, **others}
+
+
+# By family: its model as a recipe makes it, and arguments and edits of that by shape.
+FAMILIES = {LLAMA.model_type: LLAMA, QWEN3.model_type: QWEN3}
+MODELS = {"llama": llama3_model, "qwen3": qwen3_model}
+SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
+    "llama": {
+        "gqa": ({"dim": 48, "n_heads": 6, "n_kv_heads": 2, "hidden_dim": 80, "n_layers": 3}, ()),
+        "tied": ({"dim": 32, "n_heads": 4, "n_kv_heads": 4, "hidden_dim": 56, "tied": True}, ()),
+        "scaled": (
+            {"dim": 64, "n_heads": 4, "n_kv_heads": 1, "hidden_dim": 96},
+            (scaled(Llama3Scaling, theta=500.0, factor=4.0, original_max_positions=32),),
+        ),
+        "yarn": ({"dim": 64, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 72}, (YARN,)),
+        "biased": (
+            {"dim": 40, "n_heads": 5, "n_kv_heads": 5, "hidden_dim": 64},
+            (biased(*PROJECTIONS, *MATRICES),),
+        ),
+        "wide_heads": (
+            {"dim": 24, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 48, "tied": True},
+            (wide_heads,),
+        ),
+    },
+    "qwen3": {
+        "tied": (heads(32, 4, 2, 16, hidden_dim=56, n_layers=3, tied=True), ()),
+        "untied": (heads(48, 6, 1, 8, hidden_dim=40), ()),
+        "deep": (heads(24, 3, 3, 10, hidden_dim=72, n_layers=5, tied=True), ()),
+        "biased": (heads(40, 4, 2, 10, hidden_dim=64), (biased(*PROJECTIONS),)),
+        "last_windows": (heads(32, 2, 2, 16, hidden_dim=40, n_layers=3), (windows(None, 16, 16),)),
+        "windows": (
+            heads(32, 4, 1, 8, hidden_dim=40, n_layers=4),
+            (windows(16, None, 16, None), YARN_UNROUNDED),
+        ),
+        "yarn": (heads(24, 2, 1, 16, hidden_dim=48), (YARN,)),
+    },
+}
+CASES = [(family, shape) for family, shapes in SHAPES.items() for shape in shapes]
+
+
+def tiny_model(family: str, shape: str) -> fdl.Config[Decoder]:
+    """The config of a decoder with 97 tokens and 64 positions."""
+    sizes, edits = SHAPES[family][shape]
+    cfg = MODELS[family](
+        **{"n_layers": 2, **sizes},
+        vocab_size=VOCABULARY,
+        sequence_length=POSITIONS,
+        compute_dtype=torch.float32,
+    )
+    for edit in edits:
+        edit(cfg)
     return cfg
 
 
-def randomize(model: nn.Module, *, seed: int) -> nn.Module:
-    """Gives every parameter other values, gains and biases too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def random_model(shape: str, *, seed: int = 1) -> nn.Module:
-    model = build(tiny_llama(shape))
+def random_model(family: str, shape: str, *, seed: int = 1) -> Decoder:
+    model = build(tiny_model(family, shape))
     materialize(model, "cpu")
     initialize(model, seed=seed)
     return randomize(model, seed=seed)
 
 
+def randomize(model: nn.Module, *, seed: int) -> nn.Module:
+    """Gives every weight other values, gains and biases too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in weights(model).values():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return model
+
+
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the parameters by name."""
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
+    """Copies of the weights by name."""
+    return {name: weight.detach().clone() for name, weight in weights(model).items()}

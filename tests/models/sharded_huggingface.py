@@ -17,7 +17,8 @@ from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.parallel.world import start_world, stop_world
 from tests.support import built_model, tiny
 
-RECIPES = {"llama3_debug": "tag:VocabSize=509", "llama3_1b": "tag:VocabSize=512"}  # untied, tied
+# Untied, and tied with norms of heads.
+RECIPES = {"llama3_debug": "tag:VocabSize=509", "qwen3_debug": "tag:VocabSize=512"}
 MESHES = {
     "fsdp": [],
     "hsdp": ["fiddler:hsdp(2)"],

@@ -37,7 +37,7 @@ def exported(rule, **ours):
 
 
 def family(*rules):
-    return Family("a", "A", rules, fields=lambda _: {}, absent=lambda _: {})
+    return Family("a", "A", rules, fields=lambda _: {}, normalized=lambda _: {})
 
 
 def numbered(*shape):

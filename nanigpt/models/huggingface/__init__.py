@@ -1,12 +1,14 @@
 """Weights in and out, in the format that Hugging Face `transformers` reads and writes.
 
     mapping.py   what a family consists of: rules between their names and ours
+    rules.py     rules that families have in common
+    fields.py    what config.json says, beside what our modules say
     llama.py     a family
     families.py  all of them
-    fields.py    what config.json says, beside what our modules say
     views.py     tensors of which only the needed part is read
-    reader.py    their files to our parameters
-    writer.py    our parameters to their files
+    reader.py    their files to our weights
+    writer.py    our weights to their files
 
-A family is added by a file like llama.py and its name in families.py.
+A family is added by a file like llama.py, its name in families.py, and shapes for the tests in
+tests/models/huggingface.py.
 """

@@ -3,18 +3,19 @@
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.llama import LLAMA
-from nanigpt.models.huggingface.mapping import Family
+from nanigpt.models.huggingface.mapping import Family, weights
+from nanigpt.models.huggingface.qwen3 import QWEN3
 
-FAMILIES = (LLAMA,)
+FAMILIES = (LLAMA, QWEN3)
 
 
 def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family:
-    """The family that has a rule for each of the model's parameters, and a field for the rest.
+    """The family that has a rule for each of the model's weights, and a field for the rest.
 
     Raises:
         UsageError: there is none; the message has what each of them lacks.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = list(weights(model))
     reasons = []
     for family in families:
         _, unknown = family.links(names)

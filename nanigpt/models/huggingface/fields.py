@@ -1,15 +1,25 @@
-"""What families share between config.json and our modules."""
+"""What families share between config.json and our modules.
+
+A family's `fields` is put together of the parts here; each takes modules and gives what config.json
+says of them, or raises UsageError where no config.json can say it.
+"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from nanigpt.errors import UsageError
-from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
+from nanigpt.models.attention import Attention
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.embedding import TiedHead
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.norm import RMSNorm
+from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding, YarnScaling
 
 T = TypeVar("T")
 
-_UNCOMPARED = {"max_position_embeddings"}  # a run may use fewer positions, or more
+# A run may use fewer positions, or more. What max_window_layers says, layer_types says too.
+_UNCOMPARED = {"max_position_embeddings", "max_window_layers"}
 
 
 def alike(what: str, values: Iterable[T]) -> T:
@@ -25,13 +35,103 @@ def alike(what: str, values: Iterable[T]) -> T:
     return found[0]
 
 
-def rope_fields(rope: RotaryEmbedding) -> dict[str, Any]:
+def attentions(
+    model: Decoder, *, has: Collection[str] = (), may_have: Collection[str] = ()
+) -> list[Attention]:
+    """The attention of each layer.
+
+    Args:
+        has: optional arguments of `Attention` that are given in every layer.
+        may_have: those that may be; all others must be None, but for RoPE, which is in `has`
+            unless it is here.
+
+    Raises:
+        UsageError: a layer has something else.
+    """
+    found = of_kind(Attention, (block.attention for block in model.layers))
+    has = {*has, *({"rope"} - set(may_have))}
+    for i, attention in enumerate(found):
+        optional = {
+            "rope": attention.rope,
+            "q_norm": attention.q_norm,
+            "k_norm": attention.k_norm,
+            "window": attention.visibility.window,
+            "chunk": attention.visibility.chunk,
+            "sink": attention.sink,
+            "temperature": attention.temperature,
+        }
+        for name, value in optional.items():
+            where = f"layers[{i}].attention.{name}"
+            if value is None and name in has:
+                raise UsageError(f"{where} is None: expected one")
+            if value is not None and name not in {*has, *may_have}:
+                told = value if isinstance(value, int) else type(value).__name__
+                raise UsageError(f"{where} is {told}: expected None")
+    return found
+
+
+def feed_forwards(modules: Iterable[Any]) -> list[FeedForward]:
+    """Raises UsageError where one is something else."""
+    return of_kind(FeedForward, modules)
+
+
+def of_kind(kind: type[T], modules: Iterable[Any]) -> list[T]:
+    """Raises UsageError where one is of another class."""
+    found = list(modules)
+    others = sorted({type(module).__name__ for module in found if type(module) is not kind})
+    if others:
+        raise UsageError(f"layers have {', '.join(others)}: expected {kind.__name__}")
+    return found
+
+
+def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str, Any]:
+    """What is not of single layers, and the one eps of all norms.
+
+    Args:
+        norms: further ones than those of decoder and blocks.
+    """
+    found = [model.norm, *norms]
+    for block in model.layers:
+        found += [block.attention_norm, block.feed_forward_norm]
+    return {
+        "vocab_size": model.vocab_size,
+        "hidden_size": model.embedding.dim,
+        "num_hidden_layers": len(model.layers),
+        "max_position_embeddings": model.max_sequence_length,
+        "rms_norm_eps": alike("norm.eps", [norm.eps for norm in found]),
+        "tie_word_embeddings": isinstance(model.head, TiedHead),
+    }
+
+
+def attention_fields(attentions: Sequence[Attention]) -> dict[str, Any]:
+    """Numbers and sizes of heads."""
+    projections = [w for a in attentions for w in (a.wq, a.wk, a.wv, a.wo)]
+    return {
+        "num_attention_heads": alike("attention.n_heads", [a.n_heads for a in attentions]),
+        "num_key_value_heads": alike("attention.n_kv_heads", [a.n_kv_heads for a in attentions]),
+        "head_dim": alike("attention.head_dim", [a.head_dim for a in attentions]),
+        "attention_bias": alike("attention biases", [w.bias is not None for w in projections]),
+    }
+
+
+def feed_forward_fields(mlps: Sequence[FeedForward]) -> dict[str, Any]:
+    sizes = [mlp.w1.out_dim for mlp in mlps]
+    return {"intermediate_size": alike("feed_forward.w1.out_dim", sizes), "hidden_act": "silu"}
+
+
+def rope_fields(attentions: Sequence[Attention]) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, the names that every version of transformers reads.
 
     Raises:
         UsageError: there is no name for such a scaling.
     """
+    ropes = [attention.rope for attention in attentions if attention.rope is not None]
+    return alike("attention.rope", map(_rope, ropes))
+
+
+def _rope(rope: RotaryEmbedding) -> dict[str, Any]:
     scaling = rope.scaling
+    told: dict[str, Any] | None
     if scaling is None:
         told = None
     elif type(scaling) is Llama3Scaling:
@@ -42,21 +142,74 @@ def rope_fields(rope: RotaryEmbedding) -> dict[str, Any]:
             "high_freq_factor": float(scaling.high_freq_factor),
             "original_max_position_embeddings": scaling.original_max_positions,
         }
+    elif type(scaling) is YarnScaling:
+        if scaling.score_factor != 1.0:
+            raise UsageError(f"rope.scaling.mscale_all_dim is {scaling.mscale_all_dim}: expected 0")
+        told = {
+            "rope_type": "yarn",
+            "factor": float(scaling.factor),
+            "beta_fast": float(scaling.beta_fast),
+            "beta_slow": float(scaling.beta_slow),
+            "attention_factor": float(scaling.attention_factor),
+            "truncate": scaling.truncate,
+            "original_max_position_embeddings": scaling.original_max_positions,
+        }
     else:
         raise UsageError(
-            f"rope.scaling is {type(scaling).__name__}: expected Llama3Scaling or None"
+            f"rope.scaling is {type(scaling).__name__}: expected Llama3Scaling, YarnScaling or None"
         )
     return {"rope_theta": float(rope.theta), "rope_scaling": told}
 
 
-def normalized(config: dict[str, Any], absent: Callable[[dict], dict]) -> dict[str, Any]:
-    """A config.json under the names that we write, whichever version wrote it."""
-    fields = {**absent(config), **{k: v for k, v in config.items() if v is not None}}
+def window_fields(windows: Sequence[int | None]) -> dict[str, Any]:
+    """Sliding windows of the layers, under the names of old and new versions of transformers."""
+    sizes = [window for window in windows if window is not None]
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    return {
+        "use_sliding_window": bool(sizes),
+        "sliding_window": alike("attention.window", sizes) if sizes else None,
+        "max_window_layers": next((i for i, w in enumerate(windows) if w is not None), len(kinds)),
+        "layer_types": kinds,
+    }
+
+
+def completed(config: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """A config.json under the names that we write, whichever version wrote it.
+
+    Args:
+        defaults: of fields that may be left out, or null.
+    """
+    fields = {**defaults, **{k: v for k, v in config.items() if v is not None}}
     rope = dict(fields.pop("rope_parameters", None) or fields.get("rope_scaling") or {})
-    fields["rope_theta"] = rope.pop("rope_theta", fields.get("rope_theta"))
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    fields["rope_theta"] = rope.pop("rope_theta", None) or fields.get("rope_theta")
+    kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", kind)
+    if kind == "yarn":
+        rope = _yarn(rope, fields.get("max_position_embeddings"))
     fields["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **rope}
     return fields
+
+
+def _yarn(rope: dict[str, Any], positions: int | None) -> dict[str, Any]:
+    """With what may be left out."""
+    given = {name: value for name, value in rope.items() if value is not None}
+    factor = given.get("factor", 1.0)
+
+    def attention_factor(mscale: float = 1.0) -> float:
+        return 1.0 + 0.1 * mscale * math.log(factor) if factor > 1 else 1.0
+
+    mscale, mscale_all_dim = given.pop("mscale", None), given.pop("mscale_all_dim", None)
+    default = attention_factor()
+    if mscale and mscale_all_dim:
+        default = attention_factor(mscale) / attention_factor(mscale_all_dim)
+    return {
+        "original_max_position_embeddings": positions,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "attention_factor": default,
+        "truncate": True,
+        **given,
+    }
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

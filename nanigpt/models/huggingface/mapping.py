@@ -1,8 +1,9 @@
 """What a family of models consists of: rules between the tensors of Hugging Face and ours.
 
-A rule says which of our parameters hold the numbers of which of their tensors, and how those are
-rearranged. Both directions follow from it: `Link.export` makes their tensors of ours, `Link.view`
-reads one of ours from theirs, or a part of it.
+A rule says which of our weights hold the numbers of which of their tensors, and how those are
+rearranged. Weights are parameters, and buffers that are not derived from a model's arguments. Both
+directions follow from a rule: `Link.export` makes their tensors of ours, `Link.view` reads one of
+ours from theirs, or a part of it.
 """
 
 import itertools
@@ -12,11 +13,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.views import Part, Reordered, Stacked, Transposed, View
 
 _PLACE = re.compile(r"{(\w+)}")
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, each once, under its first name."""
+    first = {tensor: name for name, tensor in reversed(named_weights(model))}
+    return {name: tensor for name, tensor in named_weights(model) if first[tensor] == name}
+
+
+def named_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """The same, under every name, in the order of the model."""
+    return list(model.state_dict(keep_vars=True).items())
 
 
 @dataclass(frozen=True)
@@ -83,7 +96,7 @@ class Link:
     """A rule at certain places: of one layer, say.
 
     Args:
-        ours: full names of our parameters.
+        ours: full names of our weights.
         theirs: full name of theirs; a place that numbers items is left.
     """
 
@@ -150,10 +163,11 @@ class Family:
     Args:
         model_type: as in config.json.
         architecture: the class there.
-        rules: for every parameter that such a model can have; the first that fits a name counts.
+        rules: for every weight that such a model can have; the first that fits a name counts.
         fields: what config.json says of a model, by which `transformers` builds an equal one;
             raises UsageError where no such file can say it.
-        absent: values of fields that a config.json may leave out, given those that it has.
+        normalized: a config.json in the form of `fields`, with what it may leave out, whichever
+            version of transformers wrote it.
         ignored: their tensors without a counterpart, such as buffers that are derived.
     """
 
@@ -161,7 +175,7 @@ class Family:
     architecture: str
     rules: tuple[Rule, ...]
     fields: Callable[[Decoder], dict[str, Any]]
-    absent: Callable[[dict[str, Any]], dict[str, Any]]
+    normalized: Callable[[dict[str, Any]], dict[str, Any]]
     ignored: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -170,7 +184,7 @@ class Family:
                 raise ValueError(f"{a} and {b}: expected each name in one rule")
 
     def links(self, names: Iterable[str]) -> tuple[list[Link], list[str]]:
-        """Links for our parameters, in their order, and the names that no rule knows."""
+        """Links for our weights, in their order, and the names that no rule knows."""
         links: dict[tuple[str, ...], Link] = {}
         unknown = []
         for name in names:

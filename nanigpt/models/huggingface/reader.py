@@ -1,7 +1,7 @@
-"""Their files to our parameters.
+"""Their files to our weights.
 
 Only headers are read to tell whether a folder fits a model. Then each rank reads of every tensor
-what its shard needs, and nothing else: no rank has a whole parameter that it keeps a part of.
+what its shard needs, and nothing else: no rank has a whole tensor that it keeps a part of.
 """
 
 import json
@@ -16,8 +16,8 @@ from torch import nn
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
-from nanigpt.models.huggingface.fields import differences, normalized
-from nanigpt.models.huggingface.mapping import Family, Link
+from nanigpt.models.huggingface.fields import differences
+from nanigpt.models.huggingface.mapping import Family, Link, named_weights, weights
 from nanigpt.models.huggingface.views import Region, Stored
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -97,7 +97,7 @@ class Pretrained:
     def __init__(self, path: str | Path, model: Decoder):
         family = family_of(model)
         self._folder = Folder(path)
-        self._shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._shapes = {name: tuple(weight.shape) for name, weight in weights(model).items()}
         self._fields = family.fields(model)
         links, _ = family.links(self._shapes)
         self._links = {name: link for link in links for name in link.ours}
@@ -113,17 +113,17 @@ class Pretrained:
 
     @torch.no_grad()
     def load(self, part: nn.Module) -> None:
-        """Reads the parameters of the model, or of this rank's part of it, in place.
+        """Reads the weights of the model, or of this rank's part of it, in place.
 
-        Parameters have the names that they have in the whole model; sharded ones are DTensors.
+        They have the names that they have in the whole model; sharded ones are DTensors.
         """
-        for name, parameter in part.named_parameters():
+        for name, weight in weights(part).items():
             link = self._links[name]
             shapes = [self._shapes[n] for n in link.ours]
             view = link.view(name, shapes, self._folder.tensor, self._fields)
-            local = getattr(parameter, "_local_tensor", parameter)
+            local = getattr(weight, "_local_tensor", weight)
             if local.numel():
-                local.copy_(view.read(_region(parameter)))
+                local.copy_(view.read(_region(weight)))
 
 
 def _problems(
@@ -137,8 +137,7 @@ def _problems(
     if kind != family.model_type:
         yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
     else:
-        theirs = normalized(folder.config, family.absent)
-        yield from differences(family.fields(model), theirs)
+        yield from differences(family.fields(model), family.normalized(folder.config))
     aliases = _aliases(family, model)
     expected: set[str] = set(aliases)
     for link in links:
@@ -164,14 +163,10 @@ def _problems(
 
 
 def _aliases(family: Family, model: Decoder) -> dict[str, str]:
-    """Their names of parameters that stand under a second name here, and of the first: files may
+    """Their names of weights that stand under a second name here, and of the first: files may
     have both."""
-    first = {p: name for name, p in model.named_parameters()}
-    pairs = [
-        (name, first[p])
-        for name, p in model.named_parameters(remove_duplicate=False)
-        if name != first[p]
-    ]
+    first = {weight: name for name, weight in weights(model).items()}
+    pairs = [(name, first[w]) for name, w in named_weights(model) if name != first[w]]
     found = {}
     for name, original in pairs:
         for link in family.links([name])[0]:
@@ -191,12 +186,12 @@ def _same(folder: Folder, a: str, b: str) -> bool:
     return True
 
 
-def _region(parameter: torch.Tensor) -> Region:
-    """What this rank has of a parameter."""
-    if not hasattr(parameter, "placements"):
-        return tuple(slice(0, size) for size in parameter.shape)
+def _region(weight: torch.Tensor) -> Region:
+    """What this rank has of a weight."""
+    if not hasattr(weight, "placements"):
+        return tuple(slice(0, size) for size in weight.shape)
     # The protocol by which distributed checkpoints ask the same; a DTensor is one chunk.
-    [chunk] = parameter.__create_chunk_list__()
+    [chunk] = weight.__create_chunk_list__()
     return tuple(
         slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)
     )

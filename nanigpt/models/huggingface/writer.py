@@ -1,6 +1,6 @@
-"""Our parameters to their files.
+"""Our weights to their files.
 
-Tensors pass through one parameter at a time: files are written in the order of the model, headers
+Tensors pass through one weight at a time: files are written in the order of the model, headers
 first, for which shapes are enough.
 """
 
@@ -9,21 +9,21 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import nn
 
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
-from nanigpt.models.huggingface.mapping import Link
+from nanigpt.models.huggingface.mapping import Link, weights
 from nanigpt.models.huggingface.reader import INDEX, SINGLE
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
-Shapes = dict[str, tuple[int, ...]]
+Outline = dict[str, torch.Tensor]  # of files: tensors on meta, by name
 
 
 def check_vacant(path: str | Path) -> None:
@@ -50,7 +50,7 @@ def save_pretrained(
     together; a model that is divided into a pipeline's stages is not one that this can write.
 
     Args:
-        dtype: of the weights in the files, float32 or bfloat16.
+        dtype: of the parameters in the files, float32 or bfloat16; buffers keep theirs.
         max_shard_bytes: a file ends before it would be larger, unless one tensor is.
         end_id: the token that ends documents, and that texts begin with; None if there is none.
         texts: further files by name, such as a tokenizer's.
@@ -63,9 +63,9 @@ def save_pretrained(
     check_vacant(path)
     family = family_of(model)
     fields = family.fields(model)
-    parameters = dict(model.named_parameters())
-    links, _ = family.links(parameters)
-    tensors = _exported(links, parameters, fields)
+    ours = weights(model)
+    links, _ = family.links(ours)
+    tensors = _exported(links, ours, fields)
     if not writes:
         for _ in tensors:  # each gathers
             pass
@@ -78,8 +78,17 @@ def save_pretrained(
         **tokens,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    shapes = _shapes(links, parameters, fields)
-    shards = _shards(shapes, dtype.itemsize, max_shard_bytes)
+    # A router's float32 bias adds up tiny steps, which bfloat16 cannot hold.
+    meta = {
+        name: torch.empty(
+            weight.shape,
+            dtype=dtype if isinstance(weight, nn.Parameter) else weight.dtype,
+            device="meta",
+        )
+        for name, weight in ours.items()
+    }
+    outline = dict(_exported(links, meta, fields))
+    shards = _shards(outline, max_shard_bytes)
     temporary = path.with_name(f".{path.name}.incomplete")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -91,10 +100,10 @@ def save_pretrained(
         }.items():
             (temporary / name).write_text(text)
         if len(shards) > 1:
-            (temporary / INDEX).write_text(_json(_index(shards, shapes, dtype)))
+            (temporary / INDEX).write_text(_json(_index(shards, outline)))
         for name, names in shards.items():
             with open(temporary / name, "wb") as stream:
-                _write(stream, {n: shapes[n] for n in names}, tensors, dtype)
+                _write(stream, {n: outline[n] for n in names}, tensors)
         os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error})") from error
@@ -104,69 +113,63 @@ def save_pretrained(
 
 
 def _exported(
-    links: Iterable[Link], parameters: Mapping[str, torch.Tensor], fields: dict[str, Any]
+    links: Iterable[Link], ours: Mapping[str, torch.Tensor], fields: dict[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for link in links:
-        yield from link.export([_whole(parameters[n]) for n in link.ours], fields).items()
+        yield from link.export([_whole(ours[name]) for name in link.ours], fields).items()
 
 
-def _whole(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+def _whole(weight: torch.Tensor) -> torch.Tensor:
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
-def _shapes(
-    links: Iterable[Link], parameters: Mapping[str, torch.Tensor], fields: dict[str, Any]
-) -> Shapes:
-    meta = {name: torch.empty(p.shape, device="meta") for name, p in parameters.items()}
-    return {name: tuple(tensor.shape) for name, tensor in _exported(links, meta, fields)}
-
-
-def _shards(shapes: Shapes, itemsize: int, max_bytes: int) -> dict[str, list[str]]:
+def _shards(outline: Outline, max_bytes: int) -> dict[str, list[str]]:
     """Names of tensors by file."""
     groups: list[list[str]] = [[]]
     room = max_bytes
-    for name, shape in shapes.items():
-        size = prod(shape) * itemsize
-        if size > room and groups[-1]:
+    for name, tensor in outline.items():
+        if tensor.nbytes > room and groups[-1]:
             groups.append([])
             room = max_bytes
         groups[-1].append(name)
-        room -= size
+        room -= tensor.nbytes
     if len(groups) == 1:
         return {SINGLE: groups[0]}
     n = len(groups)
     return {f"model-{i:05d}-of-{n:05d}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def _index(shards: dict[str, list[str]], shapes: Shapes, dtype: torch.dtype) -> dict[str, Any]:
-    elements = sum(map(prod, shapes.values()))
+def _index(shards: dict[str, list[str]], outline: Outline) -> dict[str, Any]:
+    tensors = outline.values()
     return {
-        "metadata": {"total_parameters": elements, "total_size": elements * dtype.itemsize},
+        "metadata": {
+            "total_parameters": sum(tensor.numel() for tensor in tensors),
+            "total_size": sum(tensor.nbytes for tensor in tensors),
+        },
         "weight_map": {name: file for file, names in shards.items() for name in names},
     }
 
 
-def _write(
-    stream: BinaryIO,
-    shapes: Shapes,
-    tensors: Iterator[tuple[str, torch.Tensor]],
-    dtype: torch.dtype,
-) -> None:
+def _write(stream: BinaryIO, outline: Outline, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
     """One safetensors file: length of the header, header, numbers; takes its tensors of `tensors`.
 
     The library's own `save_file` wants all tensors of a file at once.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": shape, "data_offsets": [start, end]}
+    for name, tensor in outline.items():
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8
     stream.write(len(text).to_bytes(8, "little") + text)
-    for name, tensor in islice(tensors, len(shapes)):
-        assert tuple(tensor.shape) == shapes[name], name
-        flat = tensor.to("cpu", dtype).contiguous().flatten()
+    for name, tensor in islice(tensors, len(outline)):
+        assert tensor.shape == outline[name].shape, name
+        flat = tensor.to("cpu", outline[name].dtype).contiguous().flatten()
         stream.write(memoryview(flat.view(torch.uint8).numpy()))
 
 
