@@ -14,13 +14,17 @@ from nanigpt.models.init import Initializer
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * weight` over the last dim (Zhang and Sennrich, 2019)."""
+    """`x / sqrt(mean(x^2) + eps) * weight` over the last dim (Zhang and Sennrich, 2019).
+
+    Args:
+        initializer: of the weight, or None for no weight.
+    """
 
     def __init__(
         self,
         *,
         dim: Annotated[int, tags.Width],
-        initializer: Annotated[Initializer, tags.GainInitializer],
+        initializer: Annotated[Initializer | None, tags.GainInitializer],
         eps: float = 1e-5,
     ):
         super().__init__()
@@ -29,13 +33,15 @@ class RMSNorm(nn.Module):
         self.dim = dim
         self.eps = eps
         self.initializer = initializer
-        self.weight = nn.Parameter(torch.empty(dim, device="meta"))
+        weight = None if initializer is None else nn.Parameter(torch.empty(dim, device="meta"))
+        self.register_parameter("weight", weight)
 
     def initializers(self) -> dict[str, Initializer]:
         return {"weight": self.initializer}
 
     def forward(self, x_D: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x_D, (self.dim,), self.weight.to(x_D.dtype), self.eps)
+        weight = None if self.weight is None else self.weight.to(x_D.dtype)
+        return F.rms_norm(x_D, (self.dim,), weight, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.dim}, eps={self.eps}"

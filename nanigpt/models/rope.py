@@ -46,10 +46,10 @@ class Llama3Scaling:
         high_freq_factor: float = 4.0,
         original_max_positions: int = 8192,
     ):
-        if not 0 < low_freq_factor < high_freq_factor:
+        if not 0 < low_freq_factor <= high_freq_factor:
             raise ValueError(
                 f"low_freq_factor={low_freq_factor}, high_freq_factor={high_freq_factor}: "
-                "expected 0 < low_freq_factor < high_freq_factor"
+                "expected 0 < low_freq_factor <= high_freq_factor"
             )
         self.factor = factor
         self.low_freq_factor = low_freq_factor
@@ -58,8 +58,9 @@ class Llama3Scaling:
 
     def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
         turns_F = self.original_max_positions * frequency_F / (2 * math.pi)
-        kept_F = (turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        kept_F = kept_F.clamp(0.0, 1.0)
+        between = self.high_freq_factor - self.low_freq_factor  # 0 in Llama 4: nothing is blended
+        more_F = turns_F - self.low_freq_factor
+        kept_F = (more_F / between).clamp(0.0, 1.0) if between else (more_F >= 0).float()
         return frequency_F * (kept_F + (1.0 - kept_F) / self.factor)
 
 

@@ -7,14 +7,16 @@ import fiddle as fdl
 import torch
 from torch import nn
 
+from experiments import parts
 from experiments.llama3 import llama3_model
 from experiments.qwen3 import qwen3_model
 from nanigpt.config.build import build
+from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.decoder import Decoder
-from nanigpt.models.huggingface.llama import LLAMA
+from nanigpt.models.huggingface import families
 from nanigpt.models.huggingface.mapping import weights
-from nanigpt.models.huggingface.qwen3 import QWEN3
 from nanigpt.models.init import Constant, initialize, materialize
+from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.rope import Llama3Scaling, YarnScaling
 
 VOCABULARY, POSITIONS = 97, 64
@@ -77,6 +79,57 @@ YARN_UNROUNDED = scaled(
 )
 
 
+def dense(*numbers: int, hidden_dim: int) -> Edit:
+    """Layers that have no experts."""
+
+    def edit(cfg):
+        for i in numbers:
+            cfg.layers[i].feed_forward = parts.feed_forward(
+                dim=cfg.norm.dim, hidden_dim=hidden_dim, output_scale=1.0
+            )
+
+    return edit
+
+
+def gpt_oss_model(*, limit: float = 7.0, **sizes: Any) -> fdl.Config[Decoder]:
+    cfg = qwen3_model(**sizes)
+    biased(*PROJECTIONS)(cfg)
+    for layer in cfg.layers:
+        attention, mixture = layer.attention, layer.feed_forward
+        attention.q_norm = attention.k_norm = None
+        attention.sink = fdl.Config(
+            AttentionSink, n_heads=attention.n_heads, initializer=fdl.Config(Constant, value=0.0)
+        )
+        mixture.router.bias = fdl.Config(Constant, value=0.0)
+        mixture.experts.bias = fdl.Config(Constant, value=0.0)
+        mixture.experts.activation = fdl.Config(ClampedSwiGLU, limit=limit)
+    return cfg
+
+
+def llama4_model(
+    *, unrotated: tuple[int, ...], chunk: int, tuned: bool = True, normed: bool = True, **sizes: Any
+) -> fdl.Config[Decoder]:
+    cfg = qwen3_model(**sizes)
+    for i, layer in enumerate(cfg.layers):
+        attention, mixture = layer.attention, layer.feed_forward
+        attention.q_norm.initializer = attention.k_norm.initializer = None
+        if i in unrotated or not normed:
+            attention.q_norm = attention.k_norm = None
+        if i in unrotated:
+            attention.rope = None
+            attention.temperature = (
+                fdl.Config(AttentionTemperature, floor_scale=8, scale=0.5) if tuned else None
+            )
+        else:
+            attention.chunk = chunk
+        mixture.router.scores, mixture.router.normalize = "sigmoid", False
+        mixture.experts.weighs = "inputs"
+        mixture.shared = parts.feed_forward(
+            dim=sizes["dim"], hidden_dim=sizes["hidden_dim"], output_scale=1.0
+        )
+    return cfg
+
+
 def heads(dim: int, n_heads: int, n_kv_heads: int, head_dim: int, **others: Any) -> dict[str, Any]:
     """Sizes."""
     told = {"dim": dim, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
@@ -84,8 +137,14 @@ def heads(dim: int, n_heads: int, n_kv_heads: int, head_dim: int, **others: Any)
 
 
 # By family: its model as a recipe makes it, and arguments and edits of that by shape.
-FAMILIES = {LLAMA.model_type: LLAMA, QWEN3.model_type: QWEN3}
-MODELS = {"llama": llama3_model, "qwen3": qwen3_model}
+FAMILIES = {family.model_type: family for family in families.FAMILIES}
+MODELS = {
+    "llama": llama3_model,
+    "qwen3": qwen3_model,
+    "qwen3_moe": qwen3_model,
+    "gpt_oss": gpt_oss_model,
+    "llama4_text": llama4_model,
+}
 SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
     "llama": {
         "gqa": ({"dim": 48, "n_heads": 6, "n_kv_heads": 2, "hidden_dim": 80, "n_layers": 3}, ()),
@@ -115,6 +174,48 @@ SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
             (windows(16, None, 16, None), YARN_UNROUNDED),
         ),
         "yarn": (heads(24, 2, 1, 16, hidden_dim=48), (YARN,)),
+    },
+    "qwen3_moe": {
+        "two_of_four": (heads(32, 4, 2, 16, hidden_dim=24, n_experts=4, top_k=2), ()),
+        "tied": (heads(24, 3, 1, 10, hidden_dim=16, n_experts=6, top_k=3, tied=True), (YARN,)),
+        "partly_dense": (
+            heads(40, 2, 2, 8, hidden_dim=20, n_experts=5, top_k=1, n_layers=3),
+            (dense(0, 2, hidden_dim=48), windows(16, 16, 16), biased(*PROJECTIONS)),
+        ),
+    },
+    "gpt_oss": {
+        "alternating": (
+            heads(32, 4, 2, 16, hidden_dim=24, n_experts=4, top_k=2),
+            (windows(16, None), YARN_UNROUNDED),
+        ),
+        "clamped": (
+            heads(24, 3, 1, 8, hidden_dim=32, n_experts=5, top_k=4, n_layers=3, limit=0.3),
+            (windows(None, 7, 7), YARN),
+        ),
+        "unscaled": (
+            heads(40, 2, 2, 10, hidden_dim=16, n_experts=3, top_k=1, tied=True),
+            (windows(9, 9),),
+        ),
+    },
+    "llama4_text": {
+        "scout": (
+            heads(32, 4, 2, 16, hidden_dim=24, n_experts=4, top_k=1, n_layers=4)
+            | {"unrotated": (3,), "chunk": 16},
+            (),
+        ),
+        "maverick": (
+            heads(24, 3, 1, 10, hidden_dim=40, n_experts=3, top_k=1, n_layers=4)
+            | {"unrotated": (1, 3), "chunk": 24, "normed": False},
+            (
+                dense(0, 2, hidden_dim=56),
+                scaled(Llama3Scaling, theta=500.0, factor=4.0, original_max_positions=32),
+            ),
+        ),
+        "two_of_five": (
+            heads(40, 2, 2, 8, hidden_dim=20, n_experts=5, top_k=2, n_layers=2, tied=True)
+            | {"unrotated": (0,), "chunk": 10, "tuned": False},
+            (biased(*PROJECTIONS),),
+        ),
     },
 }
 CASES = [(family, shape) for family, shapes in SHAPES.items() for shape in shapes]

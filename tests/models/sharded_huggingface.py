@@ -2,7 +2,7 @@
 
 Usage: torchrun --nproc-per-node=2 -m tests.models.sharded_huggingface FOLDER fsdp
 
-FOLDER/RECIPE has weights for the tiny recipe; FOLDER/RECIPE.out is written.
+FOLDER/RECIPE_SIZE has weights for the tiny recipe; FOLDER/RECIPE_SIZE.fsdp.out is written.
 """
 
 import sys
@@ -17,12 +17,17 @@ from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.parallel.world import start_world, stop_world
 from tests.support import built_model, tiny
 
-# Untied, and tied with norms of heads.
-RECIPES = {"llama3_debug": "tag:VocabSize=509", "qwen3_debug": "tag:VocabSize=512"}
+# Untied, tied with norms of heads, and experts.
+RECIPES = {
+    "llama3_debug": "tag:VocabSize=509",
+    "qwen3_debug": "tag:VocabSize=512",
+    "qwen3_moe_debug": "tag:VocabSize=512",
+}
 MESHES = {
     "fsdp": [],
     "hsdp": ["fiddler:hsdp(2)"],
     "tp": ["fiddler:tensor_parallel(2)"],
+    "ep": ["fiddler:expert_parallel(2)"],
     "pp": ["fiddler:pipeline(2, '1F1B', 4)"],
     "pp_tp": ["fiddler:pipeline(2, '1F1B', 4)", "fiddler:tensor_parallel(2)"],
 }
@@ -32,6 +37,8 @@ def main(folder: Path, *meshes: str) -> None:
     world = start_world("cpu")
     for recipe, vocabulary in RECIPES.items():
         for mesh in meshes:
+            if mesh == "ep" and "moe" not in recipe:
+                continue
             if "tp" in mesh and vocabulary.endswith("9"):  # a prime number of rows
                 vocabulary = "tag:VocabSize=512"
             cfg = tiny(vocabulary, *MESHES[mesh], recipe=recipe)
@@ -49,8 +56,8 @@ def main(folder: Path, *meshes: str) -> None:
                 if hasattr(parameter, "full_tensor"):
                     parameter = parameter.full_tensor()
                 assert torch.equal(parameter, whole.get_parameter(name)), (mesh, name)
-            if mesh == "fsdp":
-                out = folder / f"{source.name}.out"
+            if mesh in ("fsdp", "ep"):
+                out = folder / f"{source.name}.{mesh}.out"
                 save_pretrained(model, out, max_shard_bytes=100_000, writes=world.is_main)
     stop_world()
 

@@ -8,7 +8,7 @@ import torch
 
 from nanigpt.models.huggingface.llama import LLAMA
 from nanigpt.models.huggingface.mapping import Family, RotaryPairs, Rule
-from nanigpt.models.huggingface.views import Stored
+from nanigpt.models.huggingface.views import Mxfp4, Stored
 from nanigpt.models.rope import RotaryEmbedding
 
 FIELDS = {"head_dim": 10, "rope_dim": 4}
@@ -142,6 +142,27 @@ def test_no_more_is_read_than_a_shard_needs():
     assert file.read == 0
     view.read((slice(2, 3), slice(0, 3), slice(0, 8)))
     assert file.read == 3 * 8
+
+
+def test_parts_of_mxfp4():
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (3, 2, 16), generator=generator, dtype=torch.uint8)
+    scales = torch.randint(120, 134, (3, 2), generator=generator, dtype=torch.uint8)
+    values = [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6]
+    expected = torch.empty(3, 64)
+    for row, column in itertools.product(range(3), range(64)):
+        byte = int(blocks[row, column // 32, column % 32 // 2])
+        code = byte >> 4 if column % 2 else byte % 16
+        expected[row, column] = values[code] * 2.0 ** (int(scales[row, column // 32]) - 127)
+    files = File(blocks), File(scales)
+    view = Mxfp4(*map(Stored, files))
+    assert view.shape == (3, 64)
+    for start, stop in [(0, 64), (0, 1), (5, 33), (31, 32), (32, 64), (40, 47)]:
+        region = (slice(1, 3), slice(start, stop))
+        assert torch.equal(view.read(region), expected[region])
+    files[0].read = 0
+    view.read((slice(0, 1), slice(40, 47)))
+    assert files[0].read == 16
 
 
 def test_a_name_in_two_rules_is_refused():

@@ -7,7 +7,12 @@ from nanigpt.models.huggingface.writer import save_pretrained
 from tests.models.huggingface import randomize
 from tests.support import built_model, succeed, tiny, torchrun
 
-SOURCES = [("llama3_debug", 509), ("llama3_debug", 512), ("qwen3_debug", 512)]
+SOURCES = [
+    ("llama3_debug", 509),
+    ("llama3_debug", 512),
+    ("qwen3_debug", 512),
+    ("qwen3_moe_debug", 512),
+]
 
 
 @pytest.fixture
@@ -23,11 +28,17 @@ def sources(tmp_path):
 
 def test_two_processes_read_their_shards_and_write_the_same_files(sources):
     folder, models = sources
-    succeed(torchrun(2, "-m", "tests.models.sharded_huggingface", str(folder), "fsdp"))
+    succeed(torchrun(2, "-m", "tests.models.sharded_huggingface", str(folder), "fsdp", "ep"))
     written = sorted(folder.glob("*.out"))
-    assert [out.stem for out in written] == ["llama3_debug_509", "qwen3_debug_512"]
+    assert [out.stem for out in written] == [
+        "llama3_debug_509.fsdp",
+        "qwen3_debug_512.fsdp",
+        "qwen3_moe_debug_512.ep",
+        "qwen3_moe_debug_512.fsdp",
+    ]
     for out in written:
-        again = save_pretrained(models[out.stem], folder / "again", max_shard_bytes=100_000)
+        model = models[out.name.split(".")[0]]
+        again = save_pretrained(model, folder / "again", max_shard_bytes=100_000)
         assert len(again) > 5
         assert {file.name: file.read_bytes() for file in again} == {
             file.name: file.read_bytes() for file in out.iterdir()
@@ -37,5 +48,5 @@ def test_two_processes_read_their_shards_and_write_the_same_files(sources):
 
 def test_four_processes_read_their_parts_under_each_mesh(sources):
     folder, _ = sources
-    meshes = ("fsdp", "hsdp", "tp", "pp", "pp_tp")
+    meshes = ("fsdp", "hsdp", "tp", "pp", "pp_tp", "ep")
     succeed(torchrun(4, "-m", "tests.models.sharded_huggingface", str(folder), *meshes))

@@ -5,7 +5,7 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from nanigpt.models.rope import RotaryEmbedding, YarnScaling
+from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding, YarnScaling
 
 # head_dim, theta, original positions, arguments of both: Qwen3's extension to 131,072 positions,
 # GPT-OSS, DeepSeek-V3, and ramps that begin or end outside the frequencies.
@@ -33,6 +33,27 @@ def test_yarn(head_dim, theta, original, arguments):
     torch.testing.assert_close(scaling(theta**-exponent_F, theta), expected_F, atol=0, rtol=1e-6)
     assert scaling.attention_factor == pytest.approx(factor)
     assert not torch.equal(expected_F, theta**-exponent_F), "the case scales nothing"
+
+
+@pytest.mark.parametrize("factor, low, high", [(8.0, 1.0, 4.0), (16.0, 1.0, 1.0)])
+def test_llama3(factor, low, high):
+    """Of Llama 3.1 and of Llama 4, which blends nothing."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": 8192,
+    }
+    config = transformers.LlamaConfig(head_dim=128, rope_parameters=rope)
+    expected_F, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    scaling = Llama3Scaling(factor=factor, low_freq_factor=low, high_freq_factor=high)
+    frequency_F = 500_000.0 ** -(torch.arange(0, 128, 2, dtype=torch.float32) / 128)
+    scaled_F = scaling(frequency_F, 500_000.0)
+    torch.testing.assert_close(scaled_F, expected_F, atol=0, rtol=1e-5)
+    blended_F = (scaled_F < 0.999 * frequency_F) & (scaled_F > 1.001 * frequency_F / factor)
+    assert blended_F.any() == (low < high)
 
 
 def test_the_attention_factor_multiplies_what_is_rotated():

@@ -3,6 +3,7 @@
     mapping.py   what a family consists of: rules between their names and ours
     rules.py     rules that families have in common
     fields.py    what config.json says, beside what our modules say
+    mixtures.py  the same of mixtures of experts
     llama.py     a family
     families.py  all of them
     views.py     tensors of which only the needed part is read

@@ -157,6 +157,21 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """A model of which a family's is a part, as one that also sees has a text model.
+
+    Args:
+        model_type: as in config.json.
+        field: of config.json, that describes the part.
+        prefix: of names of the part's tensors.
+    """
+
+    model_type: str
+    field: str
+    prefix: str
+
+
+@dataclass(frozen=True)
 class Family:
     """Models that `transformers` has under one name.
 
@@ -169,6 +184,7 @@ class Family:
         normalized: a config.json in the form of `fields`, with what it may leave out, whichever
             version of transformers wrote it.
         ignored: their tensors without a counterpart, such as buffers that are derived.
+        whole: a model of which such models may be read as a part.
     """
 
     model_type: str
@@ -177,6 +193,7 @@ class Family:
     fields: Callable[[Decoder], dict[str, Any]]
     normalized: Callable[[dict[str, Any]], dict[str, Any]]
     ignored: tuple[str, ...] = ()
+    whole: Whole | None = None
 
     def __post_init__(self):
         for a, b in itertools.combinations(self.rules, 2):

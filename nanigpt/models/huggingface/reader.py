@@ -17,8 +17,8 @@ from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
-from nanigpt.models.huggingface.mapping import Family, Link, named_weights, weights
-from nanigpt.models.huggingface.views import Region, Stored
+from nanigpt.models.huggingface.mapping import Family, Link, Whole, named_weights, weights
+from nanigpt.models.huggingface.views import Mxfp4, Region, Stored, Transposed, View
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -28,6 +28,9 @@ _ROWS = 4096  # compared at a time
 
 class Folder:
     """config.json and tensors of a folder that `save_pretrained` of transformers wrote.
+
+    Attributes:
+        quantization: the method, such as "mxfp4", or None.
 
     Raises:
         UsageError: a file is missing or damaged.
@@ -40,16 +43,37 @@ class Folder:
         self.config = self._json("config.json")
         handles = {name: self._open(name) for name in self._files()}
         self._holder = {name: f for f in handles.values() for name in f.keys()}  # noqa: SIM118
+        self._prefix = ""
+        told = self.config.get("quantization_config")
+        self.quantization = None if told is None else told.get("quant_method", "unknown")
+
+    def narrow(self, whole: Whole | None) -> None:
+        """Leaves the part that a family knows, if the folder has the whole."""
+        if whole is not None and self.config.get("model_type") == whole.model_type:
+            self.config = self.config.get(whole.field) or {}
+            self._prefix = whole.prefix
 
     @cached_property
     def names(self) -> set[str]:
-        return set(self._holder)
+        """Those of a quantised tensor's parts are one."""
+        found = {n.removeprefix(self._prefix) for n in self._holder if n.startswith(self._prefix)}
+        if self.quantization == "mxfp4":
+            found = {n.removesuffix("_blocks") for n in found if not n.endswith("_scales")}
+        return found
 
-    def tensor(self, name: str) -> Stored:
-        return Stored(self._holder[name].get_slice(name))
+    def tensor(self, name: str) -> View:
+        if self._prefix + name in self._holder:
+            return Stored(self._slice(name))
+        # Rows are what is multiplied with, where the tensor without quantisation has columns.
+        parts = (Stored(self._slice(f"{name}_{part}")) for part in ("blocks", "scales"))
+        return Transposed(Mxfp4(*parts))
 
     def dtype(self, name: str) -> str:
-        return self._holder[name].get_slice(name).get_dtype()
+        quantized = self._prefix + name not in self._holder
+        return "F32" if quantized else self._slice(name).get_dtype()
+
+    def _slice(self, name: str) -> Any:
+        return self._holder[self._prefix + name].get_slice(self._prefix + name)
 
     def _files(self) -> list[str]:
         if not (self.path / INDEX).is_file():
@@ -97,6 +121,7 @@ class Pretrained:
     def __init__(self, path: str | Path, model: Decoder):
         family = family_of(model)
         self._folder = Folder(path)
+        self._folder.narrow(family.whole)
         self._shapes = {name: tuple(weight.shape) for name, weight in weights(model).items()}
         self._fields = family.fields(model)
         links, _ = family.links(self._shapes)
@@ -133,6 +158,11 @@ def _problems(
     links: list[Link],
     shapes: dict[str, tuple[int, ...]],
 ) -> Iterator[str]:
+    if folder.quantization not in (None, "mxfp4"):
+        yield (
+            f"config.json has quantization_config with quant_method={folder.quantization!r}: "
+            "expected weights that are not quantised, or mxfp4"
+        )
     kind = folder.config.get("model_type")
     if kind != family.model_type:
         yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"

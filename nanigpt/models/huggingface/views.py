@@ -12,6 +12,8 @@ import torch
 
 Region = tuple[slice, ...]
 
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of FP4, whose first bit is the sign
+
 
 class View(Protocol):
     """A tensor that is not in memory."""
@@ -111,3 +113,34 @@ class Reordered:
         wanted = self.order[region[0]]
         first, last = int(wanted.min()), int(wanted.max())
         return self.base.read((slice(first, last + 1), *region[1:]))[wanted - first]
+
+
+@dataclass(frozen=True)
+class Mxfp4:
+    """Rows of 4-bit numbers, of which 32 share a scale (OCP Microscaling Formats, 2023).
+
+    Args:
+        blocks: [..., n, 16] bytes of two numbers each, the lower half first.
+        scales: [..., n] exponents of 2, plus 127.
+    """
+
+    blocks: View
+    scales: View
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        *outer, n, size = self.blocks.shape
+        return (*outer, 2 * n * size)
+
+    def read(self, region: Region) -> torch.Tensor:
+        *outer, columns = region
+        size = self.blocks.shape[-1]
+        first, last = columns.start // (2 * size), -(-columns.stop // (2 * size))
+        blocks = self.blocks.read((*outer, slice(first, last), slice(0, size)))
+        scales = self.scales.read((*outer, slice(first, last)))
+        codes = torch.stack([blocks & 0b1111, blocks >> 4], dim=-1).flatten(-2)
+        values = torch.tensor(_MAGNITUDES)[(codes & 0b111).int()]
+        values = torch.where(codes >= 0b1000, -values, values)
+        values = torch.ldexp(values, (scales.int() - 127).unsqueeze(-1)).flatten(-2)
+        before = 2 * size * first
+        return values[..., columns.start - before : columns.stop - before]

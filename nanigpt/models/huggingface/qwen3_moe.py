@@ -1,0 +1,100 @@
+"""Qwen3, the mixtures of experts: `Qwen3MoeForCausalLM`.
+
+In files each expert has tensors of its own. Layers may be dense; all have one sliding window, or
+none.
+"""
+
+from typing import Any
+
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface import rules
+from nanigpt.models.huggingface.fields import (
+    alike,
+    attention_fields,
+    attentions,
+    completed,
+    decoder_fields,
+    feed_forward_fields,
+    rope_fields,
+)
+from nanigpt.models.huggingface.mapping import Family, Rule
+from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
+from nanigpt.models.moe.activation import SwiGLU
+
+_OURS, _THEIRS = f"{rules.LAYER}.feed_forward", f"{rules.THEIR_LAYER}.mlp"
+
+EXPERTS = (
+    Rule(f"{_OURS}.router.weight", f"{_THEIRS}.gate.weight"),
+    Rule(f"{_OURS}.experts.w1", f"{_THEIRS}.experts.{{e}}.gate_proj.weight"),
+    Rule(f"{_OURS}.experts.w3", f"{_THEIRS}.experts.{{e}}.up_proj.weight"),
+    Rule(f"{_OURS}.experts.w2", f"{_THEIRS}.experts.{{e}}.down_proj.weight"),
+)
+
+
+def fields(model: Decoder) -> dict[str, Any]:
+    layers = attentions(model, has=("q_norm", "k_norm"), may_have=("window",))
+    norms = [norm for layer in layers for norm in (layer.q_norm, layer.k_norm)]
+    mixtures, dense = mixtures_and_dense(model)
+    window = alike("attention.window", [layer.visibility.window for layer in layers])
+    normalize = [mixture.router.normalize for mixture in mixtures.values()]
+    return {
+        **decoder_fields(model, norms=norms),
+        **attention_fields(layers),
+        **rope_fields(layers),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        **mixture_fields(
+            mixtures,
+            n_experts="num_experts",
+            hidden_dim="moe_intermediate_size",
+            activation=SwiGLU,
+            also={"router.scores": "softmax"},
+        ),
+        "norm_topk_prob": alike("router.normalize", normalize),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(dense),
+        **(feed_forward_fields(list(dense.values())) if dense else {}),
+    }
+
+
+def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    heads = config.get("num_attention_heads", 32)
+    found = completed(
+        config,
+        num_attention_heads=heads,
+        num_key_value_heads=4,
+        head_dim=config.get("hidden_size", 2048) // heads,
+        hidden_act="silu",
+        rms_norm_eps=1e-6,
+        attention_bias=False,
+        tie_word_embeddings=False,
+        rope_theta=10_000.0,
+        use_sliding_window=False,
+        sliding_window=4096,
+        num_experts=config.get("num_local_experts", 128),
+        moe_intermediate_size=768,
+        num_experts_per_tok=8,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        intermediate_size=6144,
+    )
+    window = found["sliding_window"] if found["use_sliding_window"] else None
+    only, step = found["mlp_only_layers"], found["decoder_sparse_step"]
+    dense = [i for i in range(found["num_hidden_layers"]) if i in only or (i + 1) % step]
+    return {
+        **found,
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": dense,
+    }
+
+
+QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    rules=(*rules.FRAME, *rules.HEAD_NORMS, *rules.attention(), *rules.feed_forward(), *EXPERTS),
+    fields=fields,
+    normalized=normalized,
+)
