@@ -50,9 +50,9 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
         model, lr=1e-3, global_batch_size=8, steps=STEPS, warmup_steps=1, sequence_length=32
     )
     if name == "experts":
-        # Of all choices of experts in the run, the closest is one of scores 1e-4 apart: with most
+        # Of all choices of experts in the run, the closest is one of scores 7e-5 apart: with most
         # seeds there is one that rounding decides.
-        cfg.seed = 35
+        cfg.seed = 45
     cfg.max_grad_norm = 1e9  # clipping would hide a wrong scale
     cfg.evaluation.n_sequences = 6
     cfg.sampler.max_new_tokens = 6
