@@ -41,6 +41,9 @@ BOUNDS = {
     "bf16": {"loss": 1e-2, "gradient": 0.25},
 }
 
+# These take long, and are left to the deeper tier.
+DEEP = ("experts tp2 recompute compile", "experts ep2 fsdp2 tp2")
+
 # Ranks -> case -> fiddlers and settings.
 CASES: dict[int, dict[str, list[str]]] = {
     2: {
