@@ -16,6 +16,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from nanigpt.config.build import build
+from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.checkpoint import Progress
 from tests.parallel.families import FAMILIES, RECOMPUTE, STEPS, debug_run, family
@@ -173,9 +174,19 @@ def train(cfg: fdl.Config, world: World) -> dict:
         for key in ("loss", "grad_norm"):
             seen[key].append(row[key].item())
         seen["load"].append({k: v.tolist() for k, v in row.items() if k not in seen})
+    assert_aliases(parallel.model)
     seen["evaluation"] = trainer.evaluate(parallel)["val_loss"]
     seen["text"] = trainer.sampler.run(parallel.model, trainer.data.tokenizer, shorten=True)
     return seen
+
+
+def assert_aliases(model: torch.nn.Module) -> None:
+    """What was one tensor when the model was built is one tensor after all that was done to it."""
+    if isinstance(model.head, TiedHead) and model.embedding is not None:
+        assert model.head.weight is model.embedding.weight
+    ropes = [layer.attention.rope for layer in model.layers if layer is not None]
+    tables = {rope.cos_sin_2MF.data_ptr() for rope in ropes if rope is not None}
+    assert len(tables) == 1 and not any(rope.cos_sin_2MF.is_meta for rope in ropes if rope)
 
 
 def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
