@@ -34,10 +34,20 @@ def residual_scale(n_layers: int, init_scale: float = 1.0) -> float:
     return init_scale / math.sqrt(2 * n_layers)
 
 
-def linear(in_dim: int, out_dim: int, scale: float = 1.0) -> fdl.Config[Linear]:
-    """A projection without bias."""
+def linear(
+    in_dim: int, out_dim: int, scale: float = 1.0, *, bias: bool = False
+) -> fdl.Config[Linear]:
+    """A projection; its bias, if it has one, starts at 0."""
     initializer = fdl.Config(FanInNormal, scale=scale)
-    return fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
+    cfg = fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
+    if bias:
+        cfg.bias = zero()
+    return cfg
+
+
+def zero() -> fdl.Config[Constant]:
+    """Where biases start."""
+    return fdl.Config(Constant, value=0.0)
 
 
 def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
@@ -53,6 +63,7 @@ def attention(
     head_dim: int,
     output_scale: float,
     init_scale: float = 1.0,
+    bias: bool = False,
     **arguments: Any,
 ) -> fdl.Config[Attention]:
     """Attention with its four projections; `arguments` are further ones of `Attention`."""
@@ -61,10 +72,10 @@ def attention(
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
-        wq=linear(dim, n_heads * head_dim, init_scale),
-        wk=linear(dim, n_kv_heads * head_dim, init_scale),
-        wv=linear(dim, n_kv_heads * head_dim, init_scale),
-        wo=linear(n_heads * head_dim, dim, output_scale),
+        wq=linear(dim, n_heads * head_dim, init_scale, bias=bias),
+        wk=linear(dim, n_kv_heads * head_dim, init_scale, bias=bias),
+        wv=linear(dim, n_kv_heads * head_dim, init_scale, bias=bias),
+        wo=linear(n_heads * head_dim, dim, output_scale, bias=bias),
         **arguments,
     )
 

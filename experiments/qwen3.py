@@ -109,7 +109,7 @@ def qwen3_debug() -> fdl.Config[Trainer]:
 
 @recipe
 def qwen3_moe_debug() -> fdl.Config[Trainer]:
-    """9 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores."""
+    """11 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores."""
     return _debug(n_layers=4, n_heads=8, n_kv_heads=4, hidden_dim=192, n_experts=16, top_k=4)
 
 

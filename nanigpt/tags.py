@@ -74,7 +74,7 @@ class BiasInitializer(Tag):
 
 
 class GainInitializer(Tag):
-    """Initial value of a normalisation's gain."""
+    """Initial value of a normalisation's gain; None for no gain."""
 
 
 class SinkInitializer(Tag):

@@ -4,6 +4,7 @@ import fiddle as fdl
 import pytest
 import torch
 
+from nanigpt.config.flag import compose
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.generate import generate
 from nanigpt.models.init import Constant
@@ -39,6 +40,8 @@ def positions_by_attention(cfg):
 KINDS = {
     "llama3_debug": [],
     "qwen3_debug": [],
+    "llama4_debug": [],
+    "gpt_oss_debug": [],
     "window": [layers(window=6)],
     "chunk": [layers(chunk=9)],
     "sink": [sinks, layers(window=6)],
@@ -48,7 +51,10 @@ KINDS = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def model(request):
-    cfg = tiny(recipe=request.param if request.param.endswith("debug") else "llama3_debug")
+    if request.param in ("llama4_debug", "gpt_oss_debug"):  # whole, for all kinds of layers
+        cfg = compose([f"config:{request.param}", "tag:SequenceLength=64", "tag:VocabSize=512"])
+    else:
+        cfg = tiny(recipe=request.param if request.param.endswith("debug") else "llama3_debug")
     for edit in KINDS[request.param]:
         edit(cfg)
     model = built_model(cfg)

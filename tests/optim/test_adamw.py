@@ -1,8 +1,12 @@
 """AdamW against its equations, and the decay of matrices only."""
 
+import re
+
 import torch
 
-from nanigpt.optim.adamw import adamw
+from nanigpt.config.build import build
+from nanigpt.config.flag import compose
+from nanigpt.optim.adamw import adamw, parameter_groups
 
 
 def test_two_steps_by_hand():
@@ -35,3 +39,22 @@ def test_frozen_parameters_are_left_out():
     trained = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = adamw([("a", frozen), ("b", trained)])
     assert [p for group in optimizer.param_groups for p in group["params"]] == [trained]
+
+
+def test_biases_of_experts_are_no_matrices():
+    """They are stacked, and so have two dims."""
+    model = build(compose(["config:gpt_oss_debug"]).model)
+    decays = {
+        re.sub(r"^layers\.\d+\.", "", name): group["weight_decay"]
+        for group in parameter_groups(model.named_parameters(), 0.1)
+        for name, _ in group["params"]
+    }
+    decayed = {name for name, decay in decays.items() if decay}
+    assert decayed == {
+        "embedding.weight",
+        "head.weight",
+        *(f"attention.w{x}.weight" for x in "qkvo"),
+        "feed_forward.router.weight",
+        *(f"feed_forward.experts.w{i}" for i in (1, 2, 3)),
+    }
+    assert decays["feed_forward.experts.bias1"] == decays["feed_forward.router.bias"] == 0

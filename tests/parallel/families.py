@@ -12,6 +12,7 @@ from experiments.qwen3 import qwen3_model
 from nanigpt.config.flag import compose
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.init import TruncatedNormal
+from nanigpt.models.norm import RMSNorm
 
 STEPS = 5
 
@@ -72,6 +73,7 @@ def local_model(**sizes: object) -> fdl.Config:
     window, chunk, global_, both = (layer.attention for layer in model.layers)
     window.window = 5
     chunk.chunk = 12
+    chunk.q_norm, chunk.k_norm = (fdl.Config(RMSNorm, dim=8, initializer=None) for _ in range(2))
     global_.rope = None
     global_.temperature = fdl.Config(AttentionTemperature, scale=1.0, floor_scale=4)
     both.window, both.chunk = 11, 16

@@ -1,0 +1,168 @@
+"""GPT-OSS: the model as a DAG, and recipes at the published sizes.
+
+All sizes, windows, RoPE and what experts compute: gpt-oss-120b & gpt-oss-20b Model Card (OpenAI,
+2025), section 2, `config.json` of openai/gpt-oss-20b and openai/gpt-oss-120b on the Hugging Face
+hub, and transformers' `GptOssConfig`, whose defaults are those of the larger one.
+
+Sequences have the 4096 tokens that YaRN stretches to the model's 131,072 positions. Learning rates,
+batch sizes and how biases and sinks start are not published: the first are usual ones for each
+size, the others start at 0.
+"""
+
+from typing import Any
+
+import fiddle as fdl
+import torch
+
+from experiments import parts
+from experiments.pretraining import debugging, pretraining
+from nanigpt.config.registry import recipe
+from nanigpt.models.attention import Attention
+from nanigpt.models.attention_extras import AttentionSink
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.moe.activation import ClampedSwiGLU
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.rope import RotaryEmbedding, YarnScaling
+from nanigpt.training.trainer import Trainer
+
+FAMILY = "GPT-OSS"
+
+
+def gpt_oss_model(
+    *,
+    n_layers: int,
+    n_experts: int,
+    top_k: int = 4,
+    dim: int = 2880,
+    n_heads: int = 64,
+    n_kv_heads: int = 8,
+    head_dim: int = 64,
+    hidden_dim: int = 2880,
+    window: int = 128,
+    vocab_size: int = 201_088,
+    sequence_length: int = 131_072,
+    rope_scaling_factor: float = 32.0,
+    original_max_positions: int = 4096,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> fdl.Config[Decoder]:
+    """The decoder as a DAG: attention has biases and sinks, and so have routers and experts biases.
+
+    The first layer, and then every other one, sees a window. Weights of a token's experts are a
+    softmax over their scores alone, which is that over all scores, made to sum to 1.
+
+    Args:
+        hidden_dim: of each expert.
+        original_max_positions: that YaRN multiplies by `rope_scaling_factor`.
+
+    How weights start, and why, is told in `experiments/parts.py`.
+    """
+    output_scale = parts.residual_scale(n_layers)
+    rope = fdl.Config(
+        RotaryEmbedding,
+        head_dim=head_dim,
+        max_sequence_length=sequence_length,
+        theta=150_000.0,
+        scaling=fdl.Config(
+            YarnScaling,
+            factor=rope_scaling_factor,
+            original_max_positions=original_max_positions,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+        ),
+    )
+
+    def attention(**kind: Any) -> fdl.Config[Attention]:
+        return parts.attention(
+            dim=dim,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            output_scale=output_scale,
+            bias=True,
+            rope=rope,
+            sink=fdl.Config(AttentionSink, n_heads=n_heads, initializer=parts.zero()),
+            **kind,
+        )
+
+    def mixture() -> fdl.Config[MixtureOfExperts]:
+        activation = fdl.Config(ClampedSwiGLU, alpha=1.702, limit=7.0)
+        return parts.mixture_of_experts(
+            dim=dim,
+            n_experts=n_experts,
+            top_k=top_k,
+            hidden_dim=hidden_dim,
+            output_scale=output_scale,
+            scores="softmax",
+            normalize=True,
+            bias=parts.zero(),
+            experts={"bias": parts.zero(), "activation": activation},
+        )
+
+    def block(i: int) -> fdl.Config[TransformerBlock]:
+        return fdl.Config(
+            TransformerBlock,
+            attention_norm=parts.norm(dim),
+            attention=attention(window=window) if i % 2 == 0 else attention(),
+            feed_forward_norm=parts.norm(dim),
+            feed_forward=mixture(),
+        )
+
+    return parts.decoder(
+        layers=[block(i) for i in range(n_layers)],
+        norm=parts.norm(dim),
+        dim=dim,
+        vocab_size=vocab_size,
+        tied=False,
+        compute_dtype=compute_dtype,
+    )
+
+
+@recipe
+def gpt_oss_debug() -> fdl.Config[Trainer]:
+    """9 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores.
+
+    Windows are shorter than sequences, and YaRN starts from the sequences that it trains on.
+    """
+    model = gpt_oss_model(
+        n_layers=4,
+        n_experts=16,
+        dim=256,
+        n_heads=16,
+        n_kv_heads=4,
+        head_dim=32,
+        hidden_dim=128,
+        window=32,
+        vocab_size=2048,
+        sequence_length=256,
+        rope_scaling_factor=2.0,
+        original_max_positions=128,
+        compute_dtype=torch.float32,
+    )
+    return debugging(model, steps=600)
+
+
+@recipe
+def gpt_oss_20b() -> fdl.Config[Trainer]:
+    """gpt-oss-20b: 20.9 B parameters, of which a token uses 3.6 B."""
+    model = gpt_oss_model(n_layers=24, n_experts=32)
+    return _pretraining(model, lr=4e-4, global_batch_size=1024)
+
+
+@recipe
+def gpt_oss_120b() -> fdl.Config[Trainer]:
+    """gpt-oss-120b: 117 B parameters, of which a token uses 5.1 B."""
+    model = gpt_oss_model(n_layers=36, n_experts=128)
+    return _pretraining(model, lr=3e-4, global_batch_size=2048)
+
+
+def _pretraining(
+    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
+) -> fdl.Config[Trainer]:
+    return pretraining(
+        model,
+        lr=lr,
+        global_batch_size=global_batch_size,
+        local_batch_size=1,
+        sequence_length=4096,
+    )

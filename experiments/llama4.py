@@ -1,0 +1,162 @@
+"""Llama 4: text models as a DAG, and recipes at the published sizes.
+
+Layers, heads, widths, experts, vocabulary, chunks, norms and temperature: `config.json`
+(`text_config`) of meta-llama/Llama-4-Scout-17B-16E and Llama-4-Maverick-17B-128E on the Hugging
+Face hub, and the defaults of transformers' `Llama4TextConfig`, which are Scout's. RoPE is scaled in
+Scout alone, by 16 where wavelengths exceed 8192 positions: `models/llama4/args.py` of
+meta-llama/llama-models. The model has the 262,144 positions of the base models; those that were
+taught to follow instructions have more.
+
+Sequences have 8192 tokens, one chunk. Learning rates and batch sizes are not published: those here
+are usual ones for the size.
+"""
+
+import fiddle as fdl
+import torch
+
+from experiments import parts
+from experiments.pretraining import debugging, pretraining
+from nanigpt.config.registry import recipe
+from nanigpt.models.attention import Attention
+from nanigpt.models.attention_extras import AttentionTemperature
+from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.norm import RMSNorm
+from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
+from nanigpt.training.trainer import Trainer
+
+FAMILY = "Llama 4"
+
+
+def llama4_model(
+    *,
+    n_experts: int,
+    mixture_interval: int,
+    qk_norm: bool,
+    rope_scaling_factor: float | None = None,
+    dim: int = 5120,
+    n_layers: int = 48,
+    n_heads: int = 40,
+    n_kv_heads: int = 8,
+    head_dim: int = 128,
+    hidden_dim: int = 8192,
+    dense_hidden_dim: int = 16_384,
+    chunk: int = 8192,
+    vocab_size: int = 202_048,
+    sequence_length: int = 262_144,
+    compute_dtype: torch.dtype = torch.bfloat16,
+) -> fdl.Config[Decoder]:
+    """The decoder as a DAG, of layers of several kinds.
+
+    Every fourth layer sees all that came before, and knows no positions, but for a temperature; the
+    others have RoPE and see their chunk. A token goes through one expert, whose weight multiplies
+    what goes in, and through one that all share.
+
+    Args:
+        mixture_interval: every so many layers, one is a mixture of experts; 1 is all of them.
+        qk_norm: normalise heads of queries and keys in layers with RoPE. The published models do so
+            after RoPE, these before it, which is the same: without a gain for each feature, a norm
+            changes lengths alone, and RoPE directions alone.
+        hidden_dim: of each expert, and of the shared one.
+        dense_hidden_dim: of layers without experts.
+        chunk: positions, also of one step of the temperature.
+
+    How weights start, and why, is told in `experiments/parts.py`.
+    """
+    output_scale = parts.residual_scale(n_layers)
+    rope = fdl.Config(
+        RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
+    )
+    if rope_scaling_factor is not None:
+        rope.scaling = fdl.Config(Llama3Scaling, factor=rope_scaling_factor, high_freq_factor=1.0)
+
+    def attention(*, local: bool) -> fdl.Config[Attention]:
+        kind: dict[str, object] = {"rope": rope, "chunk": chunk}
+        if not local:
+            temperature = fdl.Config(AttentionTemperature, scale=0.1, floor_scale=chunk)
+            kind = {"rope": None, "temperature": temperature}
+        elif qk_norm:
+            for name in ("q_norm", "k_norm"):
+                kind[name] = fdl.Config(RMSNorm, dim=head_dim, initializer=None, eps=1e-5)
+        return parts.attention(
+            dim=dim,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            output_scale=output_scale,
+            **kind,
+        )
+
+    def feed_forward(*, mixture: bool) -> fdl.Config[FeedForward | MixtureOfExperts]:
+        if not mixture:
+            return parts.feed_forward(
+                dim=dim, hidden_dim=dense_hidden_dim, output_scale=output_scale
+            )
+        return parts.mixture_of_experts(
+            dim=dim,
+            n_experts=n_experts,
+            top_k=1,
+            hidden_dim=hidden_dim,
+            shared_dim=hidden_dim,
+            output_scale=output_scale,
+            scores="sigmoid",
+            experts={"weighs": "inputs"},
+        )
+
+    def block(i: int) -> fdl.Config[TransformerBlock]:
+        return fdl.Config(
+            TransformerBlock,
+            attention_norm=parts.norm(dim),
+            attention=attention(local=(i + 1) % 4 != 0),
+            feed_forward_norm=parts.norm(dim),
+            feed_forward=feed_forward(mixture=(i + 1) % mixture_interval == 0),
+        )
+
+    return parts.decoder(
+        layers=[block(i) for i in range(n_layers)],
+        norm=parts.norm(dim),
+        dim=dim,
+        vocab_size=vocab_size,
+        tied=False,
+        compute_dtype=compute_dtype,
+    )
+
+
+@recipe
+def llama4_debug() -> fdl.Config[Trainer]:
+    """8 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores.
+
+    Each kind of layer is there, and chunks are shorter than sequences.
+    """
+    model = llama4_model(
+        n_experts=8,
+        mixture_interval=2,
+        qk_norm=True,
+        dim=256,
+        n_layers=4,
+        n_heads=8,
+        n_kv_heads=4,
+        head_dim=32,
+        hidden_dim=384,
+        dense_hidden_dim=768,
+        chunk=32,
+        vocab_size=2048,
+        sequence_length=256,
+        compute_dtype=torch.float32,
+    )
+    return debugging(model, steps=600)
+
+
+@recipe
+def llama4_scout() -> fdl.Config[Trainer]:
+    """Llama 4 Scout (17B-16E): 108 B parameters, of which a token uses 17 B."""
+    model = llama4_model(n_experts=16, mixture_interval=1, qk_norm=True, rope_scaling_factor=16.0)
+    return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)
+
+
+@recipe
+def llama4_maverick() -> fdl.Config[Trainer]:
+    """Llama 4 Maverick (17B-128E): 400 B parameters, of which a token uses 17 B."""
+    model = llama4_model(n_experts=128, mixture_interval=2, qk_norm=False)
+    return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)
