@@ -8,14 +8,29 @@ import sys
 from pathlib import Path
 
 import fiddle as fdl
+import pytest
 
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
+from nanigpt.config.registry import recipes
 from nanigpt.models.init import initialize, materialize
 from nanigpt.parallel.world import start_world
 from nanigpt.training.run_directory import RunDirectory
 
+# Of each family the small one, and of full size the one that builds soonest.
+SOON = ("llama3_1b", "llama3_8b_on_8", "qwen3_0_6b", "qwen3_30b_a3b", "deepseek_v3_16b")
+SOON += ("llama4_scout", "gpt_oss_20b")
+
 TINY = ("config:llama3_debug", "fiddler:debug_scale")
+
+
+def each_recipe() -> list:
+    """Parameters of a test of all recipes; those that differ in size only are in the deeper tier."""
+
+    def marks(name: str) -> list:
+        return [] if name in SOON or name.endswith("_debug") else [pytest.mark.slow]
+
+    return [pytest.param(name, marks=marks(name)) for name in recipes()]
 
 
 def tiny(*edits: str, recipe: str = "llama3_debug") -> fdl.Config:

@@ -12,11 +12,11 @@ from nanigpt.config import registry
 from nanigpt.config.build import build, check
 from nanigpt.config.check import collect_build, problems
 from nanigpt.config.flag import compose
-from nanigpt.config.registry import recipes
 from nanigpt.config.sizes import sizes
 from nanigpt.errors import UsageError
 from nanigpt.models.norm import RMSNorm
 from tests.config.components import Anything, Defaults, Part, Parts, Whole, pair, whole
+from tests.support import each_recipe
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -33,7 +33,7 @@ class Layer(torch.nn.Module):
         self.norm = norm
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", each_recipe())
 def test_no_recipe_has_a_problem(name):
     cfg = compose([f"config:{name}"])
     assert problems(cfg) == []

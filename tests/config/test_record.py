@@ -13,15 +13,15 @@ import torch
 
 from nanigpt.config import names
 from nanigpt.config.check import problems
+from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
 from nanigpt.config.record import differences, dump, load
-from nanigpt.config.registry import recipes
 from nanigpt.config.run_config import choose_run, claim_run, load_run
 from nanigpt.config.show import render
 from nanigpt.errors import UsageError
 from nanigpt.models.linear import Linear
 from tests.config.components import Anything, Color, Part, Point, Side, pair, whole
-from tests.support import tiny
+from tests.support import each_recipe, tiny
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def tests_allowed(monkeypatch):
     monkeypatch.setattr(names, "extension_packages", lambda: known | {"tests"})
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", each_recipe())
 def test_every_recipe_loads_back_equal(name, tmp_path):
     cfg = compose([f"config:{name}"])
     path = tmp_path / "config.json"
@@ -41,8 +41,9 @@ def test_every_recipe_loads_back_equal(name, tmp_path):
     layers = loaded.model.layers
     ropes = [layer.attention.rope for layer in layers if layer.attention.rope is not None]
     assert len({id(rope) for rope in ropes}) == 1
-    assert len({id(layer.attention.wq) for layer in layers}) == len(layers)
+    assert len({id(layer.attention.wo) for layer in layers}) == len(layers)
     assert dump(loaded) == dump(cfg)
+    assert fingerprint(loaded) == fingerprint(cfg)
 
 
 def test_callables_and_dtypes_are_recorded(tmp_path):

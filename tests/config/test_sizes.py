@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from nanigpt.config.flag import compose
-from nanigpt.config.registry import recipes
 from nanigpt.config.sizes import n_parameters, sizes
 from nanigpt.errors import UsageError
 from tests.config.components import whole
+from tests.support import each_recipe
 
 
 class Pair(torch.nn.Module):
@@ -52,7 +52,7 @@ def test_what_is_shared_counts_once():
     assert n_parameters([found[id(shared)]] * 5) == 1_000_000 * 1_000_001
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", each_recipe())
 def test_recipes_agree_with_their_models(name):
     cfg = compose([f"config:{name}"])
     assert n_parameters([sizes(cfg)[id(cfg)]]) == fdl.build(cfg.model).n_parameters()

@@ -13,16 +13,16 @@ from nanigpt.config.diff import render as render_diff
 from nanigpt.config.edit import to_fiddler
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
-from nanigpt.config.registry import recipes
 from nanigpt.config.show import render
 from nanigpt.errors import UsageError
 from tests.config.components import Color, Part, Whole, whole
 from tests.config.dags import tags_of
 from tests.config.signatures import Variadic
 from tests.config.test_fuzz import canonical, execute
+from tests.support import each_recipe
 
 
-@pytest.mark.parametrize("recipe", recipes())
+@pytest.mark.parametrize("recipe", each_recipe())
 def test_every_recipe_is_rebuilt(recipe):
     cfg = compose([f"config:{recipe}"])
     rebuilt = execute(render(cfg, format="python"), "config")()

@@ -11,7 +11,7 @@ from nanigpt import tags
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
-from tests.support import built_model, tiny
+from tests.support import built_model, each_recipe, tiny
 
 PARAMETERS = {
     "llama3_debug": 6_163_712,
@@ -49,14 +49,14 @@ def test_each_recipe_has_a_published_size():
     assert set(recipes()) == set(PARAMETERS)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", each_recipe())
 def test_parameter_count(name):
     model = build(compose([f"config:{name}"])).model
     assert model.n_parameters() == PARAMETERS[name]
     assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", each_recipe())
 def test_first_loss_is_near_that_of_a_uniform_guess(name):
     cfg = tiny(recipe=name)
     vocab_size = cfg.model.embedding.vocab_size
