@@ -19,6 +19,7 @@ from nanigpt.config.flag import define_config_flag
 from nanigpt.config.run_config import claim_run
 from nanigpt.data.tokenizer import ByteTokenizer
 from nanigpt.errors import UsageError
+from nanigpt.models.huggingface.mapping import left_out
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.huggingface.writer import check_vacant, save_pretrained
 from nanigpt.parallel.world import start_world
@@ -93,6 +94,8 @@ def _take_over(values: flags.FlagValues) -> int:
                 tokenizer,
             )
         print(f"{directory.path} is at step 0 with the weights of {values.from_hf}")
+        if own := left_out(trainer.model):
+            print(f"not read: {len(own)} weights of multi_token, which begin as in a new run")
     return 0
 
 
@@ -117,4 +120,6 @@ def _give(values: flags.FlagValues) -> int:
     if world.is_main:
         names = ", ".join(file.name for file in files)
         print(f"step {progress.step} of {values.run} is in {values.to_hf}: {names}")
+        if own := left_out(parallel.model):
+            print(f"not written: {len(own)} weights of multi_token, which transformers has not")
     return 0

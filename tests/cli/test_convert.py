@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from nanigpt.cli import convert
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
 from nanigpt.config.run_config import load_run
@@ -149,6 +150,31 @@ def test_what_is_there_is_kept(tmp_path, capsys):
     assert "holds a run already; expected a new directory" in capsys.readouterr().err
     assert main(["convert", f"--run={run}", f"--to_hf={tmp_path / 'hf'}"]) == 2
     assert "--to_hf: " in (told := capsys.readouterr().err) and "is there already" in told
+
+
+def test_what_predicts_further_tokens_is_told_to_be_left_out(tmp_path, capsys, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    model = pretrained(tmp_path / "hf")
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["convert", f"--from_hf={tmp_path / 'hf'}", *flags(*SHORT), f"--run={run}"]) == 0
+    command = ["convert", f"--run={run}"]
+    assert main([*command, f"--to_hf={tmp_path / 'plain'}"]) == 0
+    assert "multi_token" not in capsys.readouterr().out
+    restore = convert.restore
+
+    def with_multi_token(values):
+        trainer, parallel, progress = restore(values)
+        parallel.model.multi_token = torch.nn.ModuleDict({"depths": torch.nn.Linear(2, 2)})
+        return trainer, parallel, progress
+
+    monkeypatch.setattr(convert, "restore", with_multi_token)
+    assert main([*command, f"--to_hf={out}"]) == 0
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert told == ["not written: 2 weights of multi_token, which transformers has not"]
+    read = AutoModelForCausalLM.from_pretrained(out)
+    tokens = torch.arange(20).unsqueeze(0)
+    torch.testing.assert_close(read(tokens).logits, model(tokens), atol=1e-5, rtol=0)
 
 
 def test_another_tokenizer_is_pointed_out(tmp_path, caplog):

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from experiments import parts
+from experiments.deepseek import deepseek_v3_model
 from experiments.llama3 import llama3_model
 from experiments.qwen3 import qwen3_model
 from nanigpt.config.build import build
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.embedding import TiedHead
 from nanigpt.models.huggingface import families
 from nanigpt.models.huggingface.mapping import weights
 from nanigpt.models.init import Constant, initialize, materialize
@@ -136,6 +138,42 @@ def heads(dim: int, n_heads: int, n_kv_heads: int, head_dim: int, **others: Any)
     return {**told, **others}
 
 
+def latent(
+    dim: int, n_heads: int, q_rank: int | None, kv_rank: int, nope: int, rope: int, v: int
+) -> dict[str, Any]:
+    """Sizes of latent attention."""
+    heads = {"nope_head_dim": nope, "rope_head_dim": rope, "v_head_dim": v}
+    return {"dim": dim, "n_heads": n_heads, "q_lora_rank": q_rank, "kv_lora_rank": kv_rank, **heads}
+
+
+def unnormalized(cfg: fdl.Config) -> None:
+    for layer in cfg.layers:
+        layer.feed_forward.router.normalize = False
+
+
+def tied(cfg: fdl.Config) -> None:
+    cfg.head = fdl.Config(TiedHead, embedding=cfg.embedding)
+
+
+def eps(cfg: fdl.Config) -> None:
+    """Of all norms but those of latents, whose is fixed."""
+    for norm in (
+        cfg.norm,
+        *(n for x in cfg.layers for n in (x.attention_norm, x.feed_forward_norm)),
+    ):
+        norm.eps = 1e-3
+
+
+# Scores and what is rotated are scaled apart from each other.
+LATENT_YARN = scaled(
+    YarnScaling,
+    theta=500.0,
+    factor=4.0,
+    original_max_positions=16,
+    mscale_all_dim=3.0,
+    attention_factor=1.25,
+)
+
 # By family: its model as a recipe makes it, and arguments and edits of that by shape.
 FAMILIES = {family.model_type: family for family in families.FAMILIES}
 MODELS = {
@@ -144,6 +182,7 @@ MODELS = {
     "qwen3_moe": qwen3_model,
     "gpt_oss": gpt_oss_model,
     "llama4_text": llama4_model,
+    "deepseek_v3": deepseek_v3_model,
 }
 SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
     "llama": {
@@ -201,7 +240,16 @@ SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
         "scout": (
             heads(32, 4, 2, 16, hidden_dim=24, n_experts=4, top_k=1, n_layers=4)
             | {"unrotated": (3,), "chunk": 16},
-            (),
+            (
+                # The published model blends no frequencies: both factors are 1.
+                scaled(
+                    Llama3Scaling,
+                    theta=500.0,
+                    factor=16.0,
+                    high_freq_factor=1.0,
+                    original_max_positions=32,
+                ),
+            ),
         ),
         "maverick": (
             heads(24, 3, 1, 10, hidden_dim=40, n_experts=3, top_k=1, n_layers=4)
@@ -215,6 +263,33 @@ SHAPES: dict[str, dict[str, tuple[dict[str, Any], tuple[Edit, ...]]]] = {
             heads(40, 2, 2, 8, hidden_dim=20, n_experts=5, top_k=2, n_layers=2, tied=True)
             | {"unrotated": (0,), "chunk": 10, "tuned": False},
             (biased(*PROJECTIONS),),
+        ),
+    },
+    "deepseek_v3": {
+        "groups": (
+            latent(32, 4, 24, 20, 12, 8, 10)
+            | {"hidden_dim": 56, "expert_dim": 16, "n_layers": 3, "n_dense_layers": 1}
+            | {"n_experts": 8, "top_k": 3, "n_shared": 1, "n_groups": 4, "top_groups": 2}
+            | {"yarn_factor": 4.0, "original_max_positions": 16},
+            (),
+        ),
+        "whole_queries": (
+            latent(24, 3, None, 16, 8, 10, 14)
+            | {"hidden_dim": 40, "expert_dim": 12, "n_layers": 3, "n_dense_layers": 2}
+            | {"n_experts": 6, "top_k": 2, "n_shared": 2, "scale": 1.5},
+            (),
+        ),
+        "biased": (
+            latent(40, 2, 16, 12, 10, 4, 6)
+            | {"hidden_dim": 48, "expert_dim": 20, "n_dense_layers": 0}
+            | {"n_experts": 4, "top_k": 1, "n_shared": 3, "n_groups": 2},
+            (biased("wq_a", "wkv_a", "wo"), unnormalized, LATENT_YARN),
+        ),
+        "tied": (
+            latent(36, 3, 20, 24, 6, 12, 8)
+            | {"hidden_dim": 64, "expert_dim": 24, "n_dense_layers": 1}
+            | {"n_experts": 5, "top_k": 5, "n_shared": 1},
+            (tied, YARN_UNROUNDED, eps),
         ),
     },
 }

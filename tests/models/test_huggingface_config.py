@@ -17,6 +17,7 @@ from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
 from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.models.init import Constant
+from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.activation import ClampedSwiGLU, SwiGLU
 from nanigpt.models.moe.experts import Experts
@@ -354,6 +355,18 @@ def test_norms_of_heads_have_the_eps_of_all():
         family_of(build(cfg))
 
 
+@pytest.mark.parametrize("path", ["attention.k_norm", "feed_forward_norm"])
+@pytest.mark.parametrize("family, shape", [("qwen3", "untied"), ("qwen3_moe", "tied")])
+def test_norms_without_a_gain_are_refused(family, shape, path):
+    cfg = tiny_model(family, shape)
+    node = cfg.layers[1]
+    for name in path.split("."):
+        node = getattr(node, name)
+    node.initializer = None
+    with pytest.raises(UsageError, match=f"{family}: a norm has no gain: expected one"):
+        family_of(build(cfg))
+
+
 def test_every_argument_of_the_modules_is_accounted_for():
     """A new argument can make another model of the same weights: fields() must tell it, or
     refuse it, before it is added here."""
@@ -370,6 +383,12 @@ def test_every_argument_of_the_modules_is_accounted_for():
     assert arguments(Decoder) == {"embedding", "layers", "norm", "head"}
     assert arguments(TransformerBlock) == {*blocks, "activation_checkpointing"}
     assert arguments(Attention) - linear == {*told, *refused, "core"}
+    queries = {"wq_a", "q_norm", "wq_b"}
+    latents = {"wkv_a", "kv_norm", "wkv_b"}
+    sizes = {"n_heads", "nope_head_dim", "v_head_dim", "rope"}
+    assert arguments(LatentAttention) - linear == (
+        {*queries, *latents, *sizes, "window", "chunk", "core"}
+    )
     assert arguments(FeedForward) <= linear
     assert arguments(MixtureOfExperts) == {"router", "experts", "shared"}
     sizes = {"n_experts", "dim", "initializer"}

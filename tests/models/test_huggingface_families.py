@@ -114,10 +114,77 @@ def qwen3_moe(hidden, intermediate, moe_intermediate, layers, heads):
     }
 
 
+# config.json of deepseek-ai/DeepSeek-V3, and the sizes of deepseek-ai/DeepSeek-V2-Lite in that form.
+PUBLISHED_DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 129_280,
+    "hidden_size": 7168,
+    "intermediate_size": 18_432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 61,
+    "num_nextn_predict_layers": 1,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_shared_experts": 1,
+    "n_routed_experts": 256,
+    "ep_size": 1,
+    "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 128,
+    "topk_method": "noaux_tc",
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 3,
+    "norm_topk_prob": True,
+    "scoring_func": "sigmoid",
+    "hidden_act": "silu",
+    "max_position_embeddings": 163_840,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "rope_theta": 10_000,
+    "rope_scaling": {
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "factor": 40,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "original_max_position_embeddings": 4096,
+        "type": "yarn",
+    },
+}
+DEEPSEEK_LITE = {
+    "vocab_size": 102_400,
+    "hidden_size": 2048,
+    "intermediate_size": 10_944,
+    "moe_intermediate_size": 1408,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "n_shared_experts": 2,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+    "routed_scaling_factor": 2.446,
+    "q_lora_rank": None,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+
+# DeepSeek stretched RoPE after pretraining, which is what the recipes are of.
+STRETCHED = ["set:model.layers[*].attention.rope.scaling=@yarn(40, 4096, 1.0)"]
+EDITS = {"deepseek_v3_16b": STRETCHED, "deepseek_v3_671b": STRETCHED}
 PUBLISHED = {
     **{name: llama(*sizes) for name, sizes in PUBLISHED_LLAMA.items()},
     **{name: qwen3(*sizes) for name, sizes in PUBLISHED_QWEN3.items()},
     **{name: qwen3_moe(*sizes) for name, sizes in PUBLISHED_QWEN3_MOE.items()},
+    "deepseek_v3_671b": PUBLISHED_DEEPSEEK,
+    "deepseek_v3_16b": PUBLISHED_DEEPSEEK | DEEPSEEK_LITE,
 }
 
 
@@ -125,7 +192,7 @@ PUBLISHED = {
 def test_recipes_are_the_published_models(name):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = build(compose([f"config:{name}"])).model
+    model = build(compose([f"config:{name}", *EDITS.get(name, [])])).model
     family = FAMILIES[PUBLISHED[name]["model_type"]]
     assert family_of(model) is family
     assert not differences(family.fields(model), family.normalized(PUBLISHED[name]))
@@ -256,6 +323,6 @@ def test_experts_in_mxfp4_are_read(tmp_path):
         assert torch.equal(experts.w1, gate_up[:, 0::2])
         assert torch.equal(experts.w3, gate_up[:, 1::2])
         assert torch.equal(experts.w2, expected[f"{stem}.down_proj"].transpose(1, 2))
-    told.write_text(json.dumps(quantized | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(UsageError, match="quantization_config with quant_method='fp8': expected"):
+    told.write_text(json.dumps(quantized | {"quantization_config": {"quant_method": "gptq"}}))
+    with pytest.raises(UsageError, match="quantization_config with quant_method='gptq': expected"):
         Pretrained(folder, model)

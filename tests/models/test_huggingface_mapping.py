@@ -8,7 +8,7 @@ import torch
 
 from nanigpt.models.huggingface.llama import LLAMA
 from nanigpt.models.huggingface.mapping import Family, RotaryPairs, Rule
-from nanigpt.models.huggingface.views import Mxfp4, Stored
+from nanigpt.models.huggingface.views import BlockScaled, Mxfp4, Stored
 from nanigpt.models.rope import RotaryEmbedding
 
 FIELDS = {"head_dim": 10, "rope_dim": 4}
@@ -163,6 +163,29 @@ def test_parts_of_mxfp4():
     files[0].read = 0
     view.read((slice(0, 1), slice(40, 47)))
     assert files[0].read == 16
+
+
+@pytest.mark.parametrize("block", [(128, 128), (3, 5)])
+def test_parts_of_blocks_with_scales(block):
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = block[0] * 2 + 1, block[1] + 2
+    values = torch.randn(rows, columns, generator=generator).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 2, generator=generator)
+    expected = torch.empty(rows, columns)
+    for i, j in itertools.product(range(3), range(2)):
+        at = slice(i * block[0], (i + 1) * block[0]), slice(j * block[1], (j + 1) * block[1])
+        expected[at] = values[at].float() * scales[i, j]
+    files = File(values), File(scales)
+    view = BlockScaled(*map(Stored, files), block)
+    assert view.shape == (rows, columns)
+    starts = [(0, rows), (1, 2), (block[0] - 1, block[0] + 1), (block[0], rows), (rows - 1, rows)]
+    for (a, b), (c, d) in itertools.product(starts, [(0, columns), (1, 3), (block[1], columns)]):
+        region = slice(a, b), slice(c, d)
+        assert torch.equal(view.read(region), expected[region])
+    for file in files:
+        file.read = 0
+    view.read((slice(block[0], block[0] + 2), slice(0, 2)))
+    assert [file.read for file in files] == [4, 1]
 
 
 def test_a_name_in_two_rules_is_refused():

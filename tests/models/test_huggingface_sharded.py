@@ -12,6 +12,7 @@ SOURCES = [
     ("llama3_debug", 512),
     ("qwen3_debug", 512),
     ("qwen3_moe_debug", 512),
+    ("deepseek_v3_debug", 512),
 ]
 
 
@@ -31,6 +32,8 @@ def test_two_processes_read_their_shards_and_write_the_same_files(sources):
     succeed(torchrun(2, "-m", "tests.models.sharded_huggingface", str(folder), "fsdp", "ep"))
     written = sorted(folder.glob("*.out"))
     assert [out.stem for out in written] == [
+        "deepseek_v3_debug_512.ep",
+        "deepseek_v3_debug_512.fsdp",
         "llama3_debug_509.fsdp",
         "qwen3_debug_512.fsdp",
         "qwen3_moe_debug_512.ep",

@@ -56,6 +56,9 @@ SCALINGS = {
     ),
 }
 
+# Of mixtures, which dense layers do not have.
+NO_EXPERTS = {"expert_dim": 1, "n_experts": 1, "top_k": 1, "n_shared": 1}
+
 
 def attention_config(*, q_lora_rank=Q_RANK, scaling="v3", bias=False, **arguments):
     rope = fdl.Config(
@@ -163,7 +166,13 @@ def test_each_scaling_gives_other_outputs():
 
 def test_published_sizes_have_the_parameters_of_transformers():
     cfg = deepseek_v3_model(
-        dim=7168, n_layers=1, n_dense_layers=1, n_heads=128, hidden_dim=18_432, yarn_factor=40.0
+        dim=7168,
+        n_layers=1,
+        n_dense_layers=1,
+        n_heads=128,
+        hidden_dim=18_432,
+        yarn_factor=40.0,
+        **NO_EXPERTS,
     )
     ours = build(cfg).layers[0].attention
     with torch.device("meta"):
@@ -238,6 +247,7 @@ def tiny_decoder(**edits):
         yarn_factor=4.0,
         original_max_positions=ORIGINAL,
         compute_dtype=torch.float32,
+        **NO_EXPERTS,
     )
     for layer in cfg.layers:
         for name, value in edits.items():

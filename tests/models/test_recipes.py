@@ -30,6 +30,9 @@ PARAMETERS = {
     "qwen3_8b": 8_190_735_360,
     "qwen3_14b": 14_768_307_200,
     "qwen3_32b": 32_762_123_264,
+    # Qwen3's model cards: 30.5 B and 235 B. DeepSeek-V2 (2024), appendix B: Lite has 15.7 B;
+    # DeepSeek-V3's report: 671 B. All digits are those of transformers, see
+    # test_huggingface_families.py and test_expert_families.py.
     "qwen3_moe_debug": 11_291_136,
     "qwen3_30b_a3b": 30_532_122_624,
     "qwen3_235b_a22b": 235_093_634_560,

@@ -6,6 +6,7 @@
     mixtures.py  the same of mixtures of experts
     llama.py     a family
     families.py  all of them
+    quantized.py weights that files have in few bits
     views.py     tensors of which only the needed part is read
     reader.py    their files to our weights
     writer.py    our weights to their files

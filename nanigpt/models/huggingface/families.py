@@ -2,6 +2,7 @@
 
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.deepseek_v3 import DEEPSEEK_V3
 from nanigpt.models.huggingface.gpt_oss import GPT_OSS
 from nanigpt.models.huggingface.llama import LLAMA
 from nanigpt.models.huggingface.llama4 import LLAMA4
@@ -9,7 +10,7 @@ from nanigpt.models.huggingface.mapping import Family, weights
 from nanigpt.models.huggingface.qwen3 import QWEN3
 from nanigpt.models.huggingface.qwen3_moe import QWEN3_MOE
 
-FAMILIES = (LLAMA, QWEN3, QWEN3_MOE, LLAMA4, GPT_OSS)
+FAMILIES = (LLAMA, QWEN3, QWEN3_MOE, LLAMA4, GPT_OSS, DEEPSEEK_V3)
 
 
 def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family:

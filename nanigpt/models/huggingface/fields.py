@@ -15,11 +15,13 @@ from nanigpt.models.embedding import TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding, YarnScaling
+from nanigpt.models.self_attention import SelfAttention
 
 T = TypeVar("T")
 
 # A run may use fewer positions, or more. What max_window_layers says, layer_types says too.
-_UNCOMPARED = {"max_position_embeddings", "max_window_layers"}
+# Layers that predict further tokens are beside the model.
+_UNCOMPARED = {"max_position_embeddings", "max_window_layers", "num_nextn_predict_layers"}
 
 
 def alike(what: str, values: Iterable[T]) -> T:
@@ -90,9 +92,11 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
     Args:
         norms: further ones than those of decoder and blocks.
     """
-    found = [model.norm, *norms]
+    found = [model.norm]
     for block in model.layers:
         found += [block.attention_norm, block.feed_forward_norm]
+    check_gains(found)
+    found += norms
     return {
         "vocab_size": model.vocab_size,
         "hidden_size": model.embedding.dim,
@@ -101,6 +105,12 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
         "rms_norm_eps": alike("norm.eps", [norm.eps for norm in found]),
         "tie_word_embeddings": isinstance(model.head, TiedHead),
     }
+
+
+def check_gains(norms: Iterable[RMSNorm]) -> None:
+    """Raises UsageError where a norm has no gain."""
+    if any(norm.weight is None for norm in norms):
+        raise UsageError("a norm has no gain: expected one")
 
 
 def attention_fields(attentions: Sequence[Attention]) -> dict[str, Any]:
@@ -119,17 +129,20 @@ def feed_forward_fields(mlps: Sequence[FeedForward]) -> dict[str, Any]:
     return {"intermediate_size": alike("feed_forward.w1.out_dim", sizes), "hidden_act": "silu"}
 
 
-def rope_fields(attentions: Sequence[Attention]) -> dict[str, Any]:
+def rope_fields(attentions: Sequence[SelfAttention], *, scores: bool = False) -> dict[str, Any]:
     """`rope_theta` and `rope_scaling`, the names that every version of transformers reads.
+
+    Args:
+        scores: YaRN may scale scores, too.
 
     Raises:
         UsageError: there is no name for such a scaling.
     """
     ropes = [attention.rope for attention in attentions if attention.rope is not None]
-    return alike("attention.rope", map(_rope, ropes))
+    return alike("attention.rope", [_rope(rope, scores) for rope in ropes])
 
 
-def _rope(rope: RotaryEmbedding) -> dict[str, Any]:
+def _rope(rope: RotaryEmbedding, scores: bool) -> dict[str, Any]:
     scaling = rope.scaling
     told: dict[str, Any] | None
     if scaling is None:
@@ -143,7 +156,7 @@ def _rope(rope: RotaryEmbedding) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_max_positions,
         }
     elif type(scaling) is YarnScaling:
-        if scaling.score_factor != 1.0:
+        if scaling.score_factor != 1.0 and not scores:
             raise UsageError(f"rope.scaling.mscale_all_dim is {scaling.mscale_all_dim}: expected 0")
         told = {
             "rope_type": "yarn",
@@ -153,6 +166,7 @@ def _rope(rope: RotaryEmbedding) -> dict[str, Any]:
             "attention_factor": float(scaling.attention_factor),
             "truncate": scaling.truncate,
             "original_max_position_embeddings": scaling.original_max_positions,
+            **({"mscale_all_dim": float(scaling.mscale_all_dim)} if scores else {}),
         }
     else:
         raise UsageError(
@@ -173,10 +187,11 @@ def window_fields(windows: Sequence[int | None]) -> dict[str, Any]:
     }
 
 
-def completed(config: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+def completed(config: dict[str, Any], *, scores: bool = False, **defaults: Any) -> dict[str, Any]:
     """A config.json under the names that we write, whichever version wrote it.
 
     Args:
+        scores: YaRN's `mscale_all_dim` scales scores, and does not only make `attention_factor`.
         defaults: of fields that may be left out, or null.
     """
     fields = {**defaults, **{k: v for k, v in config.items() if v is not None}}
@@ -185,7 +200,8 @@ def completed(config: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", kind)
     if kind == "yarn":
-        rope = _yarn(rope, fields.get("max_position_embeddings"))
+        scaled = {"mscale_all_dim": rope.get("mscale_all_dim") or 0.0} if scores else {}
+        rope = {**_yarn(rope, fields.get("max_position_embeddings")), **scaled}
     fields["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **rope}
     return fields
 

@@ -19,17 +19,26 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.views import Part, Reordered, Stacked, Transposed, View
 
 _PLACE = re.compile(r"{(\w+)}")
+_MULTI_TOKEN = "multi_token."
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, each once, under its first name."""
+    """Parameters and persistent buffers by name, each once, under its first name, but for those of
+    `left_out`."""
     first = {tensor: name for name, tensor in reversed(named_weights(model))}
     return {name: tensor for name, tensor in named_weights(model) if first[tensor] == name}
 
 
 def named_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The same, under every name, in the order of the model."""
-    return list(model.state_dict(keep_vars=True).items())
+    every = model.state_dict(keep_vars=True).items()
+    return [(name, tensor) for name, tensor in every if not name.startswith(_MULTI_TOKEN)]
+
+
+def left_out(model: nn.Module) -> list[str]:
+    """Names of weights that neither come from files nor go into them: what predicts further
+    tokens helps training, and is no part of the models of transformers."""
+    return [name for name in model.state_dict() if name.startswith(_MULTI_TOKEN)]
 
 
 @dataclass(frozen=True)
@@ -184,6 +193,8 @@ class Family:
         normalized: a config.json in the form of `fields`, with what it may leave out, whichever
             version of transformers wrote it.
         ignored: their tensors without a counterpart, such as buffers that are derived.
+        further: the field that has how many layers there are behind those of the model, which
+            predict further tokens.
         whole: a model of which such models may be read as a part.
     """
 
@@ -193,6 +204,7 @@ class Family:
     fields: Callable[[Decoder], dict[str, Any]]
     normalized: Callable[[dict[str, Any]], dict[str, Any]]
     ignored: tuple[str, ...] = ()
+    further: str | None = None
     whole: Whole | None = None
 
     def __post_init__(self):
@@ -212,7 +224,17 @@ class Family:
                 links[link.ours] = link
         return list(links.values()), unknown
 
-    def ignores(self, theirs: str) -> bool:
+    def ignores(self, theirs: str, config: dict[str, Any] | None) -> bool:
+        """Whether a tensor of theirs is of no matter.
+
+        Args:
+            config: the `normalized` one; None where it is another family's.
+        """
+        layer = re.match(r"model\.layers\.(\d+)\.", theirs)
+        if layer and self.further is not None and config is not None:
+            n = config["num_hidden_layers"]
+            if n <= int(layer[1]) < n + config[self.further]:
+                return True
         return any(_match(pattern, theirs) is not None for pattern in self.ignored)
 
 

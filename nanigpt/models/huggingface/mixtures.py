@@ -1,6 +1,6 @@
 """What families with mixtures of experts share between config.json and our modules."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from nanigpt.errors import UsageError
@@ -35,6 +35,7 @@ def mixture_fields(
     hidden_dim: str,
     activation: type,
     also: Mapping[str, Any],
+    told: Collection[str] = (),
 ) -> dict[str, Any]:
     """Numbers and sizes of experts.
 
@@ -42,8 +43,9 @@ def mixture_fields(
         n_experts: the field for it, as is `hidden_dim`.
         activation: the class of the one that experts have.
         also: further attributes of router and experts, and what they must be, as no field says
-            them. Unless it is here, a router has no groups and no scale, and weights multiply what
-            comes out of experts.
+            them. Unless it is here, or in `told`, a router has no groups and no scale, and weights
+            multiply what comes out of experts.
+        told: attributes that other fields of the family say.
 
     Raises:
         UsageError: a mixture has something else.
@@ -56,6 +58,8 @@ def mixture_fields(
     }
     for i, mixture in mixtures.items():
         for path, value in expected.items():
+            if path in told:
+                continue
             part, name = path.split(".")
             found = getattr(getattr(mixture, part), name)
             if found != value:

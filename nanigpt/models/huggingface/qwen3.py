@@ -10,6 +10,7 @@ from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
     attention_fields,
     attentions,
+    check_gains,
     completed,
     decoder_fields,
     feed_forward_fields,
@@ -24,6 +25,7 @@ def fields(model: Decoder) -> dict[str, Any]:
     """config.json of a decoder whose layers are alike but for their windows."""
     layers = attentions(model, has=("q_norm", "k_norm"), may_have=("window",))
     norms = [norm for layer in layers for norm in (layer.q_norm, layer.k_norm)]
+    check_gains(norms)
     return {
         **decoder_fields(model, norms=norms),
         **attention_fields(layers),

@@ -12,28 +12,21 @@ from nanigpt.models.huggingface.fields import (
     alike,
     attention_fields,
     attentions,
+    check_gains,
     completed,
     decoder_fields,
     feed_forward_fields,
     rope_fields,
 )
-from nanigpt.models.huggingface.mapping import Family, Rule
+from nanigpt.models.huggingface.mapping import Family
 from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
 from nanigpt.models.moe.activation import SwiGLU
-
-_OURS, _THEIRS = f"{rules.LAYER}.feed_forward", f"{rules.THEIR_LAYER}.mlp"
-
-EXPERTS = (
-    Rule(f"{_OURS}.router.weight", f"{_THEIRS}.gate.weight"),
-    Rule(f"{_OURS}.experts.w1", f"{_THEIRS}.experts.{{e}}.gate_proj.weight"),
-    Rule(f"{_OURS}.experts.w3", f"{_THEIRS}.experts.{{e}}.up_proj.weight"),
-    Rule(f"{_OURS}.experts.w2", f"{_THEIRS}.experts.{{e}}.down_proj.weight"),
-)
 
 
 def fields(model: Decoder) -> dict[str, Any]:
     layers = attentions(model, has=("q_norm", "k_norm"), may_have=("window",))
     norms = [norm for layer in layers for norm in (layer.q_norm, layer.k_norm)]
+    check_gains(norms)
     mixtures, dense = mixtures_and_dense(model)
     window = alike("attention.window", [layer.visibility.window for layer in layers])
     normalize = [mixture.router.normalize for mixture in mixtures.values()]
@@ -94,7 +87,13 @@ def normalized(config: dict[str, Any]) -> dict[str, Any]:
 QWEN3_MOE = Family(
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",
-    rules=(*rules.FRAME, *rules.HEAD_NORMS, *rules.attention(), *rules.feed_forward(), *EXPERTS),
+    rules=(
+        *rules.FRAME,
+        *rules.HEAD_NORMS,
+        *rules.attention(),
+        *rules.feed_forward(),
+        *rules.EXPERTS,
+    ),
     fields=fields,
     normalized=normalized,
 )

@@ -18,22 +18,19 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
 from nanigpt.models.huggingface.mapping import Family, Link, Whole, named_weights, weights
-from nanigpt.models.huggingface.views import Mxfp4, Region, Stored, Transposed, View
+from nanigpt.models.huggingface.quantized import FLOATS, quantization
+from nanigpt.models.huggingface.views import Region, Stored, View
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _SHOWN = 20
 _ROWS = 4096  # compared at a time
 
 
 class Folder:
-    """config.json and tensors of a folder that `save_pretrained` of transformers wrote.
-
-    Attributes:
-        quantization: the method, such as "mxfp4", or None.
+    """config.json and weights of a folder that `save_pretrained` of transformers wrote.
 
     Raises:
-        UsageError: a file is missing or damaged.
+        UsageError: a file is missing or damaged, or weights are quantised in an unknown way.
     """
 
     def __init__(self, path: str | Path):
@@ -44,8 +41,10 @@ class Folder:
         handles = {name: self._open(name) for name in self._files()}
         self._holder = {name: f for f in handles.values() for name in f.keys()}  # noqa: SIM118
         self._prefix = ""
-        told = self.config.get("quantization_config")
-        self.quantization = None if told is None else told.get("quant_method", "unknown")
+        try:
+            self._quantization = quantization(self.config.get("quantization_config"))
+        except UsageError as error:
+            raise error.within(str(self.path / "config.json")) from error
 
     def narrow(self, whole: Whole | None) -> None:
         """Leaves the part that a family knows, if the folder has the whole."""
@@ -55,22 +54,41 @@ class Folder:
 
     @cached_property
     def names(self) -> set[str]:
-        """Those of a quantised tensor's parts are one."""
-        found = {n.removeprefix(self._prefix) for n in self._holder if n.startswith(self._prefix)}
-        if self.quantization == "mxfp4":
-            found = {n.removesuffix("_blocks") for n in found if not n.endswith("_scales")}
-        return found
+        """Of weights: a quantised one has several tensors."""
+        q = self._quantization
+        return self._tensors if q is None else q.weights(self._tensors)
+
+    @cached_property
+    def _tensors(self) -> set[str]:
+        return {n.removeprefix(self._prefix) for n in self._holder if n.startswith(self._prefix)}
 
     def tensor(self, name: str) -> View:
-        if self._prefix + name in self._holder:
+        parts = self._parts(name)
+        if parts is None:
             return Stored(self._slice(name))
-        # Rows are what is multiplied with, where the tensor without quantisation has columns.
-        parts = (Stored(self._slice(f"{name}_{part}")) for part in ("blocks", "scales"))
-        return Transposed(Mxfp4(*parts))
+        try:
+            return self._quantization.view(*(Stored(self._slice(part)) for part in parts))
+        except UsageError as error:
+            raise error.within(f"{self.path}: {name}") from error
 
-    def dtype(self, name: str) -> str:
-        quantized = self._prefix + name not in self._holder
-        return "F32" if quantized else self._slice(name).get_dtype()
+    def wrong_dtypes(self, name: str) -> Iterator[str]:
+        """What to say of a weight's tensors that have another dtype than they may."""
+        q, parts = self._quantization, self._parts(name)
+        types = {name: FLOATS}
+        if parts is not None:
+            types = dict(zip(parts, (q.value_types, q.scale_types), strict=True))
+        for part, expected in types.items():
+            dtype = self._slice(part).get_dtype()
+            if dtype not in expected:
+                one = "one of " if expected[1:] else ""
+                yield f"{part} has dtype {dtype}, expected {one}{', '.join(expected)}"
+
+    def _parts(self, name: str) -> tuple[str, str] | None:
+        """Names of a quantised weight's tensors, or None."""
+        q = self._quantization
+        if q is None or not {name + q.values, name + q.scales} <= self._tensors:
+            return None
+        return name + q.values, name + q.scales
 
     def _slice(self, name: str) -> Any:
         return self._holder[self._prefix + name].get_slice(self._prefix + name)
@@ -158,16 +176,12 @@ def _problems(
     links: list[Link],
     shapes: dict[str, tuple[int, ...]],
 ) -> Iterator[str]:
-    if folder.quantization not in (None, "mxfp4"):
-        yield (
-            f"config.json has quantization_config with quant_method={folder.quantization!r}: "
-            "expected weights that are not quantised, or mxfp4"
-        )
     kind = folder.config.get("model_type")
-    if kind != family.model_type:
+    told = family.normalized(folder.config) if kind == family.model_type else None
+    if told is None:
         yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
     else:
-        yield from differences(family.fields(model), family.normalized(folder.config))
+        yield from differences(family.fields(model), told)
     aliases = _aliases(family, model)
     expected: set[str] = set(aliases)
     for link in links:
@@ -179,13 +193,12 @@ def _problems(
             if name not in folder.names:
                 yield f"missing {name} {list(tensor.shape)}, for {' and '.join(link.ours)}"
                 continue
-            shape, dtype = folder.tensor(name).shape, folder.dtype(name)
+            shape = folder.tensor(name).shape
             if shape != tuple(tensor.shape):
                 yield f"{name} is {list(shape)}, expected {list(tensor.shape)}"
-            if dtype not in _FLOATS:
-                yield f"{name} has dtype {dtype}, expected one of {', '.join(_FLOATS)}"
+            yield from folder.wrong_dtypes(name)
     for name in sorted(folder.names - expected):
-        if not family.ignores(name):
+        if not family.ignores(name, told):
             yield f"unexpected {name} {list(folder.tensor(name).shape)}"
     for name, original in aliases.items():
         if {name, original} <= folder.names and not _same(folder, name, original):

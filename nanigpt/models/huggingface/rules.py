@@ -17,6 +17,15 @@ HEAD_NORMS = tuple(
     for name in ("q_norm", "k_norm")
 )
 
+# Each expert has tensors of its own.
+EXPERTS = (
+    Rule(f"{LAYER}.feed_forward.router.weight", f"{THEIR_LAYER}.mlp.gate.weight"),
+    *(
+        Rule(f"{LAYER}.feed_forward.experts.{a}", f"{THEIR_LAYER}.mlp.experts.{{e}}.{b}.weight")
+        for a, b in {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.items()
+    ),
+)
+
 
 def attention(*, rotary: RotaryPairs | None = None) -> tuple[Rule, ...]:
     """Projections of `Attention`, with biases or without."""

@@ -144,3 +144,33 @@ class Mxfp4:
         values = torch.ldexp(values, (scales.int() - 127).unsqueeze(-1)).flatten(-2)
         before = 2 * size * first
         return values[..., columns.start - before : columns.stop - before]
+
+
+@dataclass(frozen=True)
+class BlockScaled:
+    """A matrix of small numbers, whose blocks have one factor each (DeepSeek-V3, 2024, 3.3.2).
+
+    Args:
+        values: [m, n], such as FP8.
+        scales: [m / rows, n / columns], rounded up.
+        block: rows and columns of a block.
+    """
+
+    values: View
+    scales: View
+    block: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def read(self, region: Region) -> torch.Tensor:
+        wider = [
+            slice(part.start // size, -(-part.stop // size))
+            for part, size in zip(region, self.block, strict=True)
+        ]
+        scales = self.scales.read(tuple(wider)).float()
+        for dim, (part, size) in enumerate(zip(region, self.block, strict=True)):
+            block = torch.arange(part.start, part.stop) // size - part.start // size
+            scales = scales.index_select(dim, block)
+        return self.values.read(region).float() * scales
