@@ -7,6 +7,7 @@ Weights start truncated normal with standard deviation `scale / sqrt(fan_in)`, w
 activations alike at every width.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -23,6 +24,7 @@ from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
+from nanigpt.models.multi_token import MultiTokenPrediction, PredictionDepth
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.tags import VocabSize, Width
@@ -181,6 +183,34 @@ def mixture_of_experts(
         ),
         shared=shared,
     )
+
+
+def multi_token_prediction(
+    *,
+    blocks: list[fdl.Config[TransformerBlock]],
+    norm: fdl.Config[RMSNorm],
+    loss_weight: float = 0.3,
+) -> fdl.Config[MultiTokenPrediction]:
+    """Predictions of further tokens: the argument `multi_token` of a decoder.
+
+    Args:
+        blocks: one for each further token.
+        norm: one of the decoder's, which those here are like.
+    """
+    dim = norm.dim
+
+    def depth(block: fdl.Config[TransformerBlock]) -> fdl.Config[PredictionDepth]:
+        return fdl.Config(
+            PredictionDepth,
+            embedding_norm=copy.deepcopy(norm),
+            hidden_norm=copy.deepcopy(norm),
+            projection=linear(2 * dim, dim),
+            block=block,
+            norm=copy.deepcopy(norm),
+        )
+
+    depths = [depth(block) for block in blocks]
+    return fdl.Config(MultiTokenPrediction, depths=depths, loss_weight=loss_weight)
 
 
 def decoder(

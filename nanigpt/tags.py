@@ -125,6 +125,10 @@ class ExpertKernel(Tag):
     """How the experts of a mixture are computed: `auto`, `grouped` or `loop`."""
 
 
+class MultiTokenLossWeight(Tag):
+    """Weight of the loss of tokens beyond the next one."""
+
+
 class ExpertParallel(Tag):
     """Ranks that the experts of a mixture are divided among."""
 

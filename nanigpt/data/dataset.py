@@ -16,10 +16,13 @@ from nanigpt.data.token_cache import open_tokens, tokenize_corpus, tokens_digest
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.errors import UsageError
 
+IGNORED = -100
+"""The label of what is not learned."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; -100 marks what is not learned.
+    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; `IGNORED` marks what is not learned.
 
     `positions_BL` are the tokens' places in their sequences where those are not 0 to L;
     `documents_BL` are numbers of their documents where tokens see only their own.
@@ -34,6 +37,18 @@ class Batch:
         """The arguments of a decoder that say where tokens are."""
         named = {"positions_BL": self.positions_BL, "documents_BL": self.documents_BL}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def labels_ahead(self, k: int) -> torch.Tensor:
+        """labels_BL one of which is the token k after the label of its position.
+
+        `IGNORED` where the sequence ends before it, or the token k ahead is of another document
+        than the position. A document's end is learned from within it, as it is at k = 0.
+        """
+        labels_BL = self.labels_BL.roll(-k, dims=1)
+        labels_BL[:, max(labels_BL.shape[1] - k, 0) :] = IGNORED
+        if self.documents_BL is not None:
+            labels_BL[self.documents_BL.roll(-k, dims=1) != self.documents_BL] = IGNORED
+        return labels_BL
 
 
 class PackedDataset:

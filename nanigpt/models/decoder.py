@@ -17,6 +17,7 @@ from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.mixture import Load, MixtureOfExperts
+from nanigpt.models.multi_token import MultiTokenPrediction
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.visibility import Places
@@ -96,6 +97,9 @@ def _keep_choices() -> tuple[Any, Any]:
 class Decoder(nn.Module):
     """Embedding, blocks, final norm, output head.
 
+    Args:
+        multi_token: predicts further tokens in training, or None.
+
     Attributes:
         max_sequence_length: positions that every layer's RoPE table has.
 
@@ -112,6 +116,7 @@ class Decoder(nn.Module):
         layers: list[TransformerBlock],
         norm: RMSNorm,
         head: Linear | TiedHead,
+        multi_token: MultiTokenPrediction | None = None,
     ):
         super().__init__()
         if not layers:
@@ -119,20 +124,29 @@ class Decoder(nn.Module):
         dim = embedding.dim
         expected = {"norm.dim": (norm.dim, dim), "head.in_dim": (head.in_dim, dim)}
         expected["head.out_dim"] = (head.out_dim, embedding.vocab_size)
-        for i, block in enumerate(layers):
+        blocks = {f"layers[{i}]": block for i, block in enumerate(layers)}
+        for i, depth in enumerate([] if multi_token is None else multi_token.depths):
+            where = f"multi_token.depths[{i}]"
+            if not isinstance(depth.block, TransformerBlock):
+                kind = type(depth.block).__name__
+                raise ValueError(f"{where}.block is a {kind}: expected a TransformerBlock")
+            expected[f"{where}.norm.dim"] = (depth.norm.dim, dim)
+            blocks[f"{where}.block"] = depth.block
+        for where, block in blocks.items():
             expected |= {
-                f"layers[{i}].attention_norm.dim": (block.attention_norm.dim, dim),
+                f"{where}.attention_norm.dim": (block.attention_norm.dim, dim),
                 **{
-                    f"layers[{i}].attention.{name}": (size, dim)
+                    f"{where}.attention.{name}": (size, dim)
                     for name, size in block.attention.stream_dims().items()
                 },
-                f"layers[{i}].feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
-                f"layers[{i}].feed_forward.dim": (block.feed_forward.dim, dim),
+                f"{where}.feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
+                f"{where}.feed_forward.dim": (block.feed_forward.dim, dim),
             }
         wrong = [
             f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
         ]
-        ropes = [block.attention.rope for block in layers if block.attention.rope is not None]
+        attentions = [block.attention for block in blocks.values()]
+        ropes = [attention.rope for attention in attentions if attention.rope is not None]
         if not ropes:
             wrong.append("no layer has RoPE, whose table says how long sequences can be")
         if isinstance(head, TiedHead) and head.weight is not embedding.weight:
@@ -146,11 +160,17 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = head
+        self.multi_token = multi_token
         self.max_sequence_length = min(rope.max_sequence_length for rope in ropes)
 
     @property
     def vocab_size(self) -> int:
         return self.embedding.vocab_size
+
+    def blocks(self) -> list[TransformerBlock | None]:
+        """Of all layers, None where another rank has them, then of what predicts further tokens."""
+        depths = [] if self.multi_token is None else self.multi_token.depths
+        return [*self.layers, *(depth.block for depth in depths)]
 
     def forward(
         self,
@@ -158,13 +178,17 @@ class Decoder(nn.Module):
         caches: list[LayerCache] | None = None,
         positions_BL: torch.Tensor | None = None,
         documents_BL: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        *,
+        ahead: bool = False,
+    ) -> torch.Tensor | list[torch.Tensor]:
         """Returns logits_BLV in the compute dtype.
 
         Args:
             caches: hold what came before, and tell positions themselves.
             positions_BL: of the tokens where those are not 0 to L.
             documents_BL: numbers of the tokens' documents where they are of several.
+            ahead: predict further tokens too, and return a list: logits_BLV of the next token, then
+                those of each depth of `multi_token`. It costs nothing where this is not asked for.
         """
         places = None
         if documents_BL is not None and positions_BL is None:
@@ -176,7 +200,15 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.layers):
             if block is not None:
                 x_BLD = block(x_BLD, caches[i] if caches is not None else None, places)
-        return x_BLD if self.head is None else self.head(self.norm(x_BLD))
+        if self.head is None:
+            return x_BLD
+        logits_BLV = self.head(self.norm(x_BLD))
+        if not ahead:
+            return logits_BLV
+        if self.multi_token is None:
+            return [logits_BLV]
+        outs = self.multi_token(x_BLD, tokens_BL, self.embedding, places)
+        return [logits_BLV, *map(self.head, outs)]
 
     def part(self, layers: Sequence[int], *, embedding: bool | None = None) -> "Decoder":
         """Some of the blocks, as a pipeline's rank has them; modules are shared, and keep names.
@@ -197,6 +229,7 @@ class Decoder(nn.Module):
             part.layers.add_module(str(i), block if i in layers else None)
         part.norm = self.norm if last else None
         part.head = self.head if last else None
+        part.multi_token = None
         part.max_sequence_length = self.max_sequence_length
         return part
 
@@ -207,13 +240,19 @@ class Decoder(nn.Module):
     def shard_groups(self) -> list[list[nn.Module]]:
         """Modules whose parameters are gathered together, in the order of the forward pass.
 
-        What is in no group belongs to the whole model: a tied weight is used first and last.
+        What is in no group belongs to the whole model: a tied weight is used first and last. Where
+        further tokens are predicted, embedding and head are gathered for each use, as groups of
+        their own; the modules of one group must be used equally often, so the norm is in none.
         """
         blocks = [[block] for block in self.layers if block is not None]
+        if self.multi_token is not None:
+            blocks += [[depth] for depth in self.multi_token.depths]
         if self.embedding is not None and isinstance(self.head, TiedHead):
             return blocks
         first = [] if self.embedding is None else [[self.embedding]]
         last = [] if self.head is None else [[self.norm, self.head]]
+        if self.multi_token is not None:
+            last = [[self.head]]
         return [*first, *blocks, *last]
 
     def n_parameters(self) -> int:
@@ -255,7 +294,8 @@ class Decoder(nn.Module):
         windows and chunks hide is not discounted, and what activation checkpointing computes again
         is not counted.
         """
-        return sum(self.block_flops(sequence_length)) + self.head_flops()
+        main = sum(self.block_flops(sequence_length)) + self.head_flops()
+        return main + self.multi_token_flops(sequence_length)
 
     def block_flops(self, sequence_length: int) -> list[int]:
         """What each block has of `flops_per_token`."""
@@ -267,3 +307,12 @@ class Decoder(nn.Module):
     def head_flops(self) -> int:
         """What the head has of `flops_per_token`."""
         return 6 * active_weights(self.head)
+
+    def multi_token_flops(self, sequence_length: int) -> int:
+        """What predictions of further tokens have of `flops_per_token`: each is of the head too."""
+        return sum(
+            6 * active_weights(depth)
+            + depth.block.attention.score_flops(sequence_length)
+            + self.head_flops()
+            for depth in ([] if self.multi_token is None else self.multi_token.depths)
+        )

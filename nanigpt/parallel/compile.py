@@ -1,7 +1,8 @@
 """torch.compile, block by block."""
 
 import torch
-from torch import nn
+
+from nanigpt.models.decoder import Decoder
 
 
 class Compile:
@@ -19,7 +20,7 @@ class Compile:
         self.backend = backend
         self.fullgraph = fullgraph
 
-    def apply(self, model: nn.Module, *, keep_buffers: bool = False) -> None:
+    def apply(self, model: Decoder, *, keep_buffers: bool = False) -> None:
         """Compiles in place; names of parameters stay.
 
         Args:
@@ -35,7 +36,7 @@ class Compile:
         # How many tokens experts have, which the host learns in the middle of a block: what may be
         # split would be split there.
         dynamo.capture_scalar_outputs = True
-        blocks = [block for block in model.layers if block is not None]
+        blocks = [block for block in model.blocks() if block is not None]
         # What is limited is how often one function is compiled, and all blocks have the same. Those
         # that differ need it each, in training and validation, for whole batches and last ones.
         kinds = len({repr(block) for block in blocks})

@@ -12,7 +12,7 @@ from nanigpt.parallel.mesh import Layout
 
 
 def most_experts(model: Decoder) -> int:
-    """Of all layers; 0 where none is a mixture."""
+    """Of all blocks; 0 where none is a mixture."""
     return max((mixture.router.n_experts for mixture in _mixtures(model).values()), default=0)
 
 
@@ -28,7 +28,8 @@ def settle_load(
         sequence_parts: ranks of tensor parallelism that see different tokens, or 1.
 
     Returns:
-        tokens_per_expert: tokens_IE; zeros where a layer has fewer experts, or none.
+        tokens_per_expert: tokens_IE; zeros where a layer has fewer experts, or none. Blocks that
+            predict further tokens follow the layers.
         load_imbalance: tokens of the busiest expert over those of the mean one, mean over layers.
         router_entropy: of a token's normalised scores, in nats, mean over tokens and layers.
         dropped_tokens: choices that no expert has computed; there are none.
@@ -37,7 +38,7 @@ def settle_load(
     # A row a layer: tokens of each expert, then entropy, tokens, choices, number of experts, and
     # range of the bias. Other pipeline stages' layers are zeros here; float64 counts to 2^53.
     counted = torch.zeros(
-        len(model.layers), n_experts + 5, device=layout.world.device, dtype=torch.float64
+        len(model.blocks()), n_experts + 5, device=layout.world.device, dtype=torch.float64
     )
     mixtures = _mixtures(model)
     for i, mixture in mixtures.items():
@@ -67,10 +68,10 @@ def forget_load(model: Decoder) -> None:
 
 
 def _mixtures(model: Decoder) -> dict[int, MixtureOfExperts]:
-    """Of this rank, by layer."""
+    """Of this rank, by number of the block."""
     return {
         i: block.feed_forward
-        for i, block in enumerate(model.layers)
+        for i, block in enumerate(model.blocks())
         if block is not None and isinstance(block.feed_forward, MixtureOfExperts)
     }
 

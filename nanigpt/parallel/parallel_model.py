@@ -51,18 +51,26 @@ class ParallelModel:
         device = self.layout.world.device
         return Batch(**{name: x.to(device, non_blocking=True) for name, x in columns.items()})
 
-    def forward_backward(self, batches: list[Batch], loss: Loss) -> torch.Tensor:
-        """Adds the gradients of the loss of all ranks' batches; returns that loss.
+    def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
+        """Adds the gradients of the losses of all ranks' batches; returns those losses.
 
         Args:
             batches: shards, computed one after the other.
             loss: divided by what the global mean is over, so that gradients are summed only.
+
+        Returns:
+            loss: of the next tokens.
+            multi_token_loss: of further ones, if the model predicts them: the mean over depths,
+                which is weighted in the gradients, but not here. Each depth is divided by what
+                `loss` is, although it has fewer labels (DeepSeek-V3 Technical Report, 2024,
+                equations 24 and 25).
         """
-        total = torch.zeros((), device=self.layout.world.device)
+        names = ["loss"] if self.model.multi_token is None else ["loss", "multi_token_loss"]
+        totals = torch.zeros(len(names), device=self.layout.world.device)
         for i, batch in enumerate(batches):
-            total += self._forward_backward(batch, loss, last=i == len(batches) - 1)
+            totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
         settle(self.model.parameters())
-        return self.sum(total)
+        return dict(zip(names, self.sum(totals).unbind(), strict=True))
 
     @property
     def has_loss(self) -> bool:
@@ -94,8 +102,12 @@ class ParallelModel:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
             self.model.set_requires_gradient_sync(last)
         with self.tensor.loss_context(self.layout):
-            logits_BLV = self.model(batch.tokens_BL, **batch.places())
-            value = loss(logits_BLV, batch.labels_BL)
-            del logits_BLV  # or its memory would be held through the backward pass
-            value.backward()
-        return value.detach()
+            logits = self.model(batch.tokens_BL, **batch.places(), ahead=True)
+            main, *further = [loss(x_BLV, batch.labels_ahead(k)) for k, x_BLV in enumerate(logits)]
+            del logits  # or its memory would be held through the backward pass
+            if not further:
+                main.backward()
+                return main.detach()
+            mean = sum(further) / len(further)
+            (main + self.model.multi_token.loss_weight * mean).backward()
+        return torch.stack([main, mean]).detach()

@@ -67,6 +67,14 @@ class Parallelizer:
         # Where sequences are split twice, the second split is the context's to tell.
         found = self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
         found += self.expert.problems(model, sizes["ep"], tp=tp)
+        if model.multi_token is not None:
+            for axis, why in (("cp", "tokens ahead are"), ("pp", "the embedding is")):
+                if sizes[axis] > 1:
+                    found.append(
+                        f"model.multi_token predicts further tokens, but with mesh.{axis}="
+                        f"{sizes[axis]} {why} on other ranks; set mesh.{axis}=1, or "
+                        "model.multi_token=None"
+                    )
         found += self.context.problems(
             model, cp, tp=tp, sequence_length=sequence_length, mask_documents=mask_documents
         )

@@ -53,13 +53,13 @@ class PipelinedModel(ParallelModel):
     def has_loss(self) -> bool:
         return self.stages.has_last
 
-    def forward_backward(self, batches: list[Batch], loss: Loss) -> torch.Tensor:
-        total = super().forward_backward(batches, loss)
+    def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
+        losses = super().forward_backward(batches, loss)
         lost = [name for name, p in self.model.named_parameters() if p.grad is None]
         if lost:  # the norm and the optimizer would pass them over
             raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
-        return total
+        return losses
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:

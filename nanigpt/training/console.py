@@ -33,6 +33,11 @@ class Console:
         parts = [
             f"step {step:>{len(str(self._steps))}}/{self._steps}",
             f"loss {row['loss']:.4f}",
+            *(
+                [f"multi-token loss {row['multi_token_loss']:.4f}"]
+                if "multi_token_loss" in row
+                else []
+            ),
             f"grad norm {row['grad_norm']:.3f}",
             f"lr {row['lr']:.2e}",
             *([f"imbalance {row['load_imbalance']:.2f}"] if "load_imbalance" in row else []),

@@ -6,7 +6,7 @@ Shapes: B batch, L sequence, V vocab_size.
 import torch
 from torch.nn import functional as F
 
-IGNORED = -100
+from nanigpt.data.dataset import IGNORED
 
 
 class CrossEntropy:
@@ -17,7 +17,7 @@ class CrossEntropy:
     """
 
     def __call__(self, logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-        """Returns the sum over labels other than -100, a scalar."""
+        """Returns the sum over labels that are not `IGNORED`, a scalar."""
         loss = F.cross_entropy(
             logits_BLV.flatten(0, 1).float(),
             labels_BL.flatten(),

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # What a row may have besides `step`; a sweep's objective is one of these.
 NAMES = (
-    *("loss", "grad_norm", "lr", "tokens"),
+    *("loss", "multi_token_loss", "grad_norm", "lr", "tokens"),
     *("val_loss", "val_bits_per_byte"),
     *("load_imbalance", "router_entropy", "dropped_tokens", "expert_bias_range"),
     *("tokens_per_second", "ms_per_step", "mfu", "peak_memory_gib"),

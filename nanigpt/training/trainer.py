@@ -176,8 +176,8 @@ class Trainer:
     def train_step(
         self, optimizer: torch.optim.Optimizer, microbatches: list[Batch], parallel: ParallelModel
     ) -> dict[str, torch.Tensor]:
-        """One optimizer step; returns global mean loss, gradient norm, and what experts had to do,
-        on the device."""
+        """One optimizer step; returns global mean losses, gradient norm, and what experts had to
+        do, on the device."""
         batches = [parallel.shard(batch) for batch in microbatches]
         # Counted before the first backward pass: each microbatch weighs by its own tokens.
         tokens = sum((b.labels_BL != IGNORED).sum() for b in batches)
@@ -186,11 +186,11 @@ class Trainer:
         def mean(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
             return self.loss(logits_BLV, labels_BL) / global_tokens
 
-        loss = parallel.forward_backward(batches, mean)
+        losses = parallel.forward_backward(batches, mean)
         norm = parallel.clip_gradients(self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "grad_norm": norm, **parallel.balance()}
+        return {**losses, "grad_norm": norm, **parallel.balance()}
 
     def evaluate(self, parallel: ParallelModel) -> dict[str, float]:
         """Validation loss and bits per byte."""
@@ -254,7 +254,7 @@ class Trainer:
         Raises:
             UsageError: it cannot.
         """
-        cores = [type(block.attention.core) for block in self.model.layers]
+        cores = [type(block.attention.core) for block in self.model.blocks()]
         if kind == "cpu" and FlexAttention in cores:
             raise UsageError(
                 "model.layers[*].attention.core: FlexAttention has no backward pass on a CPU; set "

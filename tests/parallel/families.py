@@ -27,6 +27,10 @@ FAMILIES: dict[str, list[str]] = {
     "bf16": [BF16, RECOMPUTE],
     "local": [],  # windows, chunks, sinks, a layer without RoPE, norms of heads; see local_model
     "experts": [],  # latent attention, mixtures; see experts_model
+    "ahead": [  # the same predicting two further tokens, within documents
+        "fiddler:multi_token(2)",
+        *("set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"),
+    ],
 }
 
 
@@ -38,7 +42,7 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     """Four layers; every optimizer step has two local batches."""
     sizes = {"vocab_size": 512, "sequence_length": 64, "compute_dtype": torch.float32}
     name = family(case)
-    if name == "experts":
+    if name in ("experts", "ahead"):
         model = experts_model(**sizes)
     elif name == "local":
         model = local_model(**sizes)
@@ -50,10 +54,9 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     cfg = pretraining(
         model, lr=1e-3, global_batch_size=8, steps=STEPS, warmup_steps=1, sequence_length=32
     )
-    if name == "experts":
-        # Of all choices of experts in the run, the closest is one of scores 7e-5 apart: with most
-        # seeds there is one that rounding decides.
-        cfg.seed = 45
+    # Of all choices of experts in the run, the closest is one of scores 7e-5 or 5e-5 apart: with most
+    # seeds there is one that rounding decides.
+    cfg.seed = {"experts": 45, "ahead": 42}.get(name, 0)
     cfg.max_grad_norm = 1e9  # clipping would hide a wrong scale
     cfg.evaluation.n_sequences = 6
     cfg.sampler.max_new_tokens = 6

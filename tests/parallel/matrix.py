@@ -83,6 +83,13 @@ CASES: dict[int, dict[str, list[str]]] = {
             "set:parallelizer.tensor.sequence_parallel=False",
         ],
         "local tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
+        "ahead fsdp2": ["fiddler:fsdp(2)", "set:parallelizer.fsdp.prefetch=1"],
+        "ahead tp2": ["fiddler:tensor_parallel(2)"],
+        "ahead tp2 no sp": [
+            "fiddler:tensor_parallel(2)",
+            "set:parallelizer.tensor.sequence_parallel=False",
+        ],
+        "ahead ep2 recompute": ["fiddler:expert_parallel(2)", RECOMPUTE],
         "local cp2": ["fiddler:context_parallel(2)"],
         "local cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
         "local pp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)"],
@@ -120,6 +127,7 @@ CASES: dict[int, dict[str, list[str]]] = {
         "experts ep2 hsdp2": ["fiddler:expert_parallel(2)", "fiddler:hsdp(2)"],
         "experts ep2 tp2": ["fiddler:expert_parallel(2)", "fiddler:tensor_parallel(2)"],
         "experts ep2 pp2": ["fiddler:expert_parallel(2)", "fiddler:pipeline(2, '1F1B', 2)"],
+        "ahead tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "local tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "local cp2 ulysses tp2": [
             "fiddler:context_parallel(2, 'ulysses')",

@@ -103,6 +103,9 @@ WRONG = [
     (4, [pipeline(4, "CSV"), "set:parallelizer.pipeline.csv=/nowhere.csv"], "/nowhere.csv"),
     (4, [pipeline(4), "set:parallelizer.pipeline.csv=/nowhere.csv"], "expected 'CSV'"),
     (4, [pipeline(4, microbatches=0)], "microbatches=0: expected at least 1"),
+    # What predicts further tokens.
+    (2, ["fiddler:multi_token", CP.format(2)], "mesh.cp=2 tokens ahead are on other ranks"),
+    (2, ["fiddler:multi_token", PP.format(2)], "mesh.pp=2 the embedding is on other ranks"),
     # Batches.
     (4, [pipeline(4), BATCH.format(12)], "microbatches=8 does not divide the local batch of 12"),
     (1024, [], "is not a multiple of local batch 1 x 1024 data-parallel ranks = 1024"),

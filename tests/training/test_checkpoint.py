@@ -18,7 +18,10 @@ from nanigpt.training.run_directory import RunDirectory
 from tests.models.test_init import Shared
 from tests.support import metrics, tiny, train
 
-MEASURED = ("loss", "grad_norm", "lr", "tokens", "val_loss", "val_bits_per_byte")
+MEASURED = (
+    *("loss", "multi_token_loss", "grad_norm", "lr", "tokens"),
+    *("val_loss", "val_bits_per_byte"),
+)
 
 
 def numbers(rows):
@@ -32,9 +35,16 @@ def cut_back(path, step):
             shutil.rmtree(checkpoint)
 
 
-@pytest.mark.parametrize("recipe", ["llama3_debug", "llama3_1b"])
-def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe):
-    cfg = tiny(recipe=recipe)
+@pytest.mark.parametrize(
+    "recipe, edits",
+    [
+        ("llama3_debug", ()),
+        ("llama3_1b", ()),
+        ("qwen3_moe_debug", ("fiddler:multi_token", "tag:BalanceRate=0.01")),
+    ],
+)
+def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe, edits):
+    cfg = tiny(*edits, recipe=recipe)
     whole = train(cfg, tmp_path)
     final = torch.load(_export(cfg, tmp_path, "whole.pt"))
     cut_back(tmp_path, 10)

@@ -1,0 +1,40 @@
+"""What a model is trained to predict."""
+
+import copy
+
+import fiddle as fdl
+from fiddle import daglish
+
+from experiments import parts
+from nanigpt.config.registry import fiddler
+from nanigpt.config.sharing import Sharing
+from nanigpt.errors import UsageError
+from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.training.trainer import Trainer
+
+
+@fiddler
+def multi_token(cfg: fdl.Config[Trainer], depths: int = 1, loss_weight: float = 0.3) -> None:
+    """Predicts so many further tokens in training, each by a block like the last layer."""
+    if depths < 1:
+        raise UsageError(f"multi_token({depths}): expected at least 1 further token")
+    model = cfg.model
+    if model.multi_token is not None:
+        raise UsageError(
+            "multi_token: the run predicts further tokens already; change model.multi_token, or "
+            "set it to None first"
+        )
+    last = model.layers[-1]
+    own = Sharing(cfg).internal(last)
+    # What layers share, such as the RoPE table, these share too; all else can differ.
+    shared = [
+        part
+        for part, _ in daglish.iterate(last)
+        if isinstance(part, fdl.Buildable)
+        and (id(part) not in own or fdl.get_callable(part) is RotaryEmbedding)
+    ]
+    model.multi_token = parts.multi_token_prediction(
+        blocks=[copy.deepcopy(last, {id(part): part for part in shared}) for _ in range(depths)],
+        norm=model.norm,
+        loss_weight=loss_weight,
+    )

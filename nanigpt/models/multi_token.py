@@ -1,0 +1,129 @@
+"""Multi-token prediction: further tokens are predicted one after the other, to train better.
+
+(DeepSeek-V3 Technical Report, 2024, 2.2.) Embedding and head are the decoder's own; a generated
+text owes nothing to what is here.
+
+Shapes: B batch, L sequence, D dim, M = 2 D.
+"""
+
+from typing import Annotated
+
+import torch
+from torch import nn
+
+from nanigpt import tags
+from nanigpt.models.embedding import Embedding
+from nanigpt.models.linear import Linear
+from nanigpt.models.norm import RMSNorm
+from nanigpt.models.visibility import Places
+
+
+class PredictionDepth(nn.Module):
+    """One token further: what is known at a position meets the token after it, in a block.
+
+    Args:
+        embedding_norm: of the embedding of that token.
+        hidden_norm: of what the depth before knows, or the decoder's last layer.
+        projection: of both, in this order, which is that of the published weights (`eh_proj`; the
+            report's equation 21 writes the other one).
+        block: a `TransformerBlock`, of whatever attention and feed-forward network.
+        norm: before the decoder's head.
+    """
+
+    tensor_parallel = {
+        "embedding_norm": "sequence",
+        "hidden_norm": "sequence",
+        "projection": "sequence",
+        "norm": "sequence",
+    }
+
+    def __init__(
+        self,
+        *,
+        embedding_norm: RMSNorm,
+        hidden_norm: RMSNorm,
+        projection: Linear,
+        block: nn.Module,
+        norm: RMSNorm,
+    ):
+        super().__init__()
+        dim = norm.dim
+        expected = {
+            "embedding_norm.dim": (embedding_norm.dim, dim),
+            "hidden_norm.dim": (hidden_norm.dim, dim),
+            "projection.in_dim": (projection.in_dim, 2 * dim),
+            "projection.out_dim": (projection.out_dim, dim),
+        }
+        wrong = [
+            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
+        ]
+        if wrong:
+            raise ValueError(f"norm.dim={dim}: {'; '.join(wrong)}")
+        self.embedding_norm = embedding_norm
+        self.hidden_norm = hidden_norm
+        self.projection = projection
+        self.block = block
+        self.norm = norm
+
+    def forward(
+        self, x_BLD: torch.Tensor, ahead_BLD: torch.Tensor, places: Places | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns what the next depth is given, and what the head is.
+
+        Args:
+            x_BLD: the former of the depth before; of the decoder's last layer, before its norm.
+            ahead_BLD: embeddings of the tokens that are looked ahead to.
+            places: of the positions, which are the decoder's.
+        """
+        both_BLM = torch.cat([self.embedding_norm(ahead_BLD), self.hidden_norm(x_BLD)], dim=-1)
+        x_BLD = self.block(self.projection(both_BLM), None, places)
+        return x_BLD, self.norm(x_BLD)
+
+
+class MultiTokenPrediction(nn.Module):
+    """At position i, depth k predicts the token i + k + 1 from what is known at i and token i + k.
+
+    Args:
+        depths: the first is number 1.
+        loss_weight: of the mean of the depths' losses, which is added to that of the next token;
+            DeepSeek-V3 had 0.3 for 10 T tokens, then 0.1.
+    """
+
+    def __init__(
+        self,
+        *,
+        depths: list[PredictionDepth],
+        loss_weight: Annotated[float, tags.MultiTokenLossWeight] = 0.3,
+    ):
+        super().__init__()
+        if not depths:
+            raise ValueError("depths=[]: expected at least one")
+        if loss_weight < 0:
+            raise ValueError(f"loss_weight={loss_weight}: expected 0 or more")
+        self.depths = nn.ModuleList(depths)
+        self.loss_weight = loss_weight
+
+    def forward(
+        self,
+        x_BLD: torch.Tensor,
+        tokens_BL: torch.Tensor,
+        embedding: Embedding,
+        places: Places | None = None,
+    ) -> list[torch.Tensor]:
+        """Returns of each depth what the head makes logits of.
+
+        The last k positions of depth k have no token to look ahead to: they are given the first
+        ones, and what comes of it no position before sees, and is not to be learned. A mixture
+        counts them as all others.
+
+        Args:
+            x_BLD: of the decoder's last layer, before its norm.
+        """
+        outs = []
+        for k, depth in enumerate(self.depths, start=1):
+            x_BLD, out_BLD = depth(x_BLD, embedding(tokens_BL.roll(-k, dims=1)), places)
+            outs.append(out_BLD)
+        return outs
+
+    def extra_repr(self) -> str:
+        return f"loss_weight={self.loss_weight}"
