@@ -40,11 +40,11 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
         decoder.layers = decoder.layers[:2]
-    for mixture in selectors.select(cfg, MixtureOfExperts):
+    for mixture in selectors.select(cfg, MixtureOfExperts, check_nonempty=False):
         router = mixture.router
         enough = max(16, 2 * router.top_k, 4 * router.n_groups)
         router.n_experts = mixture.experts.n_experts = min(router.n_experts, enough)
-    for attention in selectors.select(cfg, Attention):
+    for attention in selectors.select(cfg, Attention, check_nonempty=False):
         for name in ("window", "chunk"):  # so that sequences of 64 are longer
             if getattr(attention, name) is not None:
                 setattr(attention, name, min(getattr(attention, name), 24))

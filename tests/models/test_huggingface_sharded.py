@@ -49,7 +49,9 @@ def test_two_processes_read_their_shards_and_write_the_same_files(sources):
         (folder / "again").rename(folder / f"{out.stem}.again")
 
 
-def test_four_processes_read_their_parts_under_each_mesh(sources):
+@pytest.mark.parametrize(
+    "meshes", [("tp", "pp_tp"), pytest.param(("fsdp", "hsdp", "pp", "ep"), marks=pytest.mark.slow)]
+)
+def test_four_processes_read_their_parts_under_each_mesh(sources, meshes):
     folder, _ = sources
-    meshes = ("fsdp", "hsdp", "tp", "pp", "pp_tp", "ep")
     succeed(torchrun(4, "-m", "tests.models.sharded_huggingface", str(folder), *meshes))

@@ -38,6 +38,11 @@ def family(case: str) -> str:
     return case.split()[0] if case.split()[0] in FAMILIES else "plain"
 
 
+def steps(case: str) -> int:
+    """Optimizer steps that are compared."""
+    return STEPS if family(case) in ("plain", "tied") else 3
+
+
 def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     """Four layers; every optimizer step has two local batches."""
     sizes = {"vocab_size": 512, "sequence_length": 64, "compute_dtype": torch.float32}

@@ -19,7 +19,7 @@ from nanigpt.config.build import build
 from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.checkpoint import Progress
-from tests.parallel.families import FAMILIES, RECOMPUTE, STEPS, debug_run, family
+from tests.parallel.families import FAMILIES, RECOMPUTE, debug_run, family, steps
 
 SECONDS_PER_CASE = 100
 
@@ -43,7 +43,10 @@ BOUNDS = {
 }
 
 # These take long, and are left to the deeper tier.
-DEEP = ("experts tp2 recompute compile", "experts ep2 fsdp2 tp2")
+DEEP = (
+    *("experts tp2 recompute compile", "experts ep2 fsdp2 tp2", "experts ep2 hsdp2"),
+    *("ahead tp2 no sp", "ahead tp2 fsdp2"),
+)
 
 # Ranks -> case -> fiddlers and settings.
 CASES: dict[int, dict[str, list[str]]] = {
@@ -152,7 +155,7 @@ CASES: dict[int, dict[str, list[str]]] = {
 }
 
 
-def train(cfg: fdl.Config, world: World) -> dict:
+def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
     """Losses, gradient norms, and the whole gradients of this rank's parameters, per step."""
     trainer = build(cfg)
     sizes = trainer.parallelizer.mesh.sizes(world.size)
@@ -175,7 +178,7 @@ def train(cfg: fdl.Config, world: World) -> dict:
 
     optimizer.register_step_pre_hook(look)
     progress = Progress()
-    for _ in range(STEPS):
+    for _ in range(n_steps):
         microbatches = trainer.microbatches(progress, 2, parallel.layout)
         row = trainer.train_step(optimizer, microbatches, parallel)
         progress.samples += trainer.global_batch_size
@@ -192,9 +195,10 @@ def assert_aliases(model: torch.nn.Module) -> None:
     """What was one tensor when the model was built is one tensor after all that was done to it."""
     if isinstance(model.head, TiedHead) and model.embedding is not None:
         assert model.head.weight is model.embedding.weight
-    ropes = [layer.attention.rope for layer in model.layers if layer is not None]
-    tables = {rope.cos_sin_2MF.data_ptr() for rope in ropes if rope is not None}
-    assert len(tables) == 1 and not any(rope.cos_sin_2MF.is_meta for rope in ropes if rope)
+    attentions = [block.attention for block in model.blocks() if block is not None]
+    tables = [attention.rope.cos_sin_2MF for attention in attentions if attention.rope is not None]
+    assert len({table.data_ptr() for table in tables}) == min(len(tables), 1)
+    assert not any(table.is_meta for table in tables)
 
 
 def whole(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -212,7 +216,7 @@ def compare(got: dict, want: dict, *, loss: float = 1e-5, gradient: float = 1e-4
     assert {n for some in names for n in some} == set(want["initial"])
     for name, weight in got["initial"].items():
         assert torch.equal(weight.cpu(), want["initial"][name]), f"{name}: another initial weight"
-    for step in range(STEPS):
+    for step in range(len(want["loss"])):
         for key in ("loss", "grad_norm"):
             a, b = got[key][step], want[key][step]
             assert abs(a - b) <= loss * abs(b), f"step {step}: {key} {a}, expected {b}"
@@ -236,7 +240,9 @@ def write_references(folder: Path, device: str) -> Path:
     (folder / "short.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     world = start_world(device)
     path = folder / "references.pt"
-    torch.save({name: train(debug_run(name, [], folder), world) for name in FAMILIES}, path)
+    torch.save(
+        {name: train(debug_run(name, [], folder), world, steps(name)) for name in FAMILIES}, path
+    )
     return path
 
 
@@ -254,7 +260,7 @@ def main(device: str, references: str, results: str, *cases: str) -> None:
         try:
             cfg = debug_run(name, CASES[world.size][name], folder)
             bounds = BOUNDS.get(family(name), {})
-            compare(train(cfg, world), expected[family(name)], **bounds)
+            compare(train(cfg, world, steps(name)), expected[family(name)], **bounds)
             outcome[name] = ["ok", time.perf_counter() - begin]
         except Exception:  # told with rank and case, then raised: the others may be waiting
             print(f"rank {world.rank}, case {name}\n{traceback.format_exc()}", file=sys.stderr)

@@ -47,20 +47,20 @@ def test_the_ranks_of_a_pipeline_have_everything_once():
 
 
 def test_experts_are_divided_over_three_axes():
-    """Of 128 experts each of 16 ranks has 8, which 8 others shard; 4 have their hidden features."""
-    directives = ["config:qwen3_235b_a22b", "fiddler:expert_parallel(16)"]
-    batch = "tag:GlobalBatchSize=4096"
+    """Of 128 experts each of 8 ranks has 16, which 4 others shard; 2 have their hidden features."""
+    directives = ["config:qwen3_30b_a3b", "fiddler:expert_parallel(8)"]
     found = {
         shard.name: shard
-        for shard in sharded([*directives, "fiddler:tensor_parallel(4)"], ranks=512, rank=77)
+        for shard in sharded([*directives, "fiddler:tensor_parallel(2)"], ranks=64, rank=37)
     }
     prefix = "layers.5.feed_forward"
-    assert found[f"{prefix}.experts.w1"].local == (1, 1536 // 4, 4096)
-    assert found[f"{prefix}.experts.w2"].local == (1, 4096, 1536 // 4)
-    assert found[f"{prefix}.router.weight"].local == (1, 4096)
+    assert found[f"{prefix}.experts.w1"].local == (4, 768 // 2, 2048)
+    assert found[f"{prefix}.experts.w2"].local == (4, 2048, 768 // 2)
+    assert found[f"{prefix}.router.weight"].local == (4, 2048)
     # More ranks than experts shard their features, rather than leave ranks without any.
-    wide = {s.name: s for s in sharded([*directives, batch], ranks=4096, rank=77)}
-    assert wide[f"{prefix}.experts.w1"].local == (8, 1536 // 256, 4096)
+    directives[1] = "fiddler:expert_parallel(2)"
+    wide = {shard.name: shard for shard in sharded(directives, ranks=512, rank=77)}
+    assert wide[f"{prefix}.experts.w1"].local == (64, 768 // 256, 2048)
 
 
 def test_the_command_reports_shards():
