@@ -1,5 +1,7 @@
 """How large and how long a run is."""
 
+from typing import Any
+
 import fiddle as fdl
 import torch
 from fiddle import daglish, selectors
@@ -8,10 +10,10 @@ from nanigpt import tags
 from nanigpt.config.registry import fiddler
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
-from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.self_attention import SelfAttention
 from nanigpt.training.trainer import Trainer
 
 
@@ -26,25 +28,26 @@ def steps(cfg: fdl.Config[Trainer], n: int) -> None:
 
 @fiddler
 def debug_scale(cfg: fdl.Config[Trainer]) -> None:
-    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers, few experts, short,
-    float32, one rank.
+    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers or one of each kind, few
+    experts, short, float32, one rank.
 
     All widths are divided by one number, so heads and their grouping stay those of the recipe.
     """
     widest = max(rope.head_dim for rope in selectors.select(cfg, RotaryEmbedding))
     divisor = max(widest // 8, 1)
     for node, _ in daglish.iterate(cfg):
-        if isinstance(node, fdl.Buildable):
+        if _is_node(node):
             for name in node.__argument_tags__:
                 if tags.Width in fdl.get_tags(node, name):
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
-        decoder.layers = decoder.layers[:2]
+        decoder.layers = _few(decoder.layers)
     for mixture in selectors.select(cfg, MixtureOfExperts, check_nonempty=False):
         router = mixture.router
-        enough = max(16, 2 * router.top_k, 4 * router.n_groups)
-        router.n_experts = mixture.experts.n_experts = min(router.n_experts, enough)
-    for attention in selectors.select(cfg, Attention, check_nonempty=False):
+        per_group = max(4, -(-16 // router.n_groups), -(-2 * router.top_k // router.top_groups))
+        router.n_experts = min(router.n_experts, router.n_groups * per_group)
+        mixture.experts.n_experts = router.n_experts
+    for attention in selectors.select(cfg, SelfAttention):
         for name in ("window", "chunk"):  # so that sequences of 64 are longer
             if getattr(attention, name) is not None:
                 setattr(attention, name, min(getattr(attention, name), 24))
@@ -62,3 +65,22 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
     cfg.evaluation.n_sequences = 16
     cfg.checkpointer.interval = 10
     cfg.sampler.max_new_tokens = 32
+
+
+def _few(layers: list[fdl.Config]) -> list[fdl.Config]:
+    """The first layer of each kind, or two of the only one: the first layers of many may be dense
+    ones alone, before mixtures of experts."""
+    first: dict[Any, fdl.Config] = {}
+    for layer in layers:
+        # What it is put together of, not how large that is.
+        kind = frozenset(
+            (daglish.path_str(path), fdl.get_callable(part) if _is_node(part) else None)
+            for part, path in daglish.iterate(layer)
+            if part is not None
+        )
+        first.setdefault(kind, layer)
+    return list(first.values()) if len(first) > 1 else layers[:2]
+
+
+def _is_node(part: Any) -> bool:
+    return isinstance(part, fdl.Buildable)

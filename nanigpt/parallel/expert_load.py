@@ -81,8 +81,7 @@ def _told(counted: torch.Tensor, n_experts: int) -> dict[str, torch.Tensor]:
     entropy_I, tokens_I, choices_I, experts_I, range_I = counted[:, n_experts:].unbind(1)
     is_mixture_I = (experts_I > 0).double()
     n_mixtures = is_mixture_I.sum()
-    mean_I = choices_I / experts_I.clamp(min=1)
-    imbalance_I = tokens_IE.amax(1) / mean_I.clamp(min=1)
+    imbalance_I = tokens_IE.amax(1) * experts_I / choices_I.clamp(min=1)
     return {
         "tokens_per_expert": tokens_IE,
         "load_imbalance": (imbalance_I * is_mixture_I).sum() / n_mixtures,

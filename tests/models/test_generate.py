@@ -40,6 +40,8 @@ def positions_by_attention(cfg):
 KINDS = {
     "llama3_debug": [],
     "qwen3_debug": [],
+    "qwen3_moe_debug": [],
+    "deepseek_v3_debug": [],
     "llama4_debug": [],
     "gpt_oss_debug": [],
     "window": [layers(window=6)],

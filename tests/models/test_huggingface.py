@@ -123,6 +123,26 @@ def written(tmp_path):
     return folder, spoil
 
 
+@pytest.mark.parametrize(
+    "family, shape, field, value",
+    [
+        ("llama", "gqa", "num_attention_heads", 0),
+        ("llama", "gqa", "rope_scaling", "yarn"),
+        ("llama", "gqa", "quantization_config", "fp8"),
+        ("qwen3", "windows", "num_hidden_layers", None),
+        ("gpt_oss", "alternating", "num_hidden_layers", "two"),
+    ],
+)
+def test_a_config_of_values_that_no_model_has_is_told(family, shape, field, value, tmp_path):
+    model = random_model(family, shape)
+    save_pretrained(model, tmp_path / "out")
+    file = tmp_path / "out" / "config.json"
+    config = {**json.loads(file.read_text()), field: value}
+    file.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    with pytest.raises(UsageError, match="config.json"):
+        Pretrained(tmp_path / "out", model)
+
+
 def refused(folder, shape="tied"):
     """The message, after no parameter was changed."""
     model = random_model("llama", shape)

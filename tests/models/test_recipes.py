@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 
+import fiddle as fdl
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from nanigpt import tags
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
+from nanigpt.models.init import Constant
 from tests.support import built_model, each_recipe, tiny
 
 PARAMETERS = {
@@ -93,6 +95,31 @@ def test_first_loss_of_llama3_1b_at_full_size():
     assert abs(loss.item() / math.log(128_256) - 1) < 0.05
 
 
+@pytest.mark.parametrize("name", each_recipe())
+def test_debug_scale_keeps_a_layer_of_each_kind(name, caplog):
+    def kinds(cfg):
+        return {
+            (
+                fdl.get_callable(layer.feed_forward),
+                *(getattr(layer.attention, a) is None for a in told),
+            )
+            for layer in cfg.model.layers
+        }
+
+    told = ("rope", "window", "chunk")
+    small = tiny(recipe=name)
+    assert kinds(small) == kinds(compose([f"config:{name}"]))
+    assert len(small.model.layers) == max(2, len(kinds(small)))
+    assert not caplog.records  # of selections that found nothing
+
+
+def test_debug_scale_leaves_groups_enough_experts():
+    edit = "set:model.layers[3:].feed_forward.router.top_groups=1"
+    cfg = compose(["config:deepseek_v3_671b", edit, "fiddler:debug_scale"])
+    router = build(cfg.model).layers[1].feed_forward.router
+    assert (router.n_experts, router.n_groups, router.top_k) == (128, 8, 8)
+
+
 def test_405b_builds_on_meta_within_2_gb():
     """tools/bench/startup.py measures how long it takes."""
     code = """
@@ -120,8 +147,6 @@ def test_layers_are_distinct_nodes_and_rope_is_one():
 
 
 def test_one_tag_sets_the_sequence_length_of_data_and_model():
-    import fiddle as fdl
-
     cfg = compose(["config:llama3_debug"])
     fdl.set_tagged(cfg, tag=tags.SequenceLength, value=512)
     trainer = build(cfg)
@@ -130,10 +155,6 @@ def test_one_tag_sets_the_sequence_length_of_data_and_model():
 
 
 def test_one_tag_sets_every_matrix_initialiser():
-    import fiddle as fdl
-
-    from nanigpt.models.init import Constant
-
     cfg = tiny()
     fdl.set_tagged(cfg, tag=tags.Initializer, value=fdl.Config(Constant, value=0.5))
     for name, p in built_model(cfg).named_parameters():

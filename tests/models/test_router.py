@@ -140,6 +140,12 @@ def chosen_counts(routings, n_experts):
     return [chosen.count(e) for e in range(n_experts)]
 
 
+def test_imbalance_of_fewer_choices_than_experts():
+    model = decoder((8, 2))
+    model(random_tokens(shape=(1, 1)))
+    assert settled(model)["load_imbalance"].item() == 4  # one, of a mean of a quarter
+
+
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_what_is_told_of_a_step(scores):
     model = decoder((6, 3), (0, 0), (4, 2), scores=scores, balance_rate=0.25)

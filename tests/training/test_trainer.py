@@ -31,6 +31,12 @@ def test_the_loss_falls(rows):
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
 
 
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "deepseek_v3", "llama4", "gpt_oss"])
+def test_the_loss_falls_in_every_family(family, tmp_path):
+    rows = train(tiny(recipe=f"{family}_debug"), tmp_path)
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+
+
 def test_the_learning_rate_follows_the_schedule(rows):
     cfg = tiny()
     schedule = build(cfg.schedule)

@@ -46,6 +46,8 @@ def quantization(told: dict[str, Any] | None) -> Quantization | None:
     """
     if told is None:
         return None
+    if not isinstance(told, dict):
+        raise UsageError(f"quantization_config={told!r}: expected an object")
     method = told.get("quant_method")
     if method == "mxfp4":
         return Quantization("_blocks", "_scales", ("U8",), ("U8",), _mxfp4)

@@ -49,8 +49,25 @@ class Folder:
     def narrow(self, whole: Whole | None) -> None:
         """Leaves the part that a family knows, if the folder has the whole."""
         if whole is not None and self.config.get("model_type") == whole.model_type:
-            self.config = self.config.get(whole.field) or {}
+            part = self.config.get(whole.field) or {}
+            if not isinstance(part, dict):
+                where = self.path / "config.json"
+                raise UsageError(f"{where}: {whole.field}={part!r}: expected an object")
+            self.config = part
             self._prefix = whole.prefix
+
+    def told(self, family: Family) -> dict[str, Any] | None:
+        """What config.json says of a model, `normalized`; None where it is another family's."""
+        if self.config.get("model_type") != family.model_type:
+            return None
+        try:
+            return family.normalized(self.config)
+        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            # It computes with values of the file, which may be of any type.
+            raise UsageError(
+                f"{self.path / 'config.json'} describes no model of {family.model_type} "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     @cached_property
     def names(self) -> set[str]:
@@ -176,9 +193,9 @@ def _problems(
     links: list[Link],
     shapes: dict[str, tuple[int, ...]],
 ) -> Iterator[str]:
-    kind = folder.config.get("model_type")
-    told = family.normalized(folder.config) if kind == family.model_type else None
+    told = folder.told(family)
     if told is None:
+        kind = folder.config.get("model_type")
         yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
     else:
         yield from differences(family.fields(model), told)
