@@ -44,8 +44,9 @@ BOUNDS = {
 
 # These take long, and are left to the deeper tier.
 DEEP = (
-    *("experts tp2 recompute compile", "experts ep2 fsdp2 tp2", "experts ep2 hsdp2"),
-    *("ahead tp2 no sp", "ahead tp2 fsdp2"),
+    *("hsdp2 cp2 tp2", "local tp2 recompute compile", "local tp2 fsdp2", "local pp4"),
+    *("experts tp2 recompute compile", "experts ep2 hsdp2", "experts ep2 pp2"),
+    *("experts ep2 fsdp2 tp2", "ahead tp2 no sp", "ahead tp2 fsdp2"),
 )
 
 # Ranks -> case -> fiddlers and settings.

@@ -41,6 +41,7 @@ def test_two_processes_give_the_curve_of_one(single, two):
     assert_equal_curves(metrics(two[0]), single)
 
 
+@pytest.mark.slow
 def test_four_processes_give_the_curve_of_one(single, four):
     assert_equal_curves(metrics(four), single)
 
