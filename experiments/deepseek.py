@@ -11,7 +11,7 @@ import fiddle as fdl
 import torch
 
 from experiments import parts
-from experiments.pretraining import debugging, pretraining
+from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.feed_forward import FeedForward
@@ -171,7 +171,7 @@ def deepseek_v3_16b() -> fdl.Config[Trainer]:
         q_lora_rank=None,
         vocab_size=102_400,
     )
-    return _pretraining(model, lr=4.2e-4, global_batch_size=4608)
+    return pretraining_at_4096(model, lr=4.2e-4, global_batch_size=4608)
 
 
 @recipe
@@ -190,16 +190,4 @@ def deepseek_v3_671b() -> fdl.Config[Trainer]:
         n_groups=8,
         top_groups=4,
     )
-    return _pretraining(model, lr=2.2e-4, global_batch_size=15_360)
-
-
-def _pretraining(
-    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
-) -> fdl.Config[Trainer]:
-    return pretraining(
-        model,
-        lr=lr,
-        global_batch_size=global_batch_size,
-        local_batch_size=1,
-        sequence_length=4096,
-    )
+    return pretraining_at_4096(model, lr=2.2e-4, global_batch_size=15_360)

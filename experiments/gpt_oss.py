@@ -15,7 +15,7 @@ import fiddle as fdl
 import torch
 
 from experiments import parts
-from experiments.pretraining import debugging, pretraining
+from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink
@@ -146,23 +146,11 @@ def gpt_oss_debug() -> fdl.Config[Trainer]:
 def gpt_oss_20b() -> fdl.Config[Trainer]:
     """gpt-oss-20b: 20.9 B parameters, of which a token uses 3.6 B."""
     model = gpt_oss_model(n_layers=24, n_experts=32)
-    return _pretraining(model, lr=4e-4, global_batch_size=1024)
+    return pretraining_at_4096(model, lr=4e-4, global_batch_size=1024)
 
 
 @recipe
 def gpt_oss_120b() -> fdl.Config[Trainer]:
     """gpt-oss-120b: 117 B parameters, of which a token uses 5.1 B."""
     model = gpt_oss_model(n_layers=36, n_experts=128)
-    return _pretraining(model, lr=3e-4, global_batch_size=2048)
-
-
-def _pretraining(
-    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
-) -> fdl.Config[Trainer]:
-    return pretraining(
-        model,
-        lr=lr,
-        global_batch_size=global_batch_size,
-        local_batch_size=1,
-        sequence_length=4096,
-    )
+    return pretraining_at_4096(model, lr=3e-4, global_batch_size=2048)

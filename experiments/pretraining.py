@@ -74,6 +74,19 @@ def pretraining(
     )
 
 
+def pretraining_at_4096(
+    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
+) -> fdl.Config[Trainer]:
+    """A run in sequences of 4096 tokens, of which a rank takes one at a time."""
+    return pretraining(
+        model,
+        lr=lr,
+        global_batch_size=global_batch_size,
+        local_batch_size=1,
+        sequence_length=4096,
+    )
+
+
 def debugging(model: fdl.Config[Decoder], *, steps: int) -> fdl.Config[Trainer]:
     """A run of a small model on the embedded corpus: minutes on two CPU cores.
 

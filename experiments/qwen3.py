@@ -13,7 +13,7 @@ import fiddle as fdl
 import torch
 
 from experiments import parts
-from experiments.pretraining import debugging, pretraining
+from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.decoder import Decoder, TransformerBlock
 from nanigpt.models.rope import RotaryEmbedding
@@ -89,18 +89,6 @@ def qwen3_model(
     )
 
 
-def _pretraining(
-    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
-) -> fdl.Config[Trainer]:
-    return pretraining(
-        model,
-        lr=lr,
-        global_batch_size=global_batch_size,
-        local_batch_size=1,
-        sequence_length=4096,
-    )
-
-
 @recipe
 def qwen3_debug() -> fdl.Config[Trainer]:
     """6 M parameters on bytes: two minutes on two CPU cores."""
@@ -129,42 +117,42 @@ def _debug(**sizes: Any) -> fdl.Config[Trainer]:
 def qwen3_0_6b() -> fdl.Config[Trainer]:
     """Qwen3 0.6B: 596 M parameters, tied embeddings."""
     model = qwen3_model(dim=1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True)
-    return _pretraining(model, lr=6e-4, global_batch_size=512)
+    return pretraining_at_4096(model, lr=6e-4, global_batch_size=512)
 
 
 @recipe
 def qwen3_1_7b() -> fdl.Config[Trainer]:
     """Qwen3 1.7B: 1.72 B parameters, tied embeddings."""
     model = qwen3_model(dim=2048, n_layers=28, n_heads=16, hidden_dim=6144, tied=True)
-    return _pretraining(model, lr=4e-4, global_batch_size=512)
+    return pretraining_at_4096(model, lr=4e-4, global_batch_size=512)
 
 
 @recipe
 def qwen3_4b() -> fdl.Config[Trainer]:
     """Qwen3 4B: 4.02 B parameters, tied embeddings, heads wider than the model."""
     model = qwen3_model(dim=2560, n_layers=36, n_heads=32, hidden_dim=9728, tied=True)
-    return _pretraining(model, lr=3e-4, global_batch_size=1024)
+    return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_8b() -> fdl.Config[Trainer]:
     """Qwen3 8B: 8.19 B parameters."""
     model = qwen3_model(dim=4096, n_layers=36, n_heads=32, hidden_dim=12_288)
-    return _pretraining(model, lr=3e-4, global_batch_size=1024)
+    return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_14b() -> fdl.Config[Trainer]:
     """Qwen3 14B: 14.8 B parameters."""
     model = qwen3_model(dim=5120, n_layers=40, n_heads=40, hidden_dim=17_408)
-    return _pretraining(model, lr=2e-4, global_batch_size=1024)
+    return pretraining_at_4096(model, lr=2e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_32b() -> fdl.Config[Trainer]:
     """Qwen3 32B: 32.8 B parameters, heads wider than the model."""
     model = qwen3_model(dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
-    return _pretraining(model, lr=1.5e-4, global_batch_size=2048)
+    return pretraining_at_4096(model, lr=1.5e-4, global_batch_size=2048)
 
 
 @recipe
@@ -173,7 +161,7 @@ def qwen3_30b_a3b() -> fdl.Config[Trainer]:
     model = qwen3_model(
         dim=2048, n_layers=48, n_heads=32, n_kv_heads=4, hidden_dim=768, n_experts=128
     )
-    return _pretraining(model, lr=4e-4, global_batch_size=1024)
+    return pretraining_at_4096(model, lr=4e-4, global_batch_size=1024)
 
 
 @recipe
@@ -182,4 +170,4 @@ def qwen3_235b_a22b() -> fdl.Config[Trainer]:
     model = qwen3_model(
         dim=4096, n_layers=94, n_heads=64, n_kv_heads=4, hidden_dim=1536, n_experts=128
     )
-    return _pretraining(model, lr=2e-4, global_batch_size=2048)
+    return pretraining_at_4096(model, lr=2e-4, global_batch_size=2048)

@@ -124,6 +124,15 @@ def load(path: str | Path) -> fdl.Buildable:
     return cfg
 
 
+def is_record(path: Path) -> bool:
+    """Whether a file looks like one that `dump` wrote: other programs write a config.json too."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"root", "objects"} <= found.keys()
+
+
 def _check_nodes(cfg: fdl.Buildable) -> None:
     """Raises ValueError where a node is none that Python code could have made: Fiddle rebuilds
     nodes from a record unseen."""

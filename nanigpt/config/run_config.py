@@ -7,7 +7,7 @@ import fiddle as fdl
 
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.paths import arguments
-from nanigpt.config.record import differences, dump, load
+from nanigpt.config.record import differences, dump, is_record, load
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
 from nanigpt.files import write_atomically
@@ -89,7 +89,8 @@ def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.
     """
     recorded = Path(path) / "config.json"
     if not recorded.exists():
-        beside = sorted(p.parent.name for p in Path(path).parent.glob("*/config.json"))
+        found = Path(path).parent.glob("*/config.json")
+        beside = sorted(p.parent.name for p in found if is_record(p))
         problem = f"{path}: no run there"
         raise UnknownName(problem, Path(path).name, beside) if beside else UsageError(problem)
     cfg = load(recorded)

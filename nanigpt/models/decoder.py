@@ -20,6 +20,7 @@ from nanigpt.models.moe.mixture import Load, MixtureOfExperts
 from nanigpt.models.multi_token import MultiTokenPrediction
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.self_attention import SelfAttention
+from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places
 
 Recomputation = Literal["none", "full"]
@@ -142,9 +143,7 @@ class Decoder(nn.Module):
                 f"{where}.feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
                 f"{where}.feed_forward.dim": (block.feed_forward.dim, dim),
             }
-        wrong = [
-            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
-        ]
+        wrong = misfits(expected)
         attentions = [block.attention for block in blocks.values()]
         ropes = [attention.rope for attention in attentions if attention.rope is not None]
         if not ropes:

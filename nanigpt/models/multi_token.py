@@ -15,6 +15,7 @@ from nanigpt import tags
 from nanigpt.models.embedding import Embedding
 from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
+from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places
 
 
@@ -54,9 +55,7 @@ class PredictionDepth(nn.Module):
             "projection.in_dim": (projection.in_dim, 2 * dim),
             "projection.out_dim": (projection.out_dim, dim),
         }
-        wrong = [
-            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
-        ]
+        wrong = misfits(expected)
         if wrong:
             raise ValueError(f"norm.dim={dim}: {'; '.join(wrong)}")
         self.embedding_norm = embedding_norm

@@ -10,6 +10,7 @@ from nanigpt.models.attention_core import AttentionCore
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.sizes import misfits as misfits  # attention.py has it from here
 from nanigpt.models.visibility import Places, Visibility
 
 
@@ -69,8 +70,3 @@ class SelfAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in vars(self.visibility).items() if v is not None)
-
-
-def misfits(expected: dict[str, tuple[int, int]]) -> list[str]:
-    """What of `name: (size, expected size)` is not as expected."""
-    return [f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want]

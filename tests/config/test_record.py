@@ -307,5 +307,8 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
     assert load_run(str(tmp_path / "a")) == logging
     claim_run(recorded, other, started=True, allow_config_change=True)
     assert load_run(str(tmp_path / "a")) == other
-    with pytest.raises(UsageError, match="no run there; known: a"):
+    for name, text in {"weights": '{"model_type": "llama"}', "cut": '{"root"', "odd": "[]"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)  # no runs
+    with pytest.raises(UsageError, match="no run there; known: a$"):
         load_run(str(tmp_path / "b"))

@@ -27,6 +27,8 @@ from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding, YarnScaling
 from tests.models.huggingface import FAMILIES, tiny_model
 
+NESTED = {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}  # by kind of layer
+
 
 def version_5(config):
     scaling = config["rope_scaling"] or {"rope_type": "default"}
@@ -61,6 +63,17 @@ def numbered_as_version_5(config):
     return {**without("num_experts")(config), "num_local_experts": config["num_experts"]}
 
 
+def rotating(part):
+    """Version 5 has it beside the other values of RoPE."""
+
+    def change(config):
+        config = version_5(config)
+        config["rope_parameters"]["partial_rotary_factor"] = part
+        return config
+
+    return change
+
+
 def replaced(**fields):
     return lambda config: {**config, **fields}
 
@@ -71,6 +84,9 @@ def replaced(**fields):
         ("llama", "tied", version_5),
         ("llama", "scaled", version_5),
         ("llama", "yarn", version_5),
+        ("llama", "yarn", rotating(1.0)),
+        ("llama", "tied", replaced(partial_rotary_factor=1, rope_scaling={"type": "default"})),
+        ("llama", "tied", replaced(rope_scaling={"rope_type": "default", "factor": None})),
         ("qwen3", "windows", version_5),
         ("llama", "gqa", without("head_dim", "attention_bias", "mlp_bias", "rope_scaling")),
         ("llama", "tied", without("num_key_value_heads")),
@@ -135,6 +151,22 @@ def test_each_form_of_config_json_is_understood(family, shape, change, tmp_path)
             replaced(use_sliding_window=False),
             "has sliding_window=None",
         ),
+        (
+            "qwen3",
+            "tied",
+            replaced(rope_parameters=NESTED),
+            "has rope_scaling={'full_attention': {",
+        ),
+        ("llama", "tied", replaced(rope_scaling={"factor": 8}), "has rope_scaling={'factor': 8}, "),
+        ("llama", "tied", replaced(rope_scaling={"type": "default", "factor": 8}), "'factor': 8},"),
+        (
+            "gpt_oss",
+            "unscaled",
+            replaced(rope_scaling={"factor": 8}),
+            "has rope_scaling={'factor':",
+        ),
+        ("deepseek_v3", "tied", replaced(partial_rotary_factor=0.5), "partial_rotary_factor=0.5,"),
+        ("llama", "scaled", rotating(0.5), "has partial_rotary_factor=0.5, the model 1.0"),
         ("gpt_oss", "clamped", without("swiglu_limit"), "has swiglu_limit=7.0, the model 0.3"),
         ("gpt_oss", "clamped", without("layer_types"), "has layer_types=['sliding_attention', 'f"),
         ("gpt_oss", "unscaled", without("rope_scaling"), "has rope_scaling={'rope_type': 'yarn'"),

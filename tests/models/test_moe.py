@@ -259,6 +259,27 @@ def test_one_compilation_serves_every_load(compiling, how, recomputation, others
     assert not counters["graph_break"]
 
 
+@pytest.mark.parametrize("others", [{}, {"experts": GROUPED, "dtype": torch.bfloat16}])
+def test_another_batch_size_is_one_compilation_more(compiling, others):
+    eager, compiled = (mixtures(**others) for _ in range(2))
+    Compile(backend="aot_eager").apply(compiled)
+    batches = [(4, 32), (3, 32), (4, 32), (2, 32)]
+    graphs = []
+    for seed, shape in enumerate(batches):
+        tokens = random_tokens(seed, shape)
+        logits = [model(tokens) for model in (eager, compiled)]
+        torch.testing.assert_close(*logits)
+        for each in logits:
+            F.cross_entropy(each.flatten(0, 1), tokens.roll(-1, 1).flatten()).backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    for (name, p), q in zip(eager.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(q.grad, p.grad, msg=lambda m, n=name: f"{n}: {m}")
+    assert loads(eager) == loads(compiled)
+    assert [sum(of_layer) for of_layer in loads(compiled)] == [2 * (4 + 3 + 4 + 2) * 32] * 2
+    assert graphs == [1, 2, 2, 3]
+    assert not counters["graph_break"]
+
+
 def test_recomputation_changes_nothing_bit_for_bit():
     results = []
     for recomputation in ("none", "full"):

@@ -23,6 +23,9 @@ T = TypeVar("T")
 # Layers that predict further tokens are beside the model.
 _UNCOMPARED = {"max_position_embeddings", "max_window_layers", "num_nextn_predict_layers"}
 
+# What no model here has otherwise, and what is not written.
+_ALWAYS = {"partial_rotary_factor": 1.0}
+
 
 def alike(what: str, values: Iterable[T]) -> T:
     """The one value that all layers have.
@@ -190,25 +193,33 @@ def window_fields(windows: Sequence[int | None]) -> dict[str, Any]:
 def completed(config: dict[str, Any], *, scores: bool = False, **defaults: Any) -> dict[str, Any]:
     """A config.json under the names that we write, whichever version wrote it.
 
+    What of RoPE is not understood stays in `rope_scaling`, so that it is a difference.
+
     Args:
         scores: YaRN's `mscale_all_dim` scales scores, and does not only make `attention_factor`.
         defaults: of fields that may be left out, or null.
     """
-    fields = {**defaults, **{k: v for k, v in config.items() if v is not None}}
-    rope = dict(fields.pop("rope_parameters", None) or fields.get("rope_scaling") or {})
-    fields["rope_theta"] = rope.pop("rope_theta", None) or fields.get("rope_theta")
-    kind = rope.pop("type", "default")
+    fields = {**_ALWAYS, **defaults, **_given(config)}
+    rope = _given(fields.pop("rope_parameters", None) or fields.get("rope_scaling") or {})
+    for name in ("rope_theta", *_ALWAYS):
+        fields[name] = rope.pop(name, fields.get(name))
+    kind = rope.pop("type", None)
     kind = rope.pop("rope_type", kind)
     if kind == "yarn":
         scaled = {"mscale_all_dim": rope.get("mscale_all_dim") or 0.0} if scores else {}
         rope = {**_yarn(rope, fields.get("max_position_embeddings")), **scaled}
-    fields["rope_scaling"] = None if kind == "default" else {"rope_type": kind, **rope}
+    told = rope if kind is None else {"rope_type": kind, **rope}
+    fields["rope_scaling"] = None if told in ({}, {"rope_type": "default"}) else told
     return fields
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _yarn(rope: dict[str, Any], positions: int | None) -> dict[str, Any]:
     """With what may be left out."""
-    given = {name: value for name, value in rope.items() if value is not None}
+    given = dict(rope)
     factor = given.get("factor", 1.0)
 
     def attention_factor(mscale: float = 1.0) -> float:
@@ -232,7 +243,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Fields that would make another model of the same weights."""
     return [
         f"config.json has {name}={theirs.get(name)!r}, the model {value!r}"
-        for name, value in ours.items()
+        for name, value in {**ours, **_ALWAYS}.items()
         if name not in _UNCOMPARED and not _equal(value, theirs.get(name))
     ]
 

@@ -13,6 +13,7 @@ from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.moe.dispatch import count
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.router import Router
+from nanigpt.models.sizes import misfits
 
 
 class Load(NamedTuple):
@@ -51,9 +52,7 @@ class MixtureOfExperts(nn.Module):
         }
         if shared is not None:
             expected["shared.dim"] = (shared.dim, router.dim)
-        wrong = [
-            f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want
-        ]
+        wrong = misfits(expected)
         if wrong:
             raise ValueError(
                 f"router.n_experts={router.n_experts}, router.dim={router.dim}: {'; '.join(wrong)}"
