@@ -6,6 +6,7 @@ from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.models.attention_core import Eager, FlexAttention
 from nanigpt.models.rope import YarnScaling
+from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
 from nanigpt.parallel.compile import Compile
@@ -43,6 +44,12 @@ def warmup_stable_decay(
 def flex_attention() -> fdl.Config[FlexAttention]:
     """FlexAttention, which skips what document masks and causality hide."""
     return fdl.Config(FlexAttention)
+
+
+@component
+def varlen_attention() -> fdl.Config[VarLen]:
+    """FlashAttention of packed documents without a mask; on CUDA, in bfloat16."""
+    return fdl.Config(VarLen)
 
 
 @component

@@ -15,6 +15,7 @@ from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention, misfits
+from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
 
 
@@ -88,6 +89,11 @@ class Attention(SelfAttention):
             expected["k_norm.dim"] = (k_norm.dim, head_dim)
         if sink is not None:
             expected["sink.n_heads"] = (sink.n_heads, n_heads)
+        if sink is not None and isinstance(core, VarLen):
+            raise ValueError(
+                "core=VarLen with a sink: expected another core, since its kernel gives no "
+                "gradient of the sums that a sink is added to; take None or @flex_attention()"
+            )
         wrong = misfits(expected)
         if wrong:
             raise ValueError(

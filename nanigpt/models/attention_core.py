@@ -6,12 +6,15 @@ values may have another size than keys.
 
 import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch.nn import functional as F
 
 from nanigpt.models.visibility import CAUSAL, Places, Visibility, last_of
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 @runtime_checkable
@@ -38,6 +41,27 @@ class AttentionCore(Protocol):
             keys: by default where the queries are.
             sink_H: a score of each head that stands beside those of the keys in the softmax, and
                 has no value.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparingCore(AttentionCore, Protocol):
+    """A core that needs something of places and visibility, which layers that see alike share."""
+
+    def prepare(
+        self,
+        places: Places | None,
+        *,
+        visibility: Visibility,
+        batch: int,
+        length: int,
+        device: torch.device,
+    ) -> Places:
+        """The places with what the core needs in `prepared`, made once for a forward pass.
+
+        Args:
+            places: of B rows of L queries, which are the keys too; None is 0 to L.
         """
         ...
 
@@ -123,6 +147,21 @@ class FlexAttention:
     On a CPU it has no backward pass (torch 2.13).
     """
 
+    def prepare(
+        self,
+        places: Places | None,
+        *,
+        visibility: Visibility,
+        batch: int,
+        length: int,
+        device: torch.device,
+    ) -> Places:
+        """The places with their block mask."""
+        mask = _block_mask(
+            places, None, visibility, batch=batch, length=length, size=length, device=device
+        )
+        return (places or Places(None))._replace(prepared=mask)
+
     def __call__(
         self,
         q_BLHK: torch.Tensor,
@@ -134,26 +173,20 @@ class FlexAttention:
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        from torch.nn.attention.flex_attention import (
-            AuxRequest,
-            create_block_mask,
-            flex_attention,
-        )
+        from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-        (batch, length), size = q_BLHK.shape[:2], k_BSGK.shape[1]
-        start = size - length
-
-        def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor):
-            if queries is None:
-                return visibility.sees(i + start, j)
-            of = keys or queries
-            documents: list[torch.Tensor] = []
-            if queries.documents_BL is not None:
-                documents = [queries.documents_BL[b, i], of.documents_BL[b, j]]
-            return visibility.sees(queries.positions_BL[b, i], of.positions_BL[b, j], *documents)
-
-        n = None if queries is None else batch
-        block_mask = create_block_mask(visible, n, None, length, size, device=q_BLHK.device)
+        block_mask = None if queries is None else queries.prepared
+        if block_mask is None:
+            (batch, length), size = q_BLHK.shape[:2], k_BSGK.shape[1]
+            block_mask = _block_mask(
+                queries,
+                keys,
+                visibility,
+                batch=batch,
+                length=length,
+                size=size,
+                device=q_BLHK.device,
+            )
         attend = flex_attention
         if q_BLHK.device.type == "cuda" and not torch.compiler.is_compiling():
             attend = _compiled(flex_attention)  # uncompiled, all pairs of scores are held
@@ -175,6 +208,35 @@ class FlexAttention:
 @functools.cache
 def _compiled(function: Callable) -> Callable:
     return torch.compile(function)
+
+
+def _block_mask(
+    queries: Places | None,
+    keys: Places | None,
+    visibility: Visibility,
+    *,
+    batch: int,
+    length: int,
+    size: int,
+    device: torch.device,
+) -> "BlockMask":
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    start = size - length
+
+    def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor):
+        if queries is None:
+            return visibility.sees(i + start, j)
+        of = keys or queries
+        documents: list[torch.Tensor] = []
+        if queries.documents_BL is not None:
+            documents = [queries.documents_BL[b, i], of.documents_BL[b, j]]
+        return visibility.sees(queries.positions_BL[b, i], of.positions_BL[b, j], *documents)
+
+    create = create_block_mask
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        create = _compiled(create_block_mask)  # uncompiled, a mask of all pairs is held
+    return create(visible, None if queries is None else batch, None, length, size, device=device)
 
 
 def _mask(

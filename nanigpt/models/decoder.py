@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanigpt import tags
+from nanigpt.models.attention_core import PreparingCore
 from nanigpt.models.counts import ParameterCounts, active_weights, idle_parameters
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
@@ -191,14 +192,17 @@ class Decoder(nn.Module):
         """
         places = None
         if documents_BL is not None and positions_BL is None:
-            length = tokens_BL.shape[1]
+            length = documents_BL.shape[1]  # of a pipeline's activations ranks of `tp` have parts
             positions_BL = torch.arange(length, device=tokens_BL.device).expand_as(documents_BL)
         if positions_BL is not None:
             places = Places(positions_BL, documents_BL)
+        of = [places] * len(self.blocks())
+        if caches is None:  # which tell places themselves
+            of = self._prepared(places, tokens_BL, ahead=ahead)
         x_BLD = tokens_BL if self.embedding is None else self.embedding(tokens_BL)
         for i, block in enumerate(self.layers):
             if block is not None:
-                x_BLD = block(x_BLD, caches[i] if caches is not None else None, places)
+                x_BLD = block(x_BLD, caches[i] if caches is not None else None, of[i])
         if self.head is None:
             return x_BLD
         logits_BLV = self.head(self.norm(x_BLD))
@@ -206,8 +210,36 @@ class Decoder(nn.Module):
             return logits_BLV
         if self.multi_token is None:
             return [logits_BLV]
-        outs = self.multi_token(x_BLD, tokens_BL, self.embedding, places)
+        outs = self.multi_token(x_BLD, tokens_BL, self.embedding, of[len(self.layers) :])
         return [logits_BLV, *map(self.head, outs)]
+
+    def _prepared(
+        self, places: Places | None, tokens_BL: torch.Tensor, *, ahead: bool
+    ) -> list[Places | None]:
+        """Places for each of `blocks()`, with what its core makes of them.
+
+        Blocks whose cores are of one class and see alike share what is made once.
+        """
+        blocks = self.blocks()
+        of = [places] * len(blocks)
+        if places is None and self.embedding is None:
+            return of  # of what a pipeline hands on, ranks of `tp` have parts of the sequence
+        batch, length = tokens_BL.shape if places is None else places.positions_BL.shape
+        made: dict[Any, Places] = {}
+        for i, block in enumerate(blocks if ahead else self.layers):
+            if block is None or not isinstance(block.attention.core, PreparingCore):
+                continue
+            core, visibility = block.attention.core, block.attention.visibility
+            if (type(core), visibility) not in made:
+                made[type(core), visibility] = core.prepare(
+                    places,
+                    visibility=visibility,
+                    batch=batch,
+                    length=length,
+                    device=tokens_BL.device,
+                )
+            of[i] = made[type(core), visibility]
+        return of
 
     def part(self, layers: Sequence[int], *, embedding: bool | None = None) -> "Decoder":
         """Some of the blocks, as a pipeline's rank has them; modules are shared, and keep names.

@@ -6,6 +6,7 @@ text owes nothing to what is here.
 Shapes: B batch, L sequence, D dim, M = 2 D.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -107,7 +108,7 @@ class MultiTokenPrediction(nn.Module):
         x_BLD: torch.Tensor,
         tokens_BL: torch.Tensor,
         embedding: Embedding,
-        places: Places | None = None,
+        places: Sequence[Places | None] | None = None,
     ) -> list[torch.Tensor]:
         """Returns of each depth what the head makes logits of.
 
@@ -117,10 +118,12 @@ class MultiTokenPrediction(nn.Module):
 
         Args:
             x_BLD: of the decoder's last layer, before its norm.
+            places: for each depth's block.
         """
         outs = []
         for k, depth in enumerate(self.depths, start=1):
-            x_BLD, out_BLD = depth(x_BLD, embedding(tokens_BL.roll(-k, dims=1)), places)
+            of = None if places is None else places[k - 1]
+            x_BLD, out_BLD = depth(x_BLD, embedding(tokens_BL.roll(-k, dims=1)), of)
             outs.append(out_BLD)
         return outs
 

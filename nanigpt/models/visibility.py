@@ -4,16 +4,23 @@ Shapes: B batch, L queries, S keys.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 
 class Places(NamedTuple):
-    """Where tokens are: their positions in the sequence, and numbers of their documents."""
+    """Where tokens are.
 
-    positions_BL: torch.Tensor
+    Attributes:
+        positions_BL: in the sequence; None is 0 to L, which only a core sees that prepared for it.
+        documents_BL: numbers of their documents; None is one document.
+        prepared: what the core that is given it made of these places (`PreparingCore`), or None.
+    """
+
+    positions_BL: torch.Tensor | None
     documents_BL: torch.Tensor | None = None
+    prepared: Any = None
 
 
 @dataclass(frozen=True)

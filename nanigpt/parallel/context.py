@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
+from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import CAUSAL, Places, Visibility
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import head_counts, indivisible
@@ -47,8 +48,13 @@ class ContextParallel:
         if n == 1:
             return []
         found = []
+        attentions = [module for module in model.modules() if hasattr(module, "core")]
+        if any(isinstance(attention.core, VarLen) for attention in attentions):
+            found.append(
+                "model.layers[*].attention.core: VarLen knows no context parallelism, whose ranks "
+                "have parts of sequences; take another tag:AttentionCore"
+            )
         if self.method == "ring":
-            attentions = [module for module in model.modules() if hasattr(module, "core")]
             if mask_documents or not all(isinstance(a.core, ScaledDotProduct) for a in attentions):
                 found.append(
                     "context.method='ring' knows neither data.mask_documents nor another attention "
@@ -107,7 +113,7 @@ class _Gathered:
     ) -> torch.Tensor:
         k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
         if queries is not None and queries.documents_BL is not None:
-            places = Places(*(_gather(x, self._mesh) for x in queries))
+            places = Places(*(_gather(x, self._mesh) for x in queries[:2]))
             return self._core(
                 q_BLHK, k_BSGK, v_BSGK, queries, places, visibility=visibility, sink_H=sink_H
             )
@@ -178,7 +184,7 @@ class _Exchanged:
         whole = [self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK)]
         places = None
         if queries.documents_BL is not None:
-            both = [_gather(x, self._mesh) for x in queries]
+            both = [_gather(x, self._mesh) for x in queries[:2]]
             places = Places(*(x[:, natural_S] for x in both))
         if sink_H is not None:  # of the heads that this rank gets
             sink_H = sink_H.chunk(n)[self._mesh.get_local_rank()]

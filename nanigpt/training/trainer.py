@@ -15,6 +15,7 @@ from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
+from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.schedule import Schedule
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
@@ -260,13 +261,25 @@ class Trainer:
                 "model.layers[*].attention.core: FlexAttention has no backward pass on a CPU; set "
                 "tag:AttentionCore=None there"
             )
+        if kind == "cpu" and VarLen in cores:
+            raise UsageError(
+                "model.layers[*].attention.core: VarLen's kernel is of CUDA devices; set "
+                "tag:AttentionCore=None on a CPU"
+            )
+        computed = self.model.embedding.compute_dtype
+        if kind == "cuda" and VarLen in cores and computed not in (torch.bfloat16, torch.float16):
+            raise UsageError(
+                f"model.layers[*].attention.core: VarLen's kernel computes in bfloat16, not in "
+                f"{computed}; add --config=tag:ComputeDType=bfloat16, or take another "
+                "tag:AttentionCore"
+            )
         if kind == "cpu" and self.parallelizer.tensor.asynchronous:
             raise UsageError(
                 "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
                 "memory; set it to False on a CPU"
             )
         ring = self.parallelizer.context.method == "ring"
-        if kind == "cuda" and ring and self.model.embedding.compute_dtype == torch.float32:
+        if kind == "cuda" and ring and computed == torch.float32:
             raise UsageError(
                 "parallelizer.context.method='ring': its kernel computes in bfloat16 on CUDA; add "
                 "--config=tag:ComputeDType=bfloat16, or take 'all_gather'"

@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention
 
+from nanigpt.config.flag import compose
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
 from nanigpt.models.visibility import Places, Visibility
-from tests.support import tiny
+from nanigpt.parallel.compile import Compile
+from tests.support import built_model, tiny
 
 BATCH, LENGTH, HEADS, KV_HEADS, DIM = 2, 24, 4, 2, 16
 
@@ -151,11 +155,120 @@ def test_sdpa_follows_bf16(sink):
     torch.testing.assert_close(got, want, rtol=2e-2, atol=2e-2)
 
 
+class FlexApart:
+    """FlexAttention for which nothing is prepared, so that each layer makes its own mask."""
+
+    def __call__(self, *tensors, **named):
+        return FlexAttention()(*tensors, **named)
+
+
+TWO_KINDS = ("tag:AttentionCore=@flex_attention()", "set:model.layers[::2].attention.window=9")
+
+
+@pytest.fixture
+def block_masks(monkeypatch):
+    """How many block masks were made."""
+    made = []
+    create = flex_attention.create_block_mask
+
+    def counted(*arguments, **named):
+        made.append(arguments)
+        return create(*arguments, **named)
+
+    monkeypatch.setattr(flex_attention, "create_block_mask", counted)
+    return made
+
+
+def tokens_and_documents(documents):
+    tokens = torch.randint(0, 200, (2, 32), generator=torch.Generator().manual_seed(0))
+    return tokens, (tokens % 7 == 0).cumsum(1) if documents else None
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["plain", "documents"])
+@pytest.mark.parametrize("further", [0, 2])
+def test_layers_that_see_alike_share_a_block_mask(block_masks, further, documents):
+    tokens, of = tokens_and_documents(documents)
+    ahead = (f"fiddler:multi_token({further})",) if further else ()
+    model = built_model(compose(["config:llama3_debug", *TWO_KINDS, *ahead]))
+    assert len(model.blocks()) == 6 + further
+    with torch.no_grad():
+        got = model(tokens, documents_BL=of, ahead=True)
+        assert len(block_masks) == 2
+        for block in model.blocks():
+            block.attention.core = FlexApart()
+        wanted = model(tokens, documents_BL=of, ahead=True)
+    assert len(block_masks) == 2 + len(model.blocks())
+    assert len(got) == 1 + further
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+class EagerOfMask(FlexAttention):
+    """Has gradients on a CPU, and computes what the block mask tells that it was given."""
+
+    calls = 0
+
+    def __call__(self, q_BLHK, k_BSGK, v_BSGK, queries=None, keys=None, **named):
+        EagerOfMask.calls += 1
+        mask = queries.prepared.mask_mod
+        length = torch.arange(q_BLHK.shape[1])
+        batch = torch.arange(q_BLHK.shape[0])[:, None, None]
+        seen = mask(batch, None, length[:, None], length).expand(len(batch), -1, -1)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            *(x.transpose(1, 2) for x in (q_BLHK, k_BSGK, v_BSGK)), attn_mask=seen.unsqueeze(1)
+        )
+        return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["plain", "documents"])
+def test_recomputation_reads_the_block_masks_of_the_forward_pass(block_masks, documents):
+    tokens, of = tokens_and_documents(documents)
+    gradients = []
+    for recompute in ("none", "full"):
+        model = built_model(tiny(*TWO_KINDS, f"tag:ActivationCheckpointing={recompute}"))
+        for block in model.layers:
+            block.attention.core = EagerOfMask()
+        block_masks.clear()
+        EagerOfMask.calls = 0
+        model(tokens, documents_BL=of).square().sum().backward()
+        assert len(block_masks) == 2
+        assert EagerOfMask.calls == len(model.layers) * (2 if recompute == "full" else 1)
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_block_masks_are_made_for_those_layers_only_that_use_them(block_masks):
+    tokens, of = tokens_and_documents(True)
+    edit = "set:model.layers[1].attention.core=@flex_attention()"
+    model, plain = built_model(tiny(edit)), built_model(tiny())
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, documents_BL=of), plain(tokens, documents_BL=of))
+        assert len(block_masks) == 1
+        model(tokens, model.new_caches(capacity=32))  # caches are read by another core
+    assert len(block_masks) == 1
+
+
+@pytest.mark.parametrize("documents", [False, True], ids=["plain", "documents"])
+def test_compiled_blocks_get_block_masks_as_inputs(block_masks, documents):
+    tokens, of = tokens_and_documents(documents)
+    plain, model = built_model(tiny(TWO_KINDS[1])), built_model(tiny(*TWO_KINDS))
+    torch.compiler.reset()
+    Compile(backend="aot_eager").apply(model)
+    graphs = []
+    with torch.no_grad():
+        for shift in (0, 5):  # other documents need no other compilation
+            here = None if of is None else of.roll(shift, 1).cummax(1).values
+            counters.clear()
+            got = model(tokens, documents_BL=here)
+            graphs.append(counters["stats"]["unique_graphs"])
+            torch.testing.assert_close(got, plain(tokens, documents_BL=here))
+    assert len(block_masks) == 4
+    assert graphs[0] > 0 == graphs[1]
+
+
 def test_documents_do_not_see_each_other(tmp_path):
     """The logits of a document in a packed sequence are those that it has alone, but for RoPE, whose
     scores depend on differences of positions only."""
     from nanigpt.config.build import build
-    from tests.support import built_model
 
     cfg = tiny("set:data.mask_documents=True")
     data = build(cfg.data)

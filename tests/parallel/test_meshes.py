@@ -31,6 +31,8 @@ def pipeline(n: int, schedule: str = "1F1B", microbatches: int = 8) -> str:
     return f"fiddler:pipeline({n}, '{schedule}', {microbatches})"
 
 
+VARLEN = "tag:AttentionCore=@varlen_attention()"
+
 WRONG = [
     # The product of the axes is not the world.
     (8, [DP.format(4)], "dp_shard=4, cp=1, tp=1 needs 4 ranks, not 8"),
@@ -115,6 +117,10 @@ WRONG = [
     (8, [TP.format(3)], "needs a multiple of 3 ranks, not 8"),
     (8, [TP.format(3)], "n_heads=32 (and 31 others like it) is not divisible by mesh.tp=3"),
     (2, ["tag:AttentionCore=@flex_attention()", "set:device=cpu"], "no backward pass on a CPU"),
+    (2, [VARLEN, "set:device=cpu"], "VarLen's kernel is of CUDA devices"),
+    (2, [VARLEN, "tag:ComputeDType=float32", "set:device=cuda"], "in bfloat16, not in torch.float32"),
+    (2, [VARLEN, CP.format(2)], "VarLen knows no context parallelism"),
+    (2, [VARLEN, CP.format(2), ULYSSES], "VarLen knows no context parallelism"),
     (2, ["set:parallelizer.fsdp.prefetch=-1"], "prefetch=-1: expected 0 or more"),
     (2, ["set:parallelizer.fsdp.reshard_after_forward=sometimes"], "expected one of 'default'"),
 ]  # fmt: skip
