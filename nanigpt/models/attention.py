@@ -14,7 +14,8 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
-from nanigpt.models.self_attention import SelfAttention, misfits
+from nanigpt.models.self_attention import SelfAttention
+from nanigpt.models.sizes import misfits
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
 

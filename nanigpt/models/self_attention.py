@@ -10,7 +10,6 @@ from nanigpt.models.attention_core import AttentionCore
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.rope import RotaryEmbedding
-from nanigpt.models.sizes import misfits as misfits  # attention.py has it from here
 from nanigpt.models.visibility import Places, Visibility
 
 
