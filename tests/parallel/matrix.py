@@ -44,7 +44,9 @@ BOUNDS = {
 
 # These take long, and are left to the deeper tier.
 DEEP = (
-    *("hsdp2 cp2 tp2", "local tp2 recompute compile", "local tp2 fsdp2", "local pp4"),
+    *("pp2 ZBVZeroBubble compile", "bf16 tp2 fsdp2 recompute compile", "hsdp2 cp2 tp2"),
+    *("tied tp2 fsdp2", "tied pp2 fsdp2", "tied pp2 cp2 tp2"),
+    *("local tp2 recompute compile", "local tp2 fsdp2", "local cp2 ulysses tp2", "local pp4"),
     *("experts tp2 recompute compile", "experts ep2 hsdp2", "experts ep2 pp2"),
     *("experts ep2 fsdp2 tp2", "ahead tp2 no sp", "ahead tp2 fsdp2"),
 )

@@ -51,7 +51,7 @@ def test_a_run_goes_on_under_another_mesh(base, meshes, tmp_path):
         arguments = ["train", *flags(*base, *SHORT, mesh), f"--run_dir={run}"]
         out = succeed(torchrun(2, "-m", "nanigpt", *arguments))
         forget_the_last_checkpoint(run)
-    assert "resuming after step 5" in out
+    assert ("resuming after step 5" in out) == (len(meshes) > 1)
     assert_equal_curves(metrics(run), expected)
     # One process goes on, too, and looks at what many trained.
     out = succeed(nanigpt("train", *flags(*base, *SHORT), f"--run={run}"))
