@@ -3,6 +3,8 @@
 Shapes: B batch, L new positions, D dim.
 """
 
+import abc
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.visibility import Places, Visibility
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(nn.Module, abc.ABC):
     """Base class of attention modules.
 
     Attributes:
@@ -34,9 +36,9 @@ class SelfAttention(nn.Module):
     sink: AttentionSink | None
     core: AttentionCore
 
+    @abc.abstractmethod
     def stream_dims(self) -> dict[str, int]:
         """Arguments that must be as wide as the residual stream, and their widths."""
-        raise NotImplementedError
 
     def heads(self) -> dict[str, int]:
         """Numbers of heads, which ranks divide among them."""
@@ -49,10 +51,11 @@ class SelfAttention(nn.Module):
         """
         return 6 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * sequence_length
 
+    @abc.abstractmethod
     def cache_elements(self) -> int:
         """Numbers that a cache keeps of one position."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def forward(
         self,
         x_BLD: torch.Tensor,
@@ -65,7 +68,6 @@ class SelfAttention(nn.Module):
             cache: holds what came before, and tells positions itself.
             places: of x, by default 0 to L of one document.
         """
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return ", ".join(f"{k}={v}" for k, v in vars(self.visibility).items() if v is not None)
