@@ -1,10 +1,12 @@
 """Components that a command line can exchange: `set:schedule=@linear(warmup_steps=100)`."""
 
+from collections.abc import Sequence
+
 import fiddle as fdl
 
 from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
-from nanigpt.models.attention_core import Eager, FlexAttention
+from nanigpt.models.attention_core import Eager, FlexAttention, Kernel, ScaledDotProduct
 from nanigpt.models.rope import YarnScaling
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
@@ -38,6 +40,12 @@ def warmup_stable_decay(
     return fdl.Config(
         WarmupStableDecay, warmup_steps=warmup_steps, final=final, decay_fraction=decay_fraction
     )
+
+
+@component
+def scaled_dot_product(kernels: Sequence[Kernel] | None = None) -> fdl.Config[ScaledDotProduct]:
+    """PyTorch's fused attention, with the kernels that may be taken, the first first."""
+    return fdl.Config(ScaledDotProduct, kernels=kernels)
 
 
 @component

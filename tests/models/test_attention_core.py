@@ -5,9 +5,11 @@ import math
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch.nn.attention import flex_attention
+from torch.nn.attention import SDPBackend, flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanigpt.config.flag import compose
+from nanigpt.models import attention_core
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
 from nanigpt.models.visibility import Places, Visibility
 from nanigpt.parallel.compile import Compile
@@ -296,3 +298,50 @@ def test_batches_number_their_documents(tmp_path):
     assert ends.sum() > 3
     assert torch.equal(batch.documents_BL.diff(dim=1), ends[:, 1:].long())
     assert build(tiny().data).mask_documents is False
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.__name__.partition(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernels", [("math",), ("cudnn", "flash"), None], ids=str)
+def test_only_kernels_that_are_allowed_are_taken(kernels):
+    core = ScaledDotProduct(kernels=kernels)
+    with Operators() as operators:
+        out = core(*inputs())
+    fused = "_scaled_dot_product_flash_attention_for_cpu" in operators.names
+    assert fused == (kernels != ("math",))
+    torch.testing.assert_close(out, Eager()(*inputs()), rtol=1e-5, atol=1e-5)
+    compiled = torch.compile(core.__call__, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs()), out, rtol=0, atol=0)
+
+
+def test_on_hopper_cudnn_comes_first(monkeypatch):
+    orders = []
+
+    def attend(*arguments, **named):
+        orders.append([int(b) for b in torch._C._get_sdp_priority_order()])
+        return plain(*arguments, **named)
+
+    before = [int(b) for b in torch._C._get_sdp_priority_order()]
+    plain = attention_core.F.scaled_dot_product_attention
+    monkeypatch.setattr(attention_core.F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(attention_core, "is_hopper", lambda device: True)
+    out = ScaledDotProduct()(*inputs())
+    torch.testing.assert_close(out, Eager()(*inputs()), rtol=1e-5, atol=1e-5)
+    cudnn, flash = int(SDPBackend.CUDNN_ATTENTION), int(SDPBackend.FLASH_ATTENTION)
+    assert orders[0][:2] == [cudnn, flash] != before[:2]
+    assert [int(b) for b in torch._C._get_sdp_priority_order()] == before
+
+
+def test_an_unknown_kernel_is_refused():
+    with pytest.raises(ValueError, match="expected some of cudnn, flash, efficient, math"):
+        ScaledDotProduct(kernels=["flsh"])
