@@ -2,69 +2,68 @@
 
     ./tools/run python tools/bench/startup.py
 
-Each variant runs in a process of its own, in turn (A B C A B C ...), with one thread. Printed are
-the medians of CPU seconds and of peak memory, and what lies on top of `import torch`.
+Printed are CPU seconds and peak memory, and what lies on top of `import torch`.
 """
 
-import os
-import statistics
-import subprocess
-import sys
+import time
 
-REPETITIONS = 5
+import harness
+
+
+def import_torch() -> None:
+    import torch  # noqa: F401
+
+
+def unknown_recipe() -> None:
+    from nanigpt.cli.main import main
+
+    assert main(["train", "--config=config:lama3"]) == 2
+
+
+def unknown_path() -> None:
+    from nanigpt.cli.main import main
+
+    assert main(["train", "--config=config:llama3_debug", "--config=set:optimizer.lrr=1"]) == 2
+
+
+def checked() -> None:
+    from nanigpt.cli.main import main
+
+    assert main(["check", "--config=config:llama3_debug"]) == 0
+
+
+def largest() -> None:
+    from nanigpt.config.build import build
+    from nanigpt.config.flag import compose
+
+    assert build(compose(["config:llama3_405b"])).model.n_parameters() == 405_853_388_800
+
+
+def measured(function) -> harness.Figures:
+    function()
+    return {"s": time.process_time(), "GiB": harness.peak_gib()}
+
 
 VARIANTS = {
-    "import torch": "import torch",
-    "unknown recipe": """
-from nanigpt.cli.main import main
-assert main(["train", "--config=config:lama3"]) == 2
-""",
-    "unknown path": """
-from nanigpt.cli.main import main
-assert main(["train", "--config=config:llama3_debug", "--config=set:optimizer.lrr=1"]) == 2
-""",
-    "llama3_405b on meta": """
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
-assert build(compose(["config:llama3_405b"])).model.n_parameters() == 405_853_388_800
-""",
+    "import torch": lambda: measured(import_torch),
+    "unknown recipe": lambda: measured(unknown_recipe),
+    "unknown path": lambda: measured(unknown_path),
+    "config and checks": lambda: measured(checked),
+    "llama3_405b on meta": lambda: measured(largest),
 }
 
-MEASURE = """
-import resource
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20)
-"""
 
-
-def measure(code: str) -> tuple[float, float]:
-    """CPU seconds and peak GiB of a Python process that runs `code`."""
-    done = subprocess.run(
-        [sys.executable, "-c", code + MEASURE],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    seconds, gib = done.stdout.splitlines()[-1].split()
-    return float(seconds), float(gib)
-
-
-def main() -> None:
-    results = {name: [] for name in VARIANTS}
-    for _ in range(REPETITIONS):
-        for name, code in VARIANTS.items():
-            results[name].append(measure(code))
-    load = os.getloadavg()[0]
-    print(f"median of {REPETITIONS}, load average {load:.2f}")
-    base = statistics.median(seconds for seconds, _ in results["import torch"])
-    for name, measured in results.items():
-        seconds, gib = (statistics.median(values) for values in zip(*measured, strict=True))
+def report(repetitions: int) -> dict:
+    found = harness.measure(__file__, VARIANTS, repetitions=repetitions)
+    harness.heading("Start-up", repetitions)
+    base = found["import torch"]["s"]
+    for name, of in found.items():
         print(
-            f"{name:<20} {seconds:5.2f} s CPU  {seconds / base:4.2f} x import torch  "
-            f"(+{seconds - base:4.2f} s)  {gib:4.2f} GiB"
+            f"  {name:<20} {of['s']:5.2f} s CPU  {of['s'] / base:5.2f} x import torch  "
+            f"({of['s'] - base:+5.2f} s)  {of['GiB']:4.2f} GiB"
         )
+    return {"startup": found}
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__file__, VARIANTS, report)

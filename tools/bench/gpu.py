@@ -1,0 +1,233 @@
+"""Tokens per second, MFU and memory on one CUDA GPU, one change after the other.
+
+    ./tools/run python tools/bench/gpu.py --json out.json
+    ./tools/run python tools/bench/gpu.py --recipes llama3_3b --minutes 5
+
+Each rung of a ladder is a process of its own: the recipe's model in sequences of 4096 tokens, one
+local batch a step. A rung is what the one above it is, and one change. MFU is by the convention
+6 N_matmul + 12 L d S per token over the device's dense bf16 peak of the data sheet, also where
+products are in float8. Beside it stands the fastest bf16 matrix product that was measured, as a
+share of that peak. Rungs that the time did not suffice for are named, and so are those that failed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import harness
+
+WARM_UP, STEPS = 6, 10
+
+# What every rung starts from, and what it changes; "" is the start.
+BEGINNING = [
+    "set:parallelizer.compile=None",
+    "set:loss=@cross_entropy()",
+    "set:optimizer.kernel=foreach",
+    "tag:AttentionCore=@scaled_dot_product(kernels=('flash',))",
+    "tag:ActivationCheckpointing=full",
+]
+CHANGES = {
+    "eager, foreach AdamW, flash, plain loss, recomputation full": [],
+    "+ fused AdamW": ["set:optimizer.kernel=fused"],
+    "+ cuDNN attention": ["tag:AttentionCore=@scaled_dot_product(kernels=('cudnn','flash'))"],
+    "+ chunked loss": ["set:loss=@linear_cross_entropy()"],
+    "+ compiled blocks and loss": ["fiddler:compile"],
+    "+ recomputation selective": ["tag:ActivationCheckpointing=selective"],
+    "+ recomputation none": ["tag:ActivationCheckpointing=none"],
+    "+ float8 tensorwise": ["fiddler:float8('tensorwise')"],
+    "+ float8 rowwise instead": ["tag:Float8=None", "fiddler:float8('rowwise')"],
+}
+# Recipe -> sequences of 4096 tokens in a step.
+RECIPES = {"llama3_1b": 8, "llama3_3b": 4}
+
+
+def ladder() -> dict[str, list[str]]:
+    """Rungs, each with all of its directives."""
+    rungs, directives = {}, list(BEGINNING)
+    for name, change in CHANGES.items():
+        directives = [*directives, *change]
+        rungs[name] = directives
+    return rungs
+
+
+def run(recipe: str, directives: list[str], batch: int, length: int, device: str) -> dict:
+    """Trains some steps in this process."""
+    import fiddle as fdl
+    import torch
+    from timed import TimedMetrics
+
+    from nanigpt.config.build import build
+    from nanigpt.config.flag import compose
+    from nanigpt.parallel.world import start_world
+    from nanigpt.training.hardware import peak_flops
+    from nanigpt.training.run_directory import RunDirectory
+
+    steps = WARM_UP + STEPS + 1  # the last one is validated
+    edits = [f"tag:SequenceLength={length}", f"tag:GlobalBatchSize={batch}"]
+    edits += [f"tag:LocalBatchSize={batch}", f"tag:Steps={steps}", "set:schedule.warmup_steps=1"]
+    cfg = compose([f"config:{recipe}", *edits, *directives])
+    cfg.device = device
+    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
+    cfg.evaluation.n_sequences = cfg.evaluation.batch_size = cfg.sampler.max_new_tokens = 1
+    fdl.update_callable(cfg.metrics, TimedMetrics)
+    trainer, times, losses = build(cfg), [], []
+    world = start_world(device)
+
+    def after_step(loss) -> None:
+        losses.append(float(loss))  # waits for the device
+        times.append(time.perf_counter())
+        if len(times) == WARM_UP and device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        if len(times) == steps - 1:
+            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+            seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
+            speed = batch * length / seconds
+            flops = trainer.model_flops * speed
+            most = peak_flops(world.device)
+            result = {
+                "tokens_per_second": speed,
+                "ms_per_step": 1000 * seconds,
+                "mfu": flops / most if most else None,
+                "peak_memory_gib": peak,
+                "loss": losses[-1],
+            }
+            harness.figures(result)
+            sys.stdout.flush()
+            os._exit(0)  # the checkpoint, validation and sample of a whole run are not measured
+
+    trainer.model_flops = trainer.model.flops_per_token(length)
+    trainer.metrics.after_step = after_step
+    with tempfile.TemporaryDirectory() as path:
+        trainer.run(RunDirectory(Path(path)), world)
+    raise AssertionError("the run ended before its last step was measured")
+
+
+def matmul_peak(device: str) -> float:
+    """FLOP/s of the fastest of some large bf16 products."""
+    import torch
+
+    best = 0.0
+    for n in (4096, 8192, 16384) if device == "cuda" else (512,):
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        for _ in range(3):
+            a @ b
+        _wait(device)
+        start = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        _wait(device)
+        best = max(best, 2 * n**3 * 10 / (time.perf_counter() - start))
+    return best
+
+
+def attention_speeds(device: str) -> dict[str, float | str]:
+    """Milliseconds of causal attention, forward and backward, by kernel."""
+    import torch
+
+    from nanigpt.models.attention_core import ScaledDotProduct
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    speeds: dict[str, float | str] = {}
+    shape = (4, 4096) if device == "cuda" else (1, 128)
+    for kernel in ("cudnn", "flash", "efficient"):
+        q = torch.randn(*shape, 32, 64, device=device, dtype=dtype, requires_grad=True)
+        k, v = (
+            torch.randn(*shape, 8, 64, device=device, dtype=dtype, requires_grad=True)
+            for _ in range(2)
+        )
+        core = ScaledDotProduct(kernels=(kernel,))
+        try:
+            for i in range(13):
+                if i == 3:
+                    _wait(device)
+                    start = time.perf_counter()
+                core(q, k, v).sum().backward()
+            _wait(device)
+            speeds[kernel] = 1000 * (time.perf_counter() - start) / 10
+        except RuntimeError as error:  # the device has no such kernel
+            speeds[kernel] = str(error).partition("\n")[0]
+    return speeds
+
+
+def _wait(device: str) -> None:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--rungs", help="only those whose name has this in it")
+    parser.add_argument("--minutes", type=float, default=9.0, help="start no rung after this time")
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--batch", type=int, help="sequences in a step")
+    parser.add_argument("--length", type=int, default=4096)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, rung by rung")
+    parser.add_argument("--one", nargs=2, metavar=("RECIPE", "RUNG"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    batches = {name: arguments.batch or RECIPES.get(name, 1) for name in arguments.recipes}
+    if arguments.one:
+        recipe, rung = arguments.one
+        if recipe == "kernels":
+            found = {"matmul": matmul_peak(arguments.device)}
+            harness.figures(found | {"attention_ms": attention_speeds(arguments.device)})
+            return
+        batch = arguments.batch or RECIPES.get(recipe, 1)
+        run(recipe, ladder()[rung], batch, arguments.length, arguments.device)
+        return
+    begin, results = time.monotonic(), {}
+
+    def started(recipe: str, rung: str, batch: int) -> dict:
+        left = arguments.minutes * 60 - (time.monotonic() - begin)
+        if left <= 0:
+            return {"skipped": "no time left"}
+        command = [sys.executable, __file__, "--one", recipe, rung, "--device", arguments.device]
+        command += ["--batch", str(batch), "--length", str(arguments.length)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=left + 45)
+        except subprocess.TimeoutExpired:
+            return {"skipped": "no time left"}
+        if done.returncode:
+            return {"failed": done.stderr.strip().splitlines()[-3:]}
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+    def keep(name: str, found: dict) -> None:
+        results[name] = found
+        if arguments.json is not None:
+            arguments.json.write_text(
+                json.dumps(results | {"machine": harness.surroundings()}, indent=2) + "\n"
+            )
+
+    kernels = started("kernels", "", 1)
+    keep("kernels", kernels)
+    print("kernels", json.dumps(kernels), flush=True)
+    for recipe, batch in batches.items():
+        print(f"{recipe}, {batch} x {arguments.length} tokens")
+        for rung in ladder():
+            if arguments.rungs and arguments.rungs not in rung:
+                continue
+            found = started(recipe, rung, batch)
+            keep(f"{recipe}: {rung}", found)
+            print(f"  {rung:<62} {_line(found)}", flush=True)
+
+
+def _line(found: dict) -> str:
+    if "tokens_per_second" not in found:
+        return json.dumps(found)
+    mfu = "MFU unknown" if found["mfu"] is None else f"MFU {found['mfu']:5.1%}"
+    return (
+        f"{found['tokens_per_second']:9,.0f} tokens/s  {mfu}  "
+        f"{found['peak_memory_gib']:6.1f} GiB  (loss {found['loss']:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What recomputation costs and saves, in training a Llama of 6 M parameters on 8 x 256 tokens.
+
+    ./tools/run python tools/bench/memory.py
+
+Printed are CPU milliseconds of a step, the first steps left out, and memory: the most that the
+process had, less what it had before the first step.
+"""
+
+import tempfile
+from pathlib import Path
+
+import harness
+
+MODES = ("none", "selective", "full")
+WARM_UP, STEPS = 3, 6
+
+
+def train(mode: str) -> harness.Figures:
+    import time
+
+    import fiddle as fdl
+    from timed import TimedMetrics
+
+    from nanigpt.config.build import build
+    from nanigpt.config.flag import compose
+    from nanigpt.parallel.world import start_world
+    from nanigpt.training.run_directory import RunDirectory
+
+    steps = WARM_UP + STEPS + 1  # the last one is validated
+    edits = ["tag:GlobalBatchSize=8", "tag:SequenceLength=256", f"tag:Steps={steps}"]
+    edits += [f"tag:ActivationCheckpointing={mode}", f"set:schedule.warmup_steps={WARM_UP}"]
+    cfg = compose(["config:llama3_debug", *edits])
+    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
+    cfg.evaluation.n_sequences = cfg.sampler.max_new_tokens = 1
+    fdl.update_callable(cfg.metrics, TimedMetrics)
+    trainer = build(cfg)
+    times, memory, losses = [], [], []
+
+    def after_step(loss) -> None:
+        times.append(time.process_time())
+        memory.append(harness.peak_gib())
+        losses.append(float(loss))
+
+    before: list[float] = []
+    setup_model = trainer.setup_model
+
+    def measured_setup(world):
+        parallel = setup_model(world)
+        before.append(harness.peak_gib())
+        return parallel
+
+    trainer.setup_model = measured_setup
+    trainer.metrics.after_step = after_step
+    with tempfile.TemporaryDirectory() as path:
+        trainer.run(RunDirectory(Path(path)), start_world("cpu"))
+    ms = 1000 * (times[-2] - times[WARM_UP - 1]) / STEPS
+    return {"ms": ms, "GiB": memory[-2] - before[0], "loss": losses[-2]}
+
+
+VARIANTS = {mode: lambda mode=mode: train(mode) for mode in MODES}
+
+
+def report(repetitions: int) -> dict:
+    found = harness.measure(__file__, VARIANTS, repetitions=repetitions)
+    harness.heading("Recomputation: Llama of 6 M parameters, 8 x 256 tokens", repetitions)
+    base = found["none"]
+    for mode, of in found.items():
+        print(
+            f"  {mode:<10} {of['ms']:8.1f} ms CPU  {of['ms'] / base['ms']:5.3f} x none  "
+            f"{of['GiB']:6.3f} GiB  {of['GiB'] / base['GiB']:5.3f} x none  (loss {of['loss']:.6f})"
+        )
+    return {"recomputation": found}
+
+
+if __name__ == "__main__":
+    harness.main(__file__, VARIANTS, report)
