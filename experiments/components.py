@@ -12,6 +12,7 @@ from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
 from nanigpt.parallel.compile import Compile
+from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 
 
 @component
@@ -83,6 +84,20 @@ def yarn(
 def compile(backend: str = "inductor", fullgraph: bool = True) -> fdl.Config[Compile]:
     """torch.compile, block by block."""
     return fdl.Config(Compile, backend=backend, fullgraph=fullgraph)
+
+
+@component
+def cross_entropy(z_loss: float = 0.0) -> fdl.Config[CrossEntropy]:
+    """Cross-entropy of all logits at once."""
+    return fdl.Config(CrossEntropy, z_loss=z_loss)
+
+
+@component
+def linear_cross_entropy(
+    chunk_size: int = 1024, z_loss: float = 0.0
+) -> fdl.Config[LinearCrossEntropy]:
+    """Cross-entropy of logits made and used chunk by chunk of tokens."""
+    return fdl.Config(LinearCrossEntropy, chunk_size=chunk_size, z_loss=z_loss)
 
 
 @component

@@ -17,7 +17,7 @@ from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.training.checkpoint import Checkpointer
 from nanigpt.training.evaluation import Evaluation
-from nanigpt.training.loss import CrossEntropy
+from nanigpt.training.loss import LinearCrossEntropy
 from nanigpt.training.metrics import Metrics
 from nanigpt.training.sample import Sampler
 from nanigpt.training.trainer import Trainer
@@ -46,13 +46,13 @@ def pretraining(
     )
     fsdp = fdl.Config(FullyShardedDataParallel, param_dtype=model.embedding.compute_dtype)
     evaluation = fdl.Config(Evaluation)
-    if local_batch_size is not None:  # logits are what memory is short of, here as in training
+    if local_batch_size is not None:  # memory is short, here as in training
         evaluation.batch_size = local_batch_size
     return fdl.Config(
         Trainer,
         model=model,
         data=data,
-        loss=fdl.Config(CrossEntropy),
+        loss=fdl.Config(LinearCrossEntropy),
         optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
         schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
         parallelizer=fdl.Config(

@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
@@ -25,6 +25,10 @@ from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places
 
 Recomputation = Literal["none", "full"]
+
+Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of head, hidden states x_BLD and labels_BL: a scalar that adds up over tokens. It is what calls
+the head, with its own product or another one."""
 
 
 class TransformerBlock(nn.Module):
@@ -180,8 +184,10 @@ class Decoder(nn.Module):
         documents_BL: torch.Tensor | None = None,
         *,
         ahead: bool = False,
+        loss: Loss | None = None,
+        labels: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Returns logits_BLV in the compute dtype.
+        """Returns logits_BLV in the compute dtype, or their loss.
 
         Args:
             caches: hold what came before, and tell positions themselves.
@@ -189,6 +195,8 @@ class Decoder(nn.Module):
             documents_BL: numbers of the tokens' documents where they are of several.
             ahead: predict further tokens too, and return a list: logits_BLV of the next token, then
                 those of each depth of `multi_token`. It costs nothing where this is not asked for.
+            loss: returned in place of logits, which then need not be there all at once.
+            labels: labels_BL for the loss, of the next token, then of each further one.
         """
         places = None
         if documents_BL is not None and positions_BL is None:
@@ -205,13 +213,15 @@ class Decoder(nn.Module):
                 x_BLD = block(x_BLD, caches[i] if caches is not None else None, of[i])
         if self.head is None:
             return x_BLD
-        logits_BLV = self.head(self.norm(x_BLD))
-        if not ahead:
-            return logits_BLV
-        if self.multi_token is None:
-            return [logits_BLV]
-        outs = self.multi_token(x_BLD, tokens_BL, self.embedding, of[len(self.layers) :])
-        return [logits_BLV, *map(self.head, outs)]
+        outs = [self.norm(x_BLD)]
+        if ahead and self.multi_token is not None:
+            outs += self.multi_token(x_BLD, tokens_BL, self.embedding, of[len(self.layers) :])
+        if loss is None:
+            results = [self.head(out_BLD) for out_BLD in outs]
+        else:
+            pairs = zip(outs, labels, strict=True)
+            results = [loss(self.head, out_BLD, labels_BL) for out_BLD, labels_BL in pairs]
+        return results if ahead else results[0]
 
     def _prepared(
         self, places: Places | None, tokens_BL: torch.Tensor, *, ahead: bool

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
+from nanigpt.models.linear import Product
 
 
 class Embedding(nn.Module):
@@ -71,8 +72,12 @@ class TiedHead(nn.Module):
         """Weights that one token is multiplied with."""
         return self.in_dim * self.out_dim
 
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_BLD, self.weight.to(x_BLD.dtype))
+    def forward(self, x_BLD: torch.Tensor, product: Product = F.linear) -> torch.Tensor:
+        """
+        Args:
+            product: as of `Linear`.
+        """
+        return product(x_BLD, self.weight.to(x_BLD.dtype), None)
 
     def extra_repr(self) -> str:
         return f"{self.in_dim} -> {self.out_dim}, tied"

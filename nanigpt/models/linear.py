@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence, D in_dim, E out_dim.
 """
 
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
+
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Of x, weight and bias, as `torch.nn.functional.linear` is."""
 
 
 class Linear(nn.Module):
@@ -55,9 +59,13 @@ class Linear(nn.Module):
         """Weights that one token is multiplied with."""
         return self.in_dim * self.out_dim
 
-    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_BLD: torch.Tensor, product: Product = F.linear) -> torch.Tensor:
+        """
+        Args:
+            product: what is made of x, weight and bias: a loss needs not all outputs at once.
+        """
         bias = None if self.bias is None else self.bias.to(x_BLD.dtype)
-        return F.linear(x_BLD, self.weight.to(x_BLD.dtype), bias)
+        return product(x_BLD, self.weight.to(x_BLD.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"{self.in_dim} -> {self.out_dim}, bias={self.bias is not None}"

@@ -1,19 +1,14 @@
 """A decoder that is spread over ranks, as training and evaluation see it."""
 
-from collections.abc import Callable
-
 import torch
 
 from nanigpt.data.dataset import Batch
-from nanigpt.models.decoder import Decoder
+from nanigpt.models.decoder import Decoder, Loss
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import settle_load
 from nanigpt.parallel.gradients import clip_gradients, settle
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import TensorParallel
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of logits and labels: a scalar that adds up over tokens."""
 
 
 class ParallelModel:
@@ -81,7 +76,9 @@ class ParallelModel:
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of a shard, without gradients; zero on ranks that have none."""
         with self.tensor.loss_context(self.layout), self.tensor.splitting():
-            return loss(self.model(batch.tokens_BL, **batch.places()), batch.labels_BL)
+            return self.model(
+                batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
+            )
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks that have losses of different tokens, in place."""
@@ -102,9 +99,11 @@ class ParallelModel:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
             self.model.set_requires_gradient_sync(last)
         with self.tensor.loss_context(self.layout):
-            logits = self.model(batch.tokens_BL, **batch.places(), ahead=True)
-            main, *further = [loss(x_BLV, batch.labels_ahead(k)) for k, x_BLV in enumerate(logits)]
-            del logits  # or its memory would be held through the backward pass
+            depths = 0 if self.model.multi_token is None else len(self.model.multi_token.depths)
+            labels = [batch.labels_ahead(k) for k in range(1 + depths)]
+            main, *further = self.model(
+                batch.tokens_BL, **batch.places(), ahead=True, loss=loss, labels=labels
+            )
             if not further:
                 main.backward()
                 return main.detach()

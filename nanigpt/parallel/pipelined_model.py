@@ -9,12 +9,13 @@ import torch
 from torch import distributed as dist
 
 from nanigpt.data.dataset import Batch
+from nanigpt.models.decoder import Loss
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
 from nanigpt.parallel.mesh import Layout
-from nanigpt.parallel.parallel_model import Loss, ParallelModel
+from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import Stages
 from nanigpt.parallel.tensor import TensorParallel
 
@@ -47,7 +48,6 @@ class PipelinedModel(ParallelModel):
         self.model.forward = self._logits
         self._schedule: Any = None
         self._stages: list[Any] = []
-        self._loss: Loss | None = None
 
     @property
     def has_loss(self) -> bool:
@@ -64,10 +64,10 @@ class PipelinedModel(ParallelModel):
     @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
         with self.tensor.loss_context(self.layout), self.tensor.splitting():
-            logits_BLV = self._forward(batch.tokens_BL, **batch.places())
-            if logits_BLV is None:
-                return torch.zeros((), device=self.layout.world.device)
-            return loss(logits_BLV, batch.labels_BL)
+            total = self._forward(
+                batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
+            )
+        return torch.zeros((), device=self.layout.world.device) if total is None else total
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         total = self.layout.sum(tensor)
@@ -85,15 +85,21 @@ class PipelinedModel(ParallelModel):
     def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
         if self._schedule is None:
             self._schedule = self._new_schedule()
-        self._loss = loss
         for stage in self._stages:
             stage.reduces = last  # gradients of all batches are summed over ranks at once
         losses: list[torch.Tensor] = []
         tokens = [batch.tokens_BL] if self.stages.has_first else []
-        labels_BL = batch.labels_BL if self.stages.has_last else None
+        # The last stage returns the loss; upstream's function for it hands it on, given a target.
+        target = {"target": batch.labels_BL} if self.stages.has_last else {}
         with self.tensor.loss_context(self.layout):
             self._schedule.step(
-                *tokens, target=labels_BL, losses=losses, return_outputs=False, **batch.places()
+                *tokens,
+                **target,
+                losses=losses,
+                return_outputs=False,
+                **batch.places(),
+                loss=loss,
+                labels=[batch.labels_BL],
             )
         return sum(
             (value.detach() for value in losses), torch.zeros((), device=batch.tokens_BL.device)
@@ -116,7 +122,7 @@ class PipelinedModel(ParallelModel):
         schedule = kind(
             stages[0] if issubclass(kind, PipelineScheduleSingle) else stages,
             plan.microbatches,
-            loss_fn=lambda logits_BLV, labels_BL: self._loss(logits_BLV, labels_BL),
+            loss_fn=lambda loss, _: loss,
             scale_grads=False,  # the loss is divided by the tokens of all microbatches already
         )
         if csv:
@@ -144,9 +150,9 @@ class PipelinedModel(ParallelModel):
         self,
         tokens_BL: torch.Tensor,
         caches: list[LayerCache] | None = None,
-        **places: torch.Tensor,
+        **named: Any,
     ) -> torch.Tensor | None:
-        """Logits, on the rank of the last stage.
+        """Logits or loss, on the rank of the last stage.
 
         A rank is done once it has handed its activations on. So while one batch comes after the
         other, all ranks are at work.
@@ -161,7 +167,7 @@ class PipelinedModel(ParallelModel):
                     shape = (tokens_BL.shape[0], length, self.dim)
                     x_BLD = torch.empty(shape, dtype=self.dtype, device=tokens_BL.device)
                     dist.recv(x_BLD, group=self.group, group_src=before)
-                x_BLD = self.stages.parts[stage](x_BLD, caches, **places)
+                x_BLD = self.stages.parts[stage](x_BLD, caches, **named)
             elif before == here:
                 dist.send(x_BLD.contiguous(), group=self.group, group_dst=rank)
         return x_BLD if self.stages.has_last else None

@@ -45,6 +45,7 @@ class TensorParallel:
             and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
             are short and of any length, every rank has them whole, and all logits.
         loss_parallel: the loss is computed on the parts of the logits, which nobody gathers.
+            `LinearCrossEntropy` never gathers them.
         asynchronous: matrix products overlap with the communication before and after them, piece by
             piece, where GPUs of a node see each other's memory. It is inductor that rewrites the
             two into one, so blocks must be compiled by it.
@@ -137,9 +138,11 @@ class TensorParallel:
         def gathered(x: torch.Tensor) -> DTensor:
             return wrap(x, between()).redistribute(mesh, [Replicate()])
 
-        def kept_apart(y: DTensor) -> torch.Tensor:
+        def kept_apart(y: torch.Tensor) -> torch.Tensor:
             apart = self.loss_parallel and self._splits()
-            return y if apart else place(y, Replicate())
+            if apart or not isinstance(y, DTensor):  # a loss was made where the logits would be
+                return y
+            return place(y, Replicate())
 
         def to_between(y: DTensor) -> torch.Tensor:
             return place(y, between())

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from nanigpt.data.corpus import VALIDATION
-from nanigpt.data.dataset import PackedDataset
+from nanigpt.data.dataset import IGNORED, PackedDataset
+from nanigpt.models.decoder import Loss
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.tags import Unit
-from nanigpt.training.loss import IGNORED, CrossEntropy
 
 
 class Evaluation:
@@ -42,9 +42,7 @@ class Evaluation:
         return step % self.interval == 0 or step == steps
 
     @torch.no_grad()
-    def run(
-        self, parallel: ParallelModel, loss: CrossEntropy, dataset: PackedDataset
-    ) -> dict[str, float]:
+    def run(self, parallel: ParallelModel, loss: Loss, dataset: PackedDataset) -> dict[str, float]:
         """Returns `val_loss` (nats per token) and `val_bits_per_byte` (of the text itself).
 
         Bits per byte compares models of different tokenizers: the total loss over the bytes that

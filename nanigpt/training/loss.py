@@ -1,28 +1,115 @@
 """Loss functions.
 
-Shapes: B batch, L sequence, V vocab_size.
+They call the head themselves: one that is sharded has its weight only while it is called. They sum
+over tokens: gradient accumulation and data parallelism divide by the global count.
+
+Shapes: B batch, L sequence, D dim, V vocab_size; T = B x L tokens.
 """
 
+from typing import Annotated
+
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.data.dataset import IGNORED
+from nanigpt.tags import Unit
+from nanigpt.training.linear_cross_entropy import VocabularyPart, linear_cross_entropy
 
 
 class CrossEntropy:
-    """Next-token cross-entropy in nats, summed, in float32 whatever the logits' dtype.
+    """Next-token cross-entropy in nats, in float32 whatever the compute dtype.
 
-    The sum, not the mean: gradient accumulation and data parallelism divide by the global count of
-    tokens.
+    All logits are in memory at once, in the compute dtype and several times in float32.
+
+    Args:
+        z_loss: in training, the coefficient of the squared logarithm of the softmax's denominator,
+            which is added for each label and keeps logits from drifting (Chowdhery et al., 2022,
+            section 5, has 1e-4). Validation is without it.
     """
 
-    def __call__(self, logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
+    def __init__(self, *, z_loss: float = 0.0):
+        _check_z_loss(z_loss)
+        self.z_loss = z_loss
+
+    def __call__(
+        self, head: nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor
+    ) -> torch.Tensor:
         """Returns the sum over labels that are not `IGNORED`, a scalar."""
-        loss = F.cross_entropy(
-            logits_BLV.flatten(0, 1).float(),
-            labels_BL.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-        )
-        # Of logits that are split over ranks the loss is a DTensor, the same on each of them.
-        return loss.full_tensor() if hasattr(loss, "full_tensor") else loss
+        logits_TV, labels_T = head(x_BLD).flatten(0, 1).float(), labels_BL.flatten()
+        loss = F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
+        if self.z_loss and torch.is_grad_enabled():
+            denominators_T = _whole(_logsumexp(logits_TV))
+            squares_T = denominators_T.square().where(labels_T != IGNORED, 0.0)
+            return _whole(loss) + self.z_loss * squares_T.sum()
+        return _whole(loss)
+
+
+class LinearCrossEntropy:
+    """The same without ever having all logits: head and loss together, chunk by chunk of tokens.
+
+    With tensor parallelism each rank has the logits of its part of the vocabulary, also where
+    `loss_parallel` is off. The head multiplies in the compute dtype: for one in float8 take
+    `CrossEntropy`.
+
+    Args:
+        chunk_size: tokens whose logits are there at a time. They take 8 bytes per token and word:
+            1 GB for 1024 tokens and 128256 words. The smaller, the more often is added to the
+            weight's gradient, in float32: on a GPU that costs as much as about 500 tokens' product.
+        z_loss: as of `CrossEntropy`.
+    """
+
+    def __init__(self, *, chunk_size: Annotated[int, Unit("tokens")] = 1024, z_loss: float = 0.0):
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size={chunk_size}: expected at least 1 token")
+        _check_z_loss(z_loss)
+        self.chunk_size = chunk_size
+        self.z_loss = z_loss
+        self.compute = linear_cross_entropy
+
+    def __call__(
+        self, head: nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns the sum over labels that are not `IGNORED`, a scalar."""
+
+        def product(
+            x_BLD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
+        ) -> torch.Tensor:
+            part = None
+            if hasattr(weight_VD, "placements"):
+                from torch.distributed.tensor import Partial
+
+                mesh = weight_VD.device_mesh
+                part = VocabularyPart(
+                    mesh.get_local_rank(), mesh.size(), mesh.get_group().group_name
+                )
+                x_BLD = x_BLD.to_local(grad_placements=[Partial()])
+                weight_VD = weight_VD.to_local()
+                bias_V = None if bias_V is None else bias_V.to_local()
+            return self.compute(
+                x_BLD.flatten(0, 1),
+                weight_VD,
+                bias_V,
+                labels_BL.flatten(),
+                chunk_size=self.chunk_size,
+                z_loss=self.z_loss if torch.is_grad_enabled() else 0.0,
+                part=part,
+            )
+
+        return head(x_BLD, product)
+
+
+def _check_z_loss(z_loss: float) -> None:
+    if z_loss < 0:
+        raise ValueError(f"z_loss={z_loss}: expected 0 or more")
+
+
+def _logsumexp(logits_TV: torch.Tensor) -> torch.Tensor:
+    """As `torch.logsumexp`, which would gather logits that are split over ranks."""
+    highest_T1 = logits_TV.detach().amax(-1, keepdim=True)
+    return (logits_TV - highest_T1).exp().sum(-1).log() + highest_T1[:, 0]
+
+
+def _whole(x: torch.Tensor) -> torch.Tensor:
+    """What is computed of logits that are split over ranks is a DTensor."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x

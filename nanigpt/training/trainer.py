@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 
 from nanigpt import tags
-from nanigpt.data.dataset import Batch, PackedDataset
+from nanigpt.data.dataset import IGNORED, Batch, PackedDataset
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import FlexAttention
 from nanigpt.models.counts import ParameterCounts
@@ -23,7 +23,7 @@ from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.evaluation import Evaluation
-from nanigpt.training.loss import IGNORED, CrossEntropy
+from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 from nanigpt.training.metrics import Metrics
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.sample import Sampler
@@ -53,7 +53,7 @@ class Trainer:
         *,
         model: Decoder,
         data: PackedDataset,
-        loss: CrossEntropy,
+        loss: CrossEntropy | LinearCrossEntropy,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule,
         parallelizer: Parallelizer,
@@ -96,6 +96,12 @@ class Trainer:
                 f"model.embedding.compute_dtype={computed}: expected equal, or "
                 "losses would depend on the number of processes; set both with "
                 "--config=tag:ComputeDType=bfloat16"
+            )
+        in_float8 = getattr(model.head, "float8", None)
+        if in_float8 is not None and isinstance(loss, LinearCrossEntropy):
+            raise ValueError(
+                f"model.head.float8={in_float8!r}: LinearCrossEntropy multiplies in the compute "
+                "dtype; set model.head.float8=None, or --config='set:loss=@cross_entropy()'"
             )
         self.model = model
         self.data = data
@@ -184,8 +190,10 @@ class Trainer:
         tokens = sum((b.labels_BL != IGNORED).sum() for b in batches)
         global_tokens = parallel.layout.sum(tokens.to(torch.float32))
 
-        def mean(logits_BLV: torch.Tensor, labels_BL: torch.Tensor) -> torch.Tensor:
-            return self.loss(logits_BLV, labels_BL) / global_tokens
+        def mean(
+            head: torch.nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor
+        ) -> torch.Tensor:
+            return self.loss(head, x_BLD, labels_BL) / global_tokens
 
         losses = parallel.forward_backward(batches, mean)
         norm = parallel.clip_gradients(self.max_grad_norm)

@@ -48,7 +48,7 @@ def count(world: World, edits: list[str], n_batches: int) -> dict[str, dict[str,
         if hasattr(parallel.model, "set_requires_gradient_sync"):
             parallel.model.set_requires_gradient_sync(i == n_batches - 1)
         with parallel.tensor.loss_context(parallel.layout), counting() as mode:
-            loss = trainer.loss(parallel.model(tokens_BL), tokens_BL)
+            loss = parallel.model(tokens_BL, loss=trainer.loss, labels=[tokens_BL])
             found["forward"].update(calls(mode))
             loss.backward()
             found["backward"].update(calls(mode))

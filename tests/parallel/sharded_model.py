@@ -50,8 +50,8 @@ def check_weights_and_gradients(cfg, world):
     size = 4 // world.size
     mine = tokens[size * world.rank : size * (world.rank + 1)]
     for rows, model in ((tokens, whole), (mine, trainer.model)):
-        loss = trainer.loss(model(rows[:, :-1]), rows[:, 1:]) / tokens[:, 1:].numel()
-        loss.backward()
+        loss = model(rows[:, :-1], loss=trainer.loss, labels=[rows[:, 1:]])
+        (loss / tokens[:, 1:].numel()).backward()
     for name, p in trainer.model.named_parameters():
         expected = whole.get_parameter(name).grad
         torch.testing.assert_close(p.grad.full_tensor(), expected, atol=1e-6, rtol=1e-4)
@@ -70,7 +70,8 @@ def bf16(world):
         size = 8 // world.size
         mine = tokens[size * world.rank : size * (world.rank + 1)]
         for rows, model in ((tokens, exact), (mine, trainer.model)):
-            (trainer.loss(model(rows[:, :-1]), rows[:, 1:]) / tokens[:, 1:].numel()).backward()
+            loss = model(rows[:, :-1], loss=trainer.loss, labels=[rows[:, 1:]])
+            (loss / tokens[:, 1:].numel()).backward()
         got = trainer.model.embedding.weight.grad.full_tensor()
         want = exact.embedding.weight.grad
         error = (got - want).norm() / want.norm()

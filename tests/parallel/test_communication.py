@@ -45,11 +45,14 @@ def test_a_pipeline_reduces_gradients_once(tmp_path):
 
 def test_sequence_parallel_gathers_and_scatters_rather_than_all_reduces(counts):
     """Scattered: the embedding and two matrices per block; gathered: two inputs per block, and the
-    head's. What is reduced whole are maximum, sum and own logit of each token, for the loss."""
-    assert counts["tp"]["forward"] == SEQUENCE | {"all_reduce": 3}
+    head's. Gathered besides are the denominator and the own logit of each token, for the loss."""
+    assert counts["tp"]["forward"] == SEQUENCE | {"all_gather_into_tensor": 5 + 1}
     assert counts["tp"]["backward"] == SEQUENCE
 
 
 def test_without_sequence_parallel_everything_is_reduced_whole(counts):
-    assert counts["tp without sequence"]["forward"] == {"all_reduce": 5 + 3}
+    assert counts["tp without sequence"]["forward"] == {
+        "all_reduce": 5,
+        "all_gather_into_tensor": 1,
+    }
     assert counts["tp without sequence"]["backward"] == {"all_reduce": 5}
