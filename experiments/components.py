@@ -10,6 +10,7 @@ from nanigpt.models.attention_core import Eager, FlexAttention, Kernel, ScaledDo
 from nanigpt.models.rope import YarnScaling
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
+from nanigpt.optim.muon import muon as make_muon
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
 from nanigpt.parallel.compile import Compile
 from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
@@ -19,6 +20,13 @@ from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 def adamw(lr: float = 3e-4, weight_decay: float = 0.1) -> fdl.Partial:
     """AdamW, decaying matrices only."""
     return fdl.Partial(make_adamw, lr=lr, weight_decay=weight_decay)
+
+
+@component
+def muon(lr: float = 3e-4, weight_decay: float = 0.1) -> fdl.Partial:
+    """Muon for matrices, AdamW for the rest, with one learning rate."""
+    others = fdl.Partial(make_adamw, lr=lr, weight_decay=weight_decay)
+    return fdl.Partial(make_muon, lr=lr, weight_decay=weight_decay, others=others)
 
 
 @component

@@ -24,6 +24,10 @@ class LearningRate(Tag):
     """Peak learning rate of an optimizer."""
 
 
+class MuonLearningRate(LearningRate):
+    """Peak learning rate of Muon's matrices. What sets `LearningRate` sets it too, as it is one."""
+
+
 class WeightDecay(Tag):
     """Decoupled weight decay, applied to matrices only."""
 

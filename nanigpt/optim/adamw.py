@@ -1,55 +1,71 @@
-"""AdamW with weight decay on matrices only."""
+"""AdamW with weight decay on matrices only, its state in float32 or in fewer bits."""
 
-from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Literal, get_args
 
 import torch
 
 from nanigpt import tags
 from nanigpt.errors import UsageError
+from nanigpt.optim.groups import NamedParameters, ParameterGroup, parameter_groups
+
+State = Literal["float32", "bfloat16", "8bit"]
 
 
 def adamw(
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    named_parameters: NamedParameters,
     *,
     lr: Annotated[float, tags.LearningRate] = 3e-4,
     weight_decay: Annotated[float, tags.WeightDecay] = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     eps: float = 1e-8,
-) -> torch.optim.AdamW:
+    groups: tuple[ParameterGroup, ...] = (),
+    state: State = "float32",
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) on matrices; all else is not decayed.
 
     Upstream's fused kernel is taken, which exists for CPU and CUDA alike.
 
+    Args:
+        groups: parameters with values of their own.
+        state: of both moments. `bfloat16` halves their memory, `8bit` quarters it (Dettmers et al.,
+            2022; needs torchao). Neither has a fused kernel. Updates are computed in float32.
+
     Raises:
-        UsageError: an argument is out of range.
+        UsageError: an argument is out of range, or torchao is not installed.
     """
-    for name, value in {"lr": lr, "weight_decay": weight_decay, "eps": eps}.items():
-        if not value >= 0:
-            raise UsageError(f"optimizer.{name}={value}: expected 0 or more")
+    require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UsageError(f"optimizer.betas={betas}: expected two numbers from 0 to below 1")
-    return torch.optim.AdamW(
-        parameter_groups(named_parameters, weight_decay), lr=lr, betas=betas, eps=eps, fused=True
-    )
+    if state not in get_args(State):
+        choices = ", ".join(get_args(State))
+        raise UsageError(f"optimizer.state={state!r}: expected one of {choices}")
+    if state == "bfloat16" and max(betas) > 0.99:
+        raise UsageError(
+            f"optimizer.betas={betas}: expected at most 0.99 with state='bfloat16', whose 8 bits "
+            "would lose smaller steps; take lower betas, or state='8bit'"
+        )
+    every = parameter_groups(named_parameters, weight_decay, groups)
+    if state == "float32":
+        return torch.optim.AdamW(every, lr=lr, betas=betas, eps=eps, fused=True)
+    if state == "bfloat16":
+        from nanigpt.optim.bfloat16 import BFloat16AdamW as LowPrecisionAdamW
+    else:
+        try:
+            from nanigpt.optim.eight_bit import EightBitAdamW as LowPrecisionAdamW
+        except ImportError as error:
+            raise UsageError(
+                f"optimizer.state='8bit' needs torchao ({error}); install it by "
+                "pip install 'nanigpt[float8]', or take state='bfloat16'"
+            ) from error
+    return LowPrecisionAdamW(every, lr=lr, betas=betas, eps=eps)
 
 
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float
-) -> list[dict]:
-    """Trained parameters, those that decay and those that do not, of each device mesh.
+def require_not_negative(**values: float) -> None:
+    """Checks arguments of an optimizer.
 
-    Matrices and stacks of them decay, gains and biases do not. Parameters of a group are updated
-    by one kernel, which DTensors of several meshes cannot share.
+    Raises:
+        UsageError: one is below 0, or no number.
     """
-    groups: dict[tuple[bool, Any], list[tuple[str, torch.nn.Parameter]]] = {}
-    for name, parameter in named_parameters:
-        if parameter.requires_grad:
-            is_bias = name.rpartition(".")[2].startswith("bias")  # those of experts are stacked
-            decays = parameter.ndim >= 2 and not is_bias
-            key = (decays, getattr(parameter, "device_mesh", None))
-            groups.setdefault(key, []).append((name, parameter))
-    return [
-        {"params": named, "weight_decay": weight_decay if decays else 0.0}
-        for (decays, _), named in sorted(groups.items(), key=lambda item: not item[0][0])
-    ]
+    for name, value in values.items():
+        if not value >= 0:
+            raise UsageError(f"optimizer.{name}={value}: expected 0 or more")

@@ -114,6 +114,10 @@ class Checkpointer:
         Without an optimizer only the model is read; of a checkpoint without steps the optimizer
         stays as it is. Random states are restored where the checkpoint was written by as many ranks
         as there are.
+
+        Raises:
+            UsageError: it is of another model or optimizer, or the optimizer's state cannot be
+                divided so.
         """
         folder = self.latest(run)
         if folder is None:
@@ -127,11 +131,12 @@ class Checkpointer:
         if optimizer is not None:
             if any(key.startswith("optimizer.") for key in stored):
                 state["optimizer"] = _optimizer_state(model, optimizer)
+                _require_state(folder, stored, state["optimizer"])
             rng = _rng_state(world)
             n_stored = len({key.split(".")[1] for key in stored if key.startswith("rng.")})
             if n_stored == world.size and all(f"rng.{k}" in stored for k in _flat(rng)):
                 state["rng"] = rng
-        with _alone_without_warning(world) as alone:
+        with _alone_without_warning(world) as alone, _of_the_same_blocks(folder):
             dcp.load(state, storage_reader=reader, no_dist=alone)
         if "rng" in state:
             _set_rng_state(state["rng"], world)
@@ -211,6 +216,37 @@ def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -
     if problems:
         more = f" and {len(problems) - 5} more" if problems[5:] else ""
         raise UsageError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
+
+
+def _require_state(folder: Path, stored: dict, wanted: dict[str, dict]) -> None:
+    missing = [key for key in _flat(wanted) if f"optimizer.{key}" not in stored]
+    if missing:
+        raise UsageError(
+            f"{folder} is of another optimizer: no {missing[0]} and {len(missing) - 1} more; "
+            "resume with the optimizer that wrote it, or begin a run of its own"
+        )
+
+
+@contextlib.contextmanager
+def _of_the_same_blocks(folder: Path) -> Iterator[None]:
+    """Tells in a sentence when quantised optimizer state cannot be divided as it would have to be.
+
+    Raises:
+        UsageError: blocks, which are of what each rank had, would be cut.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        stacks = [stack for _, stack in error.failures.values()]
+        if not any("torchao" in frame.filename for stack in stacks for frame in stack):
+            raise
+        raise UsageError(
+            f"{folder}: the optimizer's state of 8 bits is in blocks of what each rank had, which "
+            "this mesh would cut; resume on the mesh of before, or with one that differs in "
+            "dp_shard only (optimizer.state='bfloat16' resumes on any)"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 # What a row may have besides `step`; a sweep's objective is one of these.
 OF_EXPERTS = ("load_imbalance", "router_entropy", "dropped_tokens", "expert_bias_range")
 NAMES = (
-    *("loss", "multi_token_loss", "grad_norm", "lr", "tokens"),
+    *("loss", "multi_token_loss", "grad_norm", "lr", "lr_muon", "tokens"),
     *("val_loss", "val_bits_per_byte"),
     *OF_EXPERTS,
     *("tokens_per_second", "ms_per_step", "mfu", "peak_memory_gib"),

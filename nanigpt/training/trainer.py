@@ -16,6 +16,7 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
 from nanigpt.models.varlen_attention import VarLen
+from nanigpt.optim.groups import learning_rates, require_matches
 from nanigpt.optim.schedule import Schedule
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
@@ -166,7 +167,7 @@ class Trainer:
                 progress.samples += self.global_batch_size
                 tokens = self.global_batch_size * self.data.sequence_length
                 progress.tokens += tokens
-                row = {"step": progress.step, **row, "lr": optimizer.param_groups[0]["lr"]}
+                row = {"step": progress.step, **row, **learning_rates(optimizer)}
                 row["tokens"] = progress.tokens
                 if self.evaluation.is_due(progress.step, self.steps):
                     with self.metrics.paused():
@@ -316,7 +317,8 @@ class Trainer:
                 f"least as many; use --config='tag:VocabSize={size}' after the tokenizer"
             )
         self.data.setup()
-        self.optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])  # checks its arguments
+        # Of the whole model, on meta: its arguments are checked, and whether selectors match.
+        require_matches(self.optimizer(self.model.named_parameters()))
         if run is None or self.initial_weights is None or self.checkpointer.latest(run):
             return None
         try:

@@ -1,0 +1,58 @@
+"""Which optimizer a run has, and for which parameters."""
+
+from typing import Any
+
+import fiddle as fdl
+from fiddle import selectors
+
+from nanigpt.config.registry import fiddler
+from nanigpt.errors import UsageError
+from nanigpt.optim.adamw import State, adamw
+from nanigpt.optim.groups import ParameterGroup
+from nanigpt.optim.muon import AdjustLR
+from nanigpt.optim.muon import muon as make_muon
+from nanigpt.training.trainer import Trainer
+
+
+@fiddler
+def muon(
+    cfg: fdl.Config[Trainer], lr: float | None = None, adjust_lr: AdjustLR = "match_rms_adamw"
+) -> None:
+    """Muon for matrices; embedding, head and vectors keep the optimizer. None is its lr."""
+    if fdl.get_callable(cfg.optimizer) is make_muon:
+        raise UsageError("muon: the run has Muon already; change optimizer.lr")
+    cfg.optimizer = fdl.Partial(
+        make_muon,
+        lr=cfg.optimizer.lr if lr is None else lr,
+        weight_decay=cfg.optimizer.weight_decay,
+        adjust_lr=adjust_lr,
+        dtype=cfg.model.embedding.compute_dtype,
+        others=cfg.optimizer,
+    )
+
+
+@fiddler
+def optimizer_state(cfg: fdl.Config[Trainer], state: State) -> None:
+    """AdamW's moments in `bfloat16` or `8bit`, or in `float32` again."""
+    _adamw(cfg).state = state
+
+
+@fiddler
+def parameter_group(
+    cfg: fdl.Config[Trainer],
+    select: str,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+) -> None:
+    """Gives AdamW's parameters of a name or kind a learning rate or a weight decay of their own."""
+    group = fdl.Config(ParameterGroup, select=select, lr=lr, weight_decay=weight_decay)
+    optimizer = _adamw(cfg)
+    optimizer.groups = (*optimizer.groups, group)
+
+
+def _adamw(cfg: fdl.Config[Trainer]) -> Any:
+    found = list(selectors.select(cfg, adamw, check_nonempty=False))
+    if not found:
+        name = fdl.get_callable(cfg.optimizer).__name__
+        raise UsageError(f"optimizer is {name}: expected adamw, or muon with it")
+    return found[0]
