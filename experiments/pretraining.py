@@ -4,6 +4,7 @@ import fiddle as fdl
 
 from nanigpt.data.corpus import TextCorpus
 from nanigpt.data.dataset import PackedDataset
+from nanigpt.data.loader import Loader
 from nanigpt.data.tokenizer import ByteTokenizer
 from nanigpt.models.decoder import Decoder
 from nanigpt.optim.adamw import adamw
@@ -17,8 +18,10 @@ from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.training.checkpoint import Checkpointer
 from nanigpt.training.evaluation import Evaluation
+from nanigpt.training.garbage import GarbageCollection
 from nanigpt.training.loss import LinearCrossEntropy
 from nanigpt.training.metrics import Metrics
+from nanigpt.training.profiling import Profiling
 from nanigpt.training.sample import Sampler
 from nanigpt.training.trainer import Trainer
 
@@ -52,6 +55,7 @@ def pretraining(
         Trainer,
         model=model,
         data=data,
+        loader=fdl.Config(Loader),
         loss=fdl.Config(LinearCrossEntropy),
         optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
         schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
@@ -68,6 +72,8 @@ def pretraining(
         checkpointer=fdl.Config(Checkpointer),
         metrics=fdl.Config(Metrics),
         sampler=fdl.Config(Sampler),
+        garbage_collection=fdl.Config(GarbageCollection),
+        profiling=fdl.Config(Profiling),
         steps=steps,
         global_batch_size=global_batch_size,
         local_batch_size=local_batch_size,

@@ -22,6 +22,9 @@ from nanigpt.training.run_directory import RunDirectory
 # spread over ranks.
 _MAY_CHANGE = (
     "metrics",
+    "profiling",
+    "loader",
+    "garbage_collection",
     "sampler",
     "evaluation",
     "checkpointer",

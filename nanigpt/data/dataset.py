@@ -38,6 +38,11 @@ class Batch:
         named = {"positions_BL": self.positions_BL, "documents_BL": self.documents_BL}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
+    def pinned(self) -> "Batch":
+        """A copy in page-locked memory, for a GPU."""
+        columns = {name: x.pin_memory() for name, x in vars(self).items() if x is not None}
+        return Batch(**columns)
+
     def labels_ahead(self, k: int) -> torch.Tensor:
         """labels_BL one of which is the token k after the label of its position.
 
@@ -47,7 +52,8 @@ class Batch:
         labels_BL = self.labels_BL.roll(-k, dims=1)
         labels_BL[:, max(labels_BL.shape[1] - k, 0) :] = IGNORED
         if self.documents_BL is not None:
-            labels_BL[self.documents_BL.roll(-k, dims=1) != self.documents_BL] = IGNORED
+            other_BL = self.documents_BL.roll(-k, dims=1) != self.documents_BL
+            labels_BL = labels_BL.masked_fill(other_BL, IGNORED)
         return labels_BL
 
 

@@ -7,6 +7,7 @@ import torch
 from nanigpt import tags
 from nanigpt.errors import UsageError
 from nanigpt.optim.groups import NamedParameters, ParameterGroup, parameter_groups
+from nanigpt.optim.upstream import without_dynamo
 
 State = Literal["float32", "bfloat16", "8bit"]
 
@@ -46,7 +47,8 @@ def adamw(
         )
     every = parameter_groups(named_parameters, weight_decay, groups)
     if state == "float32":
-        return torch.optim.AdamW(every, lr=lr, betas=betas, eps=eps, fused=True)
+        kind = without_dynamo(torch.optim.AdamW)
+        return kind(every, lr=lr, betas=betas, eps=eps, fused=True)
     if state == "bfloat16":
         from nanigpt.optim.bfloat16 import BFloat16AdamW as LowPrecisionAdamW
     else:

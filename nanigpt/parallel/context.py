@@ -120,7 +120,7 @@ class _Gathered:
         # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
         # later is computed, and a causal core needs no mask.
         n, rank = self._mesh.size(), self._mesh.get_local_rank()
-        natural_S = _natural(k_BSGK.shape[1], n).argsort().to(q_BLHK.device)
+        natural_S = _natural(k_BSGK.shape[1], n, q_BLHK.device).argsort()
         k_BSGK, v_BSGK = k_BSGK[:, natural_S], v_BSGK[:, natural_S]
         chunks = q_BLHK.chunk(2, dim=1)
         ends = [(chunk + 1) * chunks[0].shape[1] for chunk in (rank, 2 * n - 1 - rank)]
@@ -179,7 +179,7 @@ class _Exchanged:
         sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
         n = self._mesh.size()
-        order_S = _natural(n * q_BLHK.shape[1], n).to(q_BLHK.device)
+        order_S = _natural(n * q_BLHK.shape[1], n, q_BLHK.device)
         natural_S = order_S.argsort()
         whole = [self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK)]
         places = None
@@ -216,7 +216,7 @@ def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     return torch.cat(gathered.chunk(mesh.size()), dim=1)
 
 
-def _natural(length: int, n: int) -> torch.Tensor:
+def _natural(length: int, n: int, device: torch.device | None = None) -> torch.Tensor:
     """Positions in the order of the ranks that have them."""
-    chunks = torch.arange(length).view(2 * n, -1)
+    chunks = torch.arange(length, device=device).view(2 * n, -1)
     return torch.cat([torch.cat([chunks[r], chunks[2 * n - 1 - r]]) for r in range(n)])

@@ -19,6 +19,7 @@ class ParallelModel:
             caches, as for sampling, it gives all logits to every rank.
         layout: this rank's place.
         n_experts: the most that any layer of the whole decoder has, or 0.
+        phase: told what comes next of a step, such as `forward`, for whoever times it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ParallelModel:
         self.tensor = tensor
         self.context = context
         self.n_experts = n_experts
+        self.phase: Callable[[str], None] = lambda phase: None
 
     def shard(self, batch: Batch) -> Batch:
         """What this rank computes of a batch, on its device."""
@@ -44,6 +46,8 @@ class ParallelModel:
             columns = {name: x[:, here_L] for name, x in columns.items()}
             columns["positions_BL"] = here_L.expand_as(columns["tokens_BL"])
         device = self.layout.world.device
+        if device.type == "cuda":  # from other memory the host would wait for the copy
+            columns = {name: x.pin_memory() for name, x in columns.items()}
         return Batch(**{name: x.to(device, non_blocking=True) for name, x in columns.items()})
 
     def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
@@ -98,12 +102,14 @@ class ParallelModel:
     def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
             self.model.set_requires_gradient_sync(last)
+        self.phase("forward")
         with self.tensor.loss_context(self.layout):
             depths = 0 if self.model.multi_token is None else len(self.model.multi_token.depths)
             labels = [batch.labels_ahead(k) for k in range(1 + depths)]
             main, *further = self.model(
                 batch.tokens_BL, **batch.places(), ahead=True, loss=loss, labels=labels
             )
+            self.phase("backward")
             if not further:
                 main.backward()
                 return main.detach()

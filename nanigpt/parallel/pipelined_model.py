@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,6 +92,7 @@ class PipelinedModel(ParallelModel):
         tokens = [batch.tokens_BL] if self.stages.has_first else []
         # The last stage returns the loss; upstream's function for it hands it on, given a target.
         target = {"target": batch.labels_BL} if self.stages.has_last else {}
+        self.phase("pipeline")
         with self.tensor.loss_context(self.layout):
             self._schedule.step(
                 *tokens,
@@ -101,6 +103,7 @@ class PipelinedModel(ParallelModel):
                 loss=loss,
                 labels=[batch.labels_BL],
             )
+        self.phase("backward")  # what is left of it: sums over ranks
         return sum(
             (value.detach() for value in losses), torch.zeros((), device=batch.tokens_BL.device)
         )
@@ -114,7 +117,7 @@ class PipelinedModel(ParallelModel):
 
         plan, device = self.stages.plan, self.layout.world.device
         self._stages = stages = [
-            _stage(part, index, len(self.stages.rank_of), device, group=self.group)
+            _stage(self._within, part, index, len(self.stages.rank_of), device, group=self.group)
             for index, part in self.stages.parts.items()
         ]
         csv = self.stages.csv
@@ -128,6 +131,14 @@ class PipelinedModel(ParallelModel):
         if csv:
             schedule._load_csv(csv)
         return schedule
+
+    def _within(self, phase: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Calls what is no waiting for other stages."""
+        self.phase(phase)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            self.phase("pipeline")
 
     def _sum_tied_gradients(self) -> None:
         """A tied weight has one gradient of its look-up, and one of its projection elsewhere."""
@@ -189,15 +200,27 @@ class PipelinedModel(ParallelModel):
         return logits_BLV
 
 
-def _stage(*arguments: Any, **named: Any) -> Any:
+def _stage(within: Callable, *arguments: Any, **named: Any) -> Any:
     """Upstream's stage, which sums gradients over ranks only when told to.
 
     After every run of a schedule upstream would; here a step may have several.
+
+    Args:
+        within: calls a function as what is of a phase.
     """
     from torch.distributed.pipelining import PipelineStage
 
     class Stage(PipelineStage):
         reduces = True
+
+        def forward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+            return within("forward", super().forward_one_chunk, *args, **kwargs)
+
+        def backward_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+            return within("backward", super().backward_one_chunk, *args, **kwargs)
+
+        def backward_weight_one_chunk(self, *args: Any, **kwargs: Any) -> Any:
+            return within("backward", super().backward_weight_one_chunk, *args, **kwargs)
 
         def perform_reduce_grad(self, grad_scale_factor: int) -> None:
             if self.reduces:

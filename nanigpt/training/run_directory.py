@@ -15,6 +15,7 @@ class RunDirectory:
     metrics.jsonl         one object per step
     tensorboard/          events
     checkpoints/          step_XXXXXXXX/, each whole
+    profile/              what a profiler wrote, where there was one
     """
 
     def __init__(self, path: str | Path):
@@ -67,3 +68,7 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"

@@ -2,20 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import torch
 
 from nanigpt import tags
 from nanigpt.data.dataset import IGNORED, Batch, PackedDataset
+from nanigpt.data.loader import Loader
 from nanigpt.errors import UsageError
-from nanigpt.models.attention_core import FlexAttention
 from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
-from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.groups import learning_rates, require_matches
 from nanigpt.optim.schedule import Schedule
 from nanigpt.parallel.mesh import Layout
@@ -23,9 +22,12 @@ from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
 from nanigpt.training.checkpoint import Checkpointer, Progress
+from nanigpt.training.device_checks import check_device
 from nanigpt.training.evaluation import Evaluation
+from nanigpt.training.garbage import GarbageCollection
 from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 from nanigpt.training.metrics import Metrics
+from nanigpt.training.profiling import Profiling
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.sample import Sampler
 
@@ -54,6 +56,7 @@ class Trainer:
         *,
         model: Decoder,
         data: PackedDataset,
+        loader: Loader,
         loss: CrossEntropy | LinearCrossEntropy,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Schedule,
@@ -62,6 +65,8 @@ class Trainer:
         checkpointer: Checkpointer,
         metrics: Metrics,
         sampler: Sampler,
+        garbage_collection: GarbageCollection,
+        profiling: Profiling,
         steps: Annotated[int, tags.Steps],
         global_batch_size: Annotated[int, tags.GlobalBatchSize],
         local_batch_size: Annotated[int | None, tags.LocalBatchSize] = None,
@@ -104,8 +109,10 @@ class Trainer:
                 f"model.head.float8={in_float8!r}: LinearCrossEntropy multiplies in the compute "
                 "dtype; set model.head.float8=None, or --config='set:loss=@cross_entropy()'"
             )
+        profiling.check(steps)
         self.model = model
         self.data = data
+        self.loader = loader
         self.loss = loss
         self.optimizer = optimizer
         self.schedule = schedule
@@ -114,6 +121,8 @@ class Trainer:
         self.checkpointer = checkpointer
         self.metrics = metrics
         self.sampler = sampler
+        self.garbage_collection = garbage_collection
+        self.profiling = profiling
         self.steps = steps
         self.global_batch_size = global_batch_size
         self.local_batch_size = local_batch_size
@@ -146,22 +155,30 @@ class Trainer:
         if progress.step and progress.text != self.data.digest and world.is_main:
             log.warning("the text is not that of the checkpoint: resuming on other samples")
         progress.text = self.data.digest
-        self.metrics.open(
-            run,
-            world,
-            step=progress.step,
-            steps=self.steps,
-            flops=flops,
-        )
-        if world.is_main:
-            self._describe(parallel.layout, counts, progress)
-        with contextlib.closing(self.metrics):  # also after Ctrl-C: rows and terminal are whole
+        with contextlib.ExitStack() as until_the_end:  # of training, or what interrupts it
+            opened = until_the_end.enter_context
+            collect_garbage = opened(self.garbage_collection.scheduled())
+            batches = opened(self.batches(progress, accumulation, parallel.layout))
+            profiler = opened(self.profiling.open(run, parallel.layout))
+            parallel.phase = profiler.enter
+            self.metrics.open(
+                run,
+                world,
+                step=progress.step,
+                steps=self.steps,
+                flops=flops,
+                clock=profiler.clock,
+            )
+            opened(contextlib.closing(self.metrics))  # rows and terminal are whole
+            if world.is_main:
+                self._describe(parallel.layout, counts, progress)
             while progress.step < self.steps:
+                profiler.before(progress.step + 1)
                 factor = self.schedule(progress.step, self.steps)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * factor
-                microbatches = self.microbatches(progress, accumulation, parallel.layout)
-                row = self.train_step(optimizer, microbatches, parallel)
+                parallel.phase("data")
+                row = self.train_step(optimizer, next(batches), parallel)
 
                 progress.step += 1
                 progress.samples += self.global_batch_size
@@ -169,6 +186,9 @@ class Trainer:
                 progress.tokens += tokens
                 row = {"step": progress.step, **row, **learning_rates(optimizer)}
                 row["tokens"] = progress.tokens
+                if profiler.is_due(progress.step):
+                    with self.metrics.paused():
+                        row |= profiler.write(progress.step)
                 if self.evaluation.is_due(progress.step, self.steps):
                     with self.metrics.paused():
                         row |= self.evaluate(parallel)
@@ -178,6 +198,7 @@ class Trainer:
                     self.metrics.flush()
                     with self.metrics.paused():
                         self.checkpointer.save(run, world, parallel.model, optimizer, progress)
+                collect_garbage(progress.step)
         self._show_sample(parallel)
         return progress
 
@@ -187,6 +208,7 @@ class Trainer:
         """One optimizer step; returns global mean losses, gradient norm, and what experts had to
         do, on the device."""
         batches = [parallel.shard(batch) for batch in microbatches]
+        parallel.phase("other")
         # Counted before the first backward pass: each microbatch weighs by its own tokens.
         tokens = sum((b.labels_BL != IGNORED).sum() for b in batches)
         global_tokens = parallel.layout.sum(tokens.to(torch.float32))
@@ -197,14 +219,29 @@ class Trainer:
             return self.loss(head, x_BLD, labels_BL) / global_tokens
 
         losses = parallel.forward_backward(batches, mean)
+        parallel.phase("optimizer")
         norm = parallel.clip_gradients(self.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {**losses, "grad_norm": norm, **parallel.balance()}
+        balance = parallel.balance()
+        parallel.phase("other")
+        return {**losses, "grad_norm": norm, **balance}
 
     def evaluate(self, parallel: ParallelModel) -> dict[str, float]:
         """Validation loss and bits per byte."""
         return self.evaluation.run(parallel, self.loss, self.data)
+
+    def batches(
+        self, progress: Progress, accumulation: int, layout: Layout
+    ) -> contextlib.AbstractContextManager[Iterator[list[Batch]]]:
+        """The microbatches of each step that is left, read ahead of it."""
+
+        def read(first: int) -> list[Batch]:
+            return self.microbatches(Progress(samples=first), accumulation, layout)
+
+        size, first = self.global_batch_size, progress.samples
+        samples = range(first, first + (self.steps - progress.step) * size, size)
+        return self.loader.open(read, samples, layout.world.device)
 
     def microbatches(self, progress: Progress, accumulation: int, layout: Layout) -> list[Batch]:
         """This rank's samples of the next global batch, which are numbered over all ranks."""
@@ -264,35 +301,8 @@ class Trainer:
         Raises:
             UsageError: it cannot.
         """
-        cores = [type(block.attention.core) for block in self.model.blocks()]
-        if kind == "cpu" and FlexAttention in cores:
-            raise UsageError(
-                "model.layers[*].attention.core: FlexAttention has no backward pass on a CPU; set "
-                "tag:AttentionCore=None there"
-            )
-        if kind == "cpu" and VarLen in cores:
-            raise UsageError(
-                "model.layers[*].attention.core: VarLen's kernel is of CUDA devices; set "
-                "tag:AttentionCore=None on a CPU"
-            )
-        computed = self.model.embedding.compute_dtype
-        if kind == "cuda" and VarLen in cores and computed not in (torch.bfloat16, torch.float16):
-            raise UsageError(
-                f"model.layers[*].attention.core: VarLen's kernel computes in bfloat16, not in "
-                f"{computed}; add --config=tag:ComputeDType=bfloat16, or take another "
-                "tag:AttentionCore"
-            )
-        if kind == "cpu" and self.parallelizer.tensor.asynchronous:
-            raise UsageError(
-                "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
-                "memory; set it to False on a CPU"
-            )
-        ring = self.parallelizer.context.method == "ring"
-        if kind == "cuda" and ring and computed == torch.float32:
-            raise UsageError(
-                "parallelizer.context.method='ring': its kernel computes in bfloat16 on CUDA; add "
-                "--config=tag:ComputeDType=bfloat16, or take 'all_gather'"
-            )
+        check_device(self.model, self.parallelizer, kind)
+        self.profiling.check_device(kind)
 
     def check(self, world: World, run: RunDirectory | None = None) -> Pretrained | None:
         """Makes the text ready on every rank, and checks what only processes and files can tell.

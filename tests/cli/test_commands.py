@@ -10,7 +10,7 @@ import pytest
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.run_config import load_run
 from nanigpt.training.metrics import NAMES as METRICS
-from nanigpt.training.metrics import OF_EXPERTS
+from nanigpt.training.metrics import OF_COMMUNICATION, OF_EXPERTS, OF_PHASES
 from tests.data.test_tokenizer import train_bpe
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
 
@@ -44,9 +44,9 @@ def test_the_run_directory_is_complete(run):
     assert launch["fingerprint"] == fingerprint(tiny())
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     recorded = {name for row in rows for name in row}
-    # A CPU's peak is not known, the model has neither experts nor further tokens to predict, and
-    # AdamW trains all of it.
-    absent = {"mfu", "multi_token_loss", "lr_muon", *OF_EXPERTS}
+    # A CPU's peak is not known, the model has neither experts nor further tokens to predict,
+    # AdamW trains all of it, and the run is not profiled.
+    absent = {"mfu", "multi_token_loss", "lr_muon", *OF_EXPERTS, *OF_PHASES, *OF_COMMUNICATION}
     assert recorded - {"step"} == set(METRICS) - absent
     assert set(launch) >= {"time", "git", "python", "platform", "device"}
     assert {p.name for p in path.iterdir()} == {

@@ -1,7 +1,12 @@
 """The same run on a GPU, where there is one."""
 
 import pytest
+import torch
 
+from nanigpt.config.build import build
+from nanigpt.parallel.world import start_world
+from nanigpt.training.phases import PHASES
+from nanigpt.training.run_directory import RunDirectory
 from tests.support import tiny, train
 
 
@@ -26,3 +31,56 @@ def test_bf16_follows_fp32_on_cuda(tmp_path):
     }
     for exact, rounded in zip(*curves.values(), strict=True):
         assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "edits", [[], ["fiddler:phase_timers", "set:local_batch_size=4"]], ids=["plain", "timed"]
+)
+def test_steps_between_log_lines_wait_for_nothing(edits, tmp_path):
+    trainer = build(tiny("fiddler:steps(6)", "set:evaluation.interval=100", *edits))
+    plain, record = trainer.train_step, trainer.metrics.record
+
+    def strictly(function):
+        def strict(*args, **named):
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                return function(*args, **named)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return strict
+
+    trainer.train_step = strictly(plain)
+    trainer.metrics.record = lambda row, **named: (
+        record if row["step"] in (1, 6) else strictly(record)
+    )(row, **named)
+    trainer.run(RunDirectory(tmp_path), start_world("cuda"))
+
+
+@pytest.mark.cuda
+def test_batches_come_to_the_gpu_from_pinned_memory(tmp_path):
+    trainer = build(tiny("fiddler:steps(2)"))
+    plain, pinned = trainer.train_step, []
+
+    def step(optimizer, batches, parallel):
+        pinned.extend(batch.tokens_BL.is_pinned() for batch in batches)
+        return plain(optimizer, batches, parallel)
+
+    trainer.train_step = step
+    trainer.run(RunDirectory(tmp_path), start_world("cuda"))
+    assert pinned and all(pinned)
+
+
+@pytest.mark.cuda
+def test_phases_and_profilers_on_cuda(tmp_path):
+    edits = ["fiddler:phase_timers", "fiddler:profile(5, 2)", "fiddler:memory_snapshot(3, 2)"]
+    rows = train(tiny("fiddler:steps(8)", *edits), tmp_path, device="cuda")
+    parts = [f"ms_{phase}" for phase in PHASES]
+    for row in rows:
+        assert sum(row[part] for part in parts) == pytest.approx(row["ms_per_step"], rel=0.01)
+    assert {path.name for path in (tmp_path / "profile").iterdir()} == {
+        "steps_3_to_4_rank0.pickle",
+        "steps_5_to_6_rank0.json.gz",
+        "steps_5_to_6.txt",
+    }

@@ -1,0 +1,73 @@
+"""Batches made ahead of the steps that use them."""
+
+import collections
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Annotated
+
+import torch
+
+from nanigpt.data.dataset import Batch
+from nanigpt.tags import Unit
+
+Read = Callable[[int], list[Batch]]
+"""From the number of a step's first sample to the step's batches on this rank."""
+
+
+class Loader:
+    """Reads batches in a thread, while the steps before theirs are computed.
+
+    Batches are functions of the numbers of their samples, so that reading ahead changes none of
+    them, and there is no state to keep: a resumed run reads on from the first sample it lacks.
+
+    Args:
+        prefetch: how many steps ahead; 0 reads when a step asks, without a thread.
+    """
+
+    def __init__(self, *, prefetch: Annotated[int, Unit("steps")] = 2):
+        if prefetch < 0:
+            raise ValueError(f"prefetch={prefetch}: expected 0 or more")
+        self.prefetch = prefetch
+
+    @contextlib.contextmanager
+    def open(
+        self, read: Read, samples: range, device: torch.device
+    ) -> Iterator[Iterator[list[Batch]]]:
+        """The batches of every step, in their order. The thread has ended when this is left.
+
+        What `read` raises, the step raises that would have had the batches.
+
+        Args:
+            samples: the number of each step's first sample.
+            device: where batches will go; for a GPU they are put into page-locked memory, from
+                which it copies while the host goes on.
+        """
+        cuda = device.type == "cuda"
+        make = functools.partial(_pinned, read) if cuda else read
+        if not self.prefetch:
+            yield map(make, samples)
+            return
+        # A new thread's GPU is the first one, on which pinning memory would set CUDA up.
+        start = {"initializer": torch.cuda.set_device, "initargs": (device,)} if cuda else {}
+        with ThreadPoolExecutor(1, thread_name_prefix="loader", **start) as thread:
+            try:
+                yield _ahead(functools.partial(thread.submit, make), samples, self.prefetch)
+            finally:
+                thread.shutdown(cancel_futures=True)
+
+
+def _ahead(
+    submit: Callable[[int], "Future[list[Batch]]"], samples: range, n: int
+) -> Iterator[list[Batch]]:
+    coming = collections.deque(submit(first) for first in samples[:n])
+    for later in range(n, n + len(samples)):
+        batches = coming.popleft().result()
+        if later < len(samples):
+            coming.append(submit(samples[later]))
+        yield batches
+
+
+def _pinned(read: Read, first: int) -> list[Batch]:
+    return [batch.pinned() for batch in read(first)]

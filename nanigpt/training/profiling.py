@@ -1,0 +1,299 @@
+"""What a run can tell of its own speed and memory. Each part is off unless it is in the DAG."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import torch
+
+from nanigpt.errors import UsageError
+from nanigpt.parallel.mesh import Layout
+from nanigpt.tags import Unit
+from nanigpt.training.collectives import Labels, axes_of_groups
+from nanigpt.training.phases import PhaseClock, PhaseTimers
+from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.trace import read_trace, summarize
+
+log = logging.getLogger(__name__)
+
+
+class _Window:
+    """Some steps in a row.
+
+    Args:
+        start: the first step, counted from 1.
+        steps: how many.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: Annotated[int, Unit("steps")] = 10,
+        steps: Annotated[int, Unit("steps")] = 3,
+    ):
+        if start < 1 or steps < 1:
+            raise ValueError(f"start={start}, steps={steps}: expected at least 1")
+        self.start = start
+        self.steps = steps
+
+    @property
+    def last(self) -> int:
+        return self.start + self.steps - 1
+
+    def __str__(self) -> str:
+        return f"steps_{self.start}_to_{self.last}"
+
+
+class Trace(_Window):
+    """Traces some steps with torch.profiler.
+
+    Writes `profile/steps_A_to_B_rankR.json.gz`, which Perfetto and chrome://tracing show, and with
+    it `profile/steps_A_to_B.txt`: of the main rank, how its time divides into phases and
+    communication along each mesh axis, and how much of the latter no computation hides. These are
+    in the metrics, too, of the last of the steps: `ms_communication_tp` and so on, exposed ones.
+
+    Args:
+        start: the first step, counted from 1.
+        steps: how many.
+        record_shapes: keep the shapes of operators' inputs.
+        profile_memory: keep allocations.
+        with_stack: keep the Python lines that called operators.
+        all_ranks: write a trace of every rank, not only the main one's.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: Annotated[int, Unit("steps")] = 10,
+        steps: Annotated[int, Unit("steps")] = 3,
+        record_shapes: bool = False,
+        profile_memory: bool = False,
+        with_stack: bool = False,
+        all_ranks: bool = False,
+    ):
+        super().__init__(start=start, steps=steps)
+        self.record_shapes = record_shapes
+        self.profile_memory = profile_memory
+        self.with_stack = with_stack
+        self.all_ranks = all_ranks
+
+    def recording(self, run: RunDirectory, layout: Layout) -> "_Recording":
+        return _TraceRecording(self, run, layout)
+
+
+class MemorySnapshot(_Window):
+    """Records what CUDA memory is allocated, where, and by which lines, during some steps.
+
+    Writes `profile/steps_A_to_B_rankR.pickle`, for https://pytorch.org/memory_viz; also where a
+    step within fails, as for want of memory.
+
+    Args:
+        start: the first step, counted from 1.
+        steps: how many.
+        max_entries: allocations that are kept, the latest ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        start: Annotated[int, Unit("steps")] = 1,
+        steps: Annotated[int, Unit("steps")] = 3,
+        max_entries: int = 100_000,
+    ):
+        super().__init__(start=start, steps=steps)
+        if max_entries < 1:
+            raise ValueError(f"max_entries={max_entries}: expected at least 1")
+        self.max_entries = max_entries
+
+    def recording(self, run: RunDirectory, layout: Layout) -> "_Recording":
+        return _MemoryRecording(self, run, layout)
+
+
+class Profiling:
+    """The profilers of a run.
+
+    Args:
+        phases: times the phases of each step, or None.
+        trace: traces some steps, or None.
+        memory: records the memory of some steps, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        phases: PhaseTimers | None = None,
+        trace: Trace | None = None,
+        memory: MemorySnapshot | None = None,
+    ):
+        self.phases = phases
+        self.trace = trace
+        self.memory = memory
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError where a window ends after the last of so many steps."""
+        for name, window in (("trace", self.trace), ("memory", self.memory)):
+            if window is not None and window.last > steps:
+                raise ValueError(
+                    f"profiling.{name}: start={window.start}, steps={window.steps} is up to step "
+                    f"{window.last}, and the run ends at steps={steps}; choose earlier ones"
+                )
+
+    def check_device(self, kind: str) -> None:
+        """Raises UsageError where a device of this kind cannot be profiled so."""
+        if self.memory is not None and kind != "cuda":
+            raise UsageError(
+                f"profiling.memory: the snapshot is of CUDA memory, and the device is a {kind}; "
+                "set profiling.memory=None"
+            )
+
+    @contextlib.contextmanager
+    def open(self, run: RunDirectory, layout: Layout) -> Iterator["Profiler"]:
+        """Profiles until this is left; what is recorded then is written."""
+        profiler = Profiler(
+            None if self.phases is None else self.phases.clock(layout.world.device),
+            [w.recording(run, layout) for w in (self.trace, self.memory) if w is not None],
+        )
+        try:
+            yield profiler
+        finally:
+            profiler.close()
+
+
+class Profiler:
+    """What is told of a run while it goes on. Of no profiler it does nothing.
+
+    Attributes:
+        clock: of phases, or None.
+    """
+
+    def __init__(self, clock: PhaseClock | None, recordings: list["_Recording"]):
+        self.clock = clock
+        self._recordings = recordings
+        listeners = [*([clock.enter] if clock else []), *(r.enter for r in recordings)]
+        self._listeners = listeners
+
+    def enter(self, phase: str) -> None:
+        """What comes now is of this phase of a step."""
+        for listener in self._listeners:
+            listener(phase)
+
+    def before(self, step: int) -> None:
+        """Starts what begins with this step."""
+        for recording in self._recordings:
+            if recording.window.start == step:
+                recording.start()
+
+    def is_due(self, step: int) -> bool:
+        """Whether something ends with this step, and is to be written."""
+        return any(r.running and r.window.last == step for r in self._recordings)
+
+    def write(self, step: int) -> dict[str, float]:
+        """Ends and writes what ends with this step; returns what of it goes to the metrics."""
+        found = {}
+        for recording in self._recordings:
+            if recording.running and recording.window.last == step:
+                found |= recording.stop(whole=True)
+        return found
+
+    def close(self) -> None:
+        """Ends and writes what an interruption or an error has cut short."""
+        for recording in self._recordings:
+            if recording.running:
+                recording.stop(whole=False)
+
+
+class _Recording:
+    """A window while the run goes on."""
+
+    def __init__(self, window: Any, run: RunDirectory, layout: Layout):
+        self.window = window
+        self.running = False
+        self.run, self.layout, self.world = run, layout, layout.world
+
+    def start(self) -> None:
+        self.running = True
+
+    def enter(self, phase: str) -> None:
+        """What comes now is of this phase of a step."""
+
+    def stop(self, *, whole: bool) -> dict[str, float]:
+        """Writes what was recorded, of all steps of the window or not of all."""
+        self.running = False
+        return {}
+
+    def file(self, ending: str) -> str:
+        self.run.profile.mkdir(parents=True, exist_ok=True)
+        return str(self.run.profile / f"{self.window}{ending}")
+
+
+class _TraceRecording(_Recording):
+    def start(self) -> None:
+        from torch.profiler import ProfilerActivity, profile
+
+        super().start()
+        window, device = self.window, self.world.device
+        activities = [ProfilerActivity.CPU]
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            activities.append(ProfilerActivity.CUDA)
+        self._profile = profile(
+            activities=activities,
+            record_shapes=window.record_shapes,
+            profile_memory=window.profile_memory,
+            with_stack=window.with_stack,
+        )
+        self._span = None
+        self._axes = axes_of_groups(self.layout)
+        self._profile.start()
+        # NCCL's kernels say whose they are, what is sent over gloo does not.
+        labelled = self.world.size > 1 and device.type == "cpu"
+        self._labels = Labels(self._axes) if labelled else contextlib.nullcontext()
+        self._labels.__enter__()
+        self.enter("other")
+
+    def enter(self, phase: str) -> None:
+        if not self.running:
+            return
+        self._leave()
+        self._span = torch.profiler.record_function(f"phase {phase}")
+        self._span.__enter__()
+
+    def stop(self, *, whole: bool) -> dict[str, float]:
+        super().stop(whole=whole)
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize(self.world.device)
+        self._leave()
+        self._labels.__exit__(None, None, None)
+        self._profile.stop()
+        if not (self.world.is_main or self.window.all_ranks):
+            return {}
+        path = self.file(f"_rank{self.world.rank}.json.gz")
+        self._profile.export_chrome_trace(path)
+        log.info("trace of %s: %s", self.window, path)
+        if not (self.world.is_main and whole):
+            return {}
+        summary = summarize(read_trace(path), steps=self.window.steps, axes=self._axes)
+        with open(self.file(".txt"), "w") as text:
+            text.write(f"{summary}\n")
+        log.info("%s", summary)
+        return summary.metrics()
+
+    def _leave(self) -> None:
+        if self._span is not None:
+            self._span.__exit__(None, None, None)
+            self._span = None
+
+
+class _MemoryRecording(_Recording):
+    def start(self) -> None:
+        super().start()
+        torch.cuda.memory._record_memory_history(max_entries=self.window.max_entries)
+
+    def stop(self, *, whole: bool) -> dict[str, float]:
+        super().stop(whole=whole)
+        path = self.file(f"_rank{self.world.rank}.pickle")
+        torch.cuda.memory._dump_snapshot(path)
+        torch.cuda.memory._record_memory_history(enabled=None)
+        log.info("memory snapshot of %s: %s", self.window, path)
+        return {}
