@@ -1,5 +1,7 @@
 """A decoder that is spread over ranks, as training and evaluation see it."""
 
+from collections.abc import Callable
+
 import torch
 
 from nanigpt.data.dataset import Batch
