@@ -27,6 +27,7 @@ def run(values: flags.FlagValues) -> int:
         built = check(values.config)
         if isinstance(built, Trainer):
             built.check_ranks(values.ranks or built.parallelizer.mesh.least)
+            built.check_optimizer()
         elif values.ranks is not None:
             raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")

@@ -59,7 +59,7 @@ def adamw(
                 f"optimizer.state='8bit' needs torchao ({error}); install it by "
                 "pip install 'nanigpt[float8]', or take state='bfloat16'"
             ) from error
-    return LowPrecisionAdamW(every, lr=lr, betas=betas, eps=eps)
+    return without_dynamo(LowPrecisionAdamW)(every, lr=lr, betas=betas, eps=eps)
 
 
 def require_not_negative(**values: float) -> None:

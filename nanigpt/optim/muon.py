@@ -19,6 +19,7 @@ from nanigpt.optim.groups import (
     parameter_groups,
     selects,
 )
+from nanigpt.optim.upstream import without_dynamo
 from nanigpt.optim.whole_matrices import on_whole_matrices
 
 AdjustLR = Literal["match_rms_adamw", "original"]
@@ -78,7 +79,7 @@ def muon(
     for group in other.param_groups:
         if "unmatched" in group:
             group["unmatched"] = f"others.{group['unmatched']}"
-    return Muon(
+    return without_dynamo(Muon)(
         every,
         lr=lr,
         momentum=momentum,

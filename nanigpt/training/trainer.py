@@ -304,6 +304,14 @@ class Trainer:
         check_device(self.model, self.parallelizer, kind)
         self.profiling.check_device(kind)
 
+    def check_optimizer(self) -> None:
+        """Checks the optimizer's arguments, and its selectors on the whole model.
+
+        Raises:
+            UsageError: it refuses an argument, or a selector selects nothing.
+        """
+        require_matches(self.optimizer(self.model.named_parameters()))
+
     def check(self, world: World, run: RunDirectory | None = None) -> Pretrained | None:
         """Makes the text ready on every rank, and checks what only processes and files can tell.
 
@@ -326,9 +334,8 @@ class Trainer:
                 f"data.tokenizer has {size} ids, the model's vocab_size is {rows}: expected at "
                 f"least as many; use --config='tag:VocabSize={size}' after the tokenizer"
             )
+        self.check_optimizer()
         self.data.setup()
-        # Of the whole model, on meta: its arguments are checked, and whether selectors match.
-        require_matches(self.optimizer(self.model.named_parameters()))
         if run is None or self.initial_weights is None or self.checkpointer.latest(run):
             return None
         try:

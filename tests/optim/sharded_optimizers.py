@@ -83,23 +83,34 @@ def muon_copies_of_a_tied_model(world, folder):
 
 
 def muon_uneven_shards(world, folder):
-    """Of 7 rows ranks have 2, 2, 2 and 1, of 5 the last one has none; 3 of 4 ranks get a matrix."""
+    """Of 7 rows ranks have 2, 2, 2 and 1, of 5 the last one has none; 3 of 4 ranks get a matrix. Of
+    6 rows that `tp` halved, FSDP's ranks have 2 and 1."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-    def model():
+    def model(*shapes):
         torch.manual_seed(0)
-        shapes = [(10, 7), (10, 7), (10, 7), (3, 5)]
         return torch.nn.Sequential(*(torch.nn.Linear(*shape, bias=False) for shape in shapes))
 
-    expected, split = model(), model()
-    fully_shard(split, mesh=init_device_mesh("cpu", (world.size,)))
+    def compare(expected, split):
+        for each in (expected, split):
+            optimizer = muon(each.named_parameters(), others=adamw, lr=LR, dtype=torch.float32)
+            step(optimizer, each)
+        for p, q in zip(split.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(p.full_tensor(), q.detach(), atol=1e-3 * LR, rtol=0)
+
+    shapes = [(10, 7), (10, 7), (10, 7), (3, 5)]
+    split = model(*shapes)
+    fully_shard(split, mesh=init_device_mesh("cpu", (4,)))
     assert split[3].weight._local_tensor.shape == ((2, 2, 1, 0)[world.rank], 3)
-    for each in (expected, split):
-        optimizer = muon(each.named_parameters(), others=adamw, lr=LR, dtype=torch.float32)
-        step(optimizer, each)
-    for p, q in zip(split.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(p.full_tensor(), q.detach(), atol=1e-3 * LR, rtol=0)
+    compare(model(*shapes), split)
+
+    mesh, split = init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp")), model((10, 6))
+    parallelize_module(split[0], mesh["tp"], ColwiseParallel())
+    fully_shard(split, mesh=mesh["fsdp"])
+    assert split[0].weight._local_tensor.shape == ((2, 1)[world.rank // 2], 10)
+    compare(model((10, 6)), split)
 
 
 def bfloat16_state(world, folder):

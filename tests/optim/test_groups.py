@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
+from nanigpt.cli.main import main
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.errors import UsageError
@@ -157,6 +158,14 @@ def test_learning_rates_by_tag():
 def test_mistakes_are_told_before_training(edits, message):
     with pytest.raises(UsageError, match=re.escape(message)):
         build(tiny(*edits)).check(start_world("cpu"))
+
+
+def test_check_tells_a_selector_that_matches_nothing(capsys):
+    """By the command alone, and which flag it is of."""
+    assert main(["check", "--config=fiddler:parameter_group('layrs[0]')"]) == 2
+    told = capsys.readouterr().err
+    assert "groups[0].select='layrs[0]'" in told
+    assert "<- --config=fiddler:parameter_group('layrs[0]')" in told
 
 
 def test_groups_are_counted_once():
