@@ -16,6 +16,7 @@ from nanigpt.parallel.mesh import Mesh
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.tensor import TensorParallel
+from nanigpt.precision.float8 import Float8
 from nanigpt.training.checkpoint import Checkpointer
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.garbage import GarbageCollection
@@ -67,6 +68,7 @@ def pretraining(
             context=fdl.Config(ContextParallel),
             tensor=fdl.Config(TensorParallel),
             expert=fdl.Config(ExpertParallel),
+            float8=fdl.Config(Float8),
         ),
         evaluation=evaluation,
         checkpointer=fdl.Config(Checkpointer),

@@ -94,7 +94,7 @@ class ActivationCheckpointing(Tag):
 
 
 class Float8(Tag):
-    """Float8 recipe of a linear layer, or None."""
+    """Float8 recipe of a projection, or of experts; None computes in the compute dtype."""
 
 
 class AttentionCore(Tag):

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
+from nanigpt.models.float8 import Product
 from nanigpt.models.init import Initializer
-from nanigpt.models.linear import Product
 
 
 class Embedding(nn.Module):

@@ -194,6 +194,8 @@ class LatentAttention(SelfAttention):
         weight = self.wkv_b.weight
         if hasattr(weight, "to_local"):  # of this rank's heads
             weight = weight.to_local()
+        if hasattr(weight, "to_original_precision"):  # gathered in float8
+            weight = weight.to_original_precision()
         weight_HXR = weight.to(q_BLHK.dtype).unflatten(0, (-1, sum(self._kv_parts)))
         k_HNR, v_HVR = weight_HXR.split(self._kv_parts, 1)
         q_BLHN, q_BLHP = q_BLHK.split(self._qk_parts, -1)

@@ -1,16 +1,18 @@
 """A decoder that is spread over ranks, as training and evaluation see it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from nanigpt.data.dataset import Batch
 from nanigpt.models.decoder import Decoder, Loss
+from nanigpt.models.linear import Linear
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import settle_load
 from nanigpt.parallel.gradients import clip_gradients, settle
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.tensor import TensorParallel
+from nanigpt.precision.float8 import common_scales
 
 
 class ParallelModel:
@@ -21,6 +23,7 @@ class ParallelModel:
             caches, as for sampling, it gives all logits to every rank.
         layout: this rank's place.
         n_experts: the most that any layer of the whole decoder has, or 0.
+        float8: layers whose weights are gathered in float8.
         phase: told what comes next of a step, such as `forward`, for whoever times it.
     """
 
@@ -32,12 +35,14 @@ class ParallelModel:
         tensor: TensorParallel,
         context: ContextParallel,
         n_experts: int,
+        float8: Sequence[Linear] = (),
     ):
         self.model = model
         self.layout = layout
         self.tensor = tensor
         self.context = context
         self.n_experts = n_experts
+        self.float8 = float8
         self.phase: Callable[[str], None] = lambda phase: None
 
     def shard(self, batch: Batch) -> Batch:
@@ -68,8 +73,9 @@ class ParallelModel:
         """
         names = ["loss"] if self.model.multi_token is None else ["loss", "multi_token_loss"]
         totals = torch.zeros(len(names), device=self.layout.world.device)
-        for i, batch in enumerate(batches):
-            totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
+        with common_scales(self.float8):
+            for i, batch in enumerate(batches):
+                totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
         settle(self.model.parameters())
         return dict(zip(names, self.sum(totals).unbind(), strict=True))
 
@@ -81,7 +87,8 @@ class ParallelModel:
     @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of a shard, without gradients; zero on ranks that have none."""
-        with self.tensor.loss_context(self.layout), self.tensor.splitting():
+        scales = common_scales(self.float8)
+        with self.tensor.loss_context(self.layout), self.tensor.splitting(), scales:
             return self.model(
                 batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
             )

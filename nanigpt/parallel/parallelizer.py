@@ -1,6 +1,7 @@
 """Spreads a model over the processes of the run."""
 
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert import ExpertParallel
@@ -11,6 +12,7 @@ from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.pipelined_model import PipelinedModel
 from nanigpt.parallel.tensor import TensorParallel
+from nanigpt.precision.float8 import Float8
 
 
 class Parallelizer:
@@ -20,6 +22,7 @@ class Parallelizer:
     `part`).
 
     Args:
+        float8: how layers that have a float8 recipe compute it; None is `Float8()`.
         compile: how blocks are compiled, or None to run them as they are.
     """
 
@@ -32,6 +35,7 @@ class Parallelizer:
         context: ContextParallel,
         tensor: TensorParallel,
         expert: ExpertParallel,
+        float8: Float8 | None = None,
         compile: Compile | None = None,
     ):
         if tensor.asynchronous and (compile is None or compile.backend != "inductor"):
@@ -45,6 +49,7 @@ class Parallelizer:
         self.context = context
         self.tensor = tensor
         self.expert = expert
+        self.float8 = float8 or Float8()
         self.compile = compile
 
     def problems(
@@ -98,11 +103,11 @@ class Parallelizer:
         policies = {"tensor": self.tensor, "context": self.context}
         policies["n_experts"] = most_experts(model)
         if layout.sizes["pp"] == 1:
-            self._split(model, layout)
+            policies["float8"] = self._split(model, layout)
             self.fsdp.apply(model, layout)
             return ParallelModel(model, layout, **policies)
         stages = self.pipeline.stages(model, layout, local_batch=local_batch)
-        self._split(stages.model, layout)
+        policies["float8"] = self._split(stages.model, layout)
         for part in stages.parts.values():
             self.fsdp.apply(part, layout)
         stages.tie()
@@ -115,11 +120,14 @@ class Parallelizer:
             dtype=model.embedding.compute_dtype,
         )
 
-    def _split(self, model: Decoder, layout: Layout) -> None:
-        """All that comes before shards are made, of what it leaves to a rank."""
+    def _split(self, model: Decoder, layout: Layout) -> list[Linear]:
+        """All that comes before shards are made, of what it leaves to a rank; returns what is to
+        be gathered in float8."""
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
         self.context.apply(model, layout)
         if self.compile is not None:
             split_backward = layout.sizes["pp"] > 1 and self.pipeline.splits_backward
             self.compile.apply(model, keep_buffers=split_backward)
+        sizes = layout.sizes
+        return self.float8.apply(model, shards=sizes["dp_shard"] * sizes["cp"])

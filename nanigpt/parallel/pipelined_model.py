@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import distributed as dist
 from nanigpt.data.dataset import Batch
 from nanigpt.models.decoder import Loss
 from nanigpt.models.kv_cache import LayerCache
+from nanigpt.models.linear import Linear
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
@@ -19,6 +20,7 @@ from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import Stages
 from nanigpt.parallel.tensor import TensorParallel
+from nanigpt.precision.float8 import common_scales
 
 
 class PipelinedModel(ParallelModel):
@@ -38,11 +40,13 @@ class PipelinedModel(ParallelModel):
         tensor: TensorParallel,
         context: ContextParallel,
         n_experts: int,
+        float8: Sequence[Linear] = (),
         dim: int,
         vocab_size: int,
         dtype: torch.dtype,
     ):
-        super().__init__(stages.model, layout, tensor=tensor, context=context, n_experts=n_experts)
+        policies = {"tensor": tensor, "context": context, "n_experts": n_experts, "float8": float8}
+        super().__init__(stages.model, layout, **policies)
         self.stages = stages
         self.dim, self.vocab_size, self.dtype = dim, vocab_size, dtype
         self.group = layout.parameters["pp"].get_group()
@@ -64,7 +68,8 @@ class PipelinedModel(ParallelModel):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        with self.tensor.loss_context(self.layout), self.tensor.splitting():
+        scales = common_scales(self.float8)
+        with self.tensor.loss_context(self.layout), self.tensor.splitting(), scales:
             total = self._forward(
                 batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
             )

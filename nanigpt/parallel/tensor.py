@@ -31,10 +31,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nanigpt.models.float8 import multiple
+from nanigpt.models.linear import Linear
+from nanigpt.models.moe.experts import Experts
 from nanigpt.parallel.mesh import Layout
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+# The argument of a module of which a rank has a part, by style.
+_SPLIT_SIZE = {
+    "column": "out_dim",
+    "row": "in_dim",
+    "vocabulary": "vocab_size",
+    "logits": "out_dim",
+}
 
 
 class TensorParallel:
@@ -72,6 +83,7 @@ class TensorParallel:
         found = [
             f"{w} is not divisible by mesh.tp={n}" for w in indivisible(_split_sizes(model), n)
         ]
+        found += _float8_problems(model, n)
         if self.sequence_parallel and sequence_length % n:
             found.append(f"data.sequence_length={sequence_length} is not divisible by mesh.tp={n}")
         return found
@@ -207,15 +219,42 @@ def head_counts(model: nn.Module) -> Iterator[tuple[str, int]]:
 
 def _split_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
     yield from head_counts(model)
-    argument = {"column": "out_dim", "row": "in_dim", "vocabulary": "vocab_size"}
-    argument["logits"] = "out_dim"
     for name, module in model.named_modules():
         if hasattr(module, "heads"):  # its projections are divisible where its heads are
             continue
         for child, style in getattr(module, "tensor_parallel", {}).items():
-            if style in argument:
-                size = getattr(getattr(module, child), argument[style])
-                yield path("model", name, child, argument[style]), size
+            if style in _SPLIT_SIZE:
+                size = getattr(getattr(module, child), _SPLIT_SIZE[style])
+                yield path("model", name, child, _SPLIT_SIZE[style]), size
+
+
+def _float8_problems(model: nn.Module, n: int) -> Iterator[str]:
+    """Parts of projections that have other sizes than their float8 recipe wants, or no recipe for
+    parts."""
+    if n == 1:
+        return
+    sizes: dict[int, list[tuple[str, int]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Experts) and module.float8 is not None:
+            whole = path("model", name, "hidden_dim"), module.hidden_dim
+            sizes.setdefault(multiple(module.float8), []).append(whole)
+        for child, style in getattr(module, "tensor_parallel", {}).items():
+            layer = getattr(module, child) if child else module
+            if not isinstance(layer, Linear) or layer.float8 is None:
+                continue
+            if layer.float8 == "mxfp8":
+                yield (
+                    f"{path('model', name, child)}.float8='mxfp8' cannot be split over mesh.tp={n};"
+                    " take another recipe, or set mesh.tp=1"
+                )
+                return
+            argument = _SPLIT_SIZE.get(style)
+            if argument is not None:
+                whole = path("model", name, child, argument), getattr(layer, argument)
+                sizes.setdefault(multiple(layer.float8), []).append(whole)
+    for m, wholes in sizes.items():
+        for what in indivisible(wholes, n * m):
+            yield f"{what} is not divisible by mesh.tp={n} x {m}, which float8 wants of a part"
 
 
 def path(*parts: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nanigpt.errors import UsageError
+from nanigpt.models.float8 import ordinary
 from nanigpt.parallel.world import World
 from nanigpt.tags import Unit
 from nanigpt.training.run_directory import RunDirectory
@@ -176,7 +177,7 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Persistent parameters and buffers, each once, under the first of its names."""
     persistent = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]  # both leave out aliases
-    return {name: t.detach() for name, t in tensors if name in persistent}
+    return {name: ordinary(t.detach()) for name, t in tensors if name in persistent}
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:

@@ -38,6 +38,7 @@ def check_device(model: Decoder, parallelizer: Parallelizer, kind: str) -> None:
             "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
             "memory; set it to False on a CPU"
         )
+    parallelizer.float8.check_device(model, kind)
     ring = parallelizer.context.method == "ring"
     if kind == "cuda" and ring and computed == torch.float32:
         raise UsageError(

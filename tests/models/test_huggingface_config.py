@@ -426,8 +426,8 @@ def test_every_argument_of_the_modules_is_accounted_for():
     sizes = {"n_experts", "dim", "initializer"}
     chosen = {"top_k", "scores", "normalize", "scale", "n_groups", "top_groups"}
     assert arguments(Router) == {*sizes, *chosen, "bias", "balance_rate"}
-    others = {"hidden_dim", "output_initializer", "bias", "activation", "weighs", "kernel"}
-    assert arguments(Experts) == {*sizes, *others}
+    others = {"hidden_dim", "output_initializer", "bias", "activation", "weighs"}
+    assert arguments(Experts) == {*sizes, *others, "kernel", "float8"}
     assert not arguments(SwiGLU)
     assert arguments(ClampedSwiGLU) == {"alpha", "limit"}
     assert arguments(Embedding) == {"vocab_size", "dim", "initializer", "compute_dtype"}

@@ -151,7 +151,7 @@ def test_tensorboard_has_the_curves(tmp_path):
         (["set:model.layers[0].attention.n_kv_heads=0"], "n_kv_heads=0: expected positive"),
         (["set:global_batch_size=0"], "global_batch_size=0"),
         (["set:model.layers[0].activation_checkpointing=some"], "expected one of 'none', 'full'"),
-        (["set:model.layers[0].attention.wq.float8=rowwise"], "trains without float8"),
+        (["set:model.layers[0].attention.wq.float8=row"], "expected one of 'tensorwise', 'rowwise'"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused_when_built(edits, message):

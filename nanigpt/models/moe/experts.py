@@ -12,12 +12,20 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
+from nanigpt.models.float8 import ExpertRecipe, Product, check_recipe, unprepared
 from nanigpt.models.init import Initializer
 from nanigpt.models.moe.activation import GatedActivation, SwiGLU
 from nanigpt.models.moe.dispatch import Dispatcher, LocalDispatcher
 
 Kernel = Literal["auto", "grouped", "loop"]
 Weighs = Literal["outputs", "inputs"]
+GroupedProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of x_RD, all experts' weights `[experts, out, in]` and where the rows of each end: y_RH."""
+
+
+def grouped_product(x_RD: torch.Tensor, w: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+    """The product in the dtype of x."""
+    return F.grouped_mm(x_RD, w.transpose(-1, -2), offs=ends_E)
 
 
 class Experts(nn.Module):
@@ -33,8 +41,13 @@ class Experts(nn.Module):
             the other, which needs to know on the host how many rows each has. `grouped` wants
             widths that are multiples of 8; `auto` takes it for those, in bfloat16 on CUDA, where it
             is one kernel, and `loop` elsewhere.
+        float8: computes the products in 8 bits, by a recipe of those that a `Linear` has; None
+            computes them in the dtype of the inputs. Widths must be multiples of 16, or of 32 for
+            `mxfp8`.
 
     Attributes:
+        product, grouped_product: that of one expert, and of all; where `float8` is set,
+            `nanigpt.precision.float8` puts its own here.
         dispatcher: brings tokens to experts, of which other ranks may have some.
         sharers: ranks among which hidden features are divided; each adds its part of the biases of
             the outputs, which are summed.
@@ -55,6 +68,7 @@ class Experts(nn.Module):
         activation: GatedActivation | None = None,
         weighs: Weighs = "outputs",
         kernel: Annotated[Kernel, tags.ExpertKernel] = "auto",
+        float8: Annotated[ExpertRecipe | None, tags.Float8] = None,
     ):
         super().__init__()
         if n_experts < 1 or dim < 1 or hidden_dim < 1:
@@ -71,6 +85,7 @@ class Experts(nn.Module):
                 f"kernel='grouped', dim={dim}, hidden_dim={hidden_dim}: expected multiples of 8, "
                 "whose rows have whole units of 16 bytes; take 'auto' or 'loop'"
             )
+        check_recipe(float8, get_args(ExpertRecipe), dim=dim, hidden_dim=hidden_dim)
         self.n_experts = n_experts
         self.dim = dim
         self.hidden_dim = hidden_dim
@@ -80,6 +95,11 @@ class Experts(nn.Module):
         self.activation = activation or SwiGLU()
         self.weighs = weighs
         self.kernel = kernel
+        self.float8 = float8
+        self.product: Product = F.linear
+        self.grouped_product: GroupedProduct = grouped_product
+        if float8 is not None:
+            self.product = self.grouped_product = unprepared(float8)
         self.dispatcher: Dispatcher = LocalDispatcher()
         self.sharers = 1
         self.local: Callable[[torch.Tensor], torch.Tensor] = lambda weight: weight
@@ -157,8 +177,9 @@ class Experts(nn.Module):
         # Split and unbound, whose gradients are joined once; each expert's slice would make one
         # as large as the whole.
         each = [none if w is None else w.unbind() for w in weights]
+        linear = self.product
         outs = [
-            F.linear(self.activation(F.linear(x_rD, w1, b1), F.linear(x_rD, w3, b3)), w2, b2)
+            linear(self.activation(linear(x_rD, w1, b1), linear(x_rD, w3, b3)), w2, b2)
             for x_rD, w1, w2, w3, b1, b2, b3 in zip(x_RD.split(rows), *each, strict=True)
         ]
         return torch.cat(outs)
@@ -170,7 +191,7 @@ class Experts(nn.Module):
         ends_E = rows_E.cumsum(0, dtype=torch.int32)
 
         def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-            y = F.grouped_mm(x, w.transpose(-1, -2), offs=ends_E)
+            y = self.grouped_product(x, w, ends_E)
             if b is None:
                 return y
             return y + b.repeat_interleave(rows_E, dim=0, output_size=x.shape[0])
@@ -182,6 +203,7 @@ class Experts(nn.Module):
         return (
             f"{self.n_experts} x ({self.dim} -> {self.hidden_dim} -> {self.dim}), "
             f"bias={self.bias_initializer is not None}, {self.activation!r}"
+            + ("" if self.float8 is None else f", float8={self.float8}")
         )
 
 

@@ -1,0 +1,316 @@
+"""Float8 training by torchao: products in 8 bits, and weights that FSDP gathers in 8 bits.
+
+Master weights, gradients, optimizer state and checkpoints stay as they are without it; modules keep
+their class and names. torchao is imported where a layer has a recipe, and nowhere else.
+
+Shapes: `[..., in]` inputs, `[out, in]` weights; D in, R rows, E experts.
+"""
+
+import contextlib
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nanigpt.errors import UsageError
+from nanigpt.models.float8 import Product, multiple, with_local
+from nanigpt.models.linear import Linear
+from nanigpt.models.moe.experts import Experts, GroupedProduct
+
+# NVIDIA's Ada and Hopper have float8, Hopper the grouped product, Blackwell scales of 32 numbers.
+_CAPABILITY = {"mxfp8": (10, 0), "experts": (9, 0)}
+_LEAST = (8, 9)
+
+
+class Float8:
+    """How layers that have a float8 recipe compute it.
+
+    Args:
+        emulate: round to float8, but multiply in float32: for tests, on any device.
+        all_gather: FSDP gathers weights of `tensorwise` layers in float8, half the bytes of
+            bfloat16, with the scale of all shards. The cast is then of the float32 master weight,
+            on one process too; else it is of the weight in the compute dtype.
+    """
+
+    def __init__(self, *, emulate: bool = False, all_gather: bool = True):
+        self.emulate = emulate
+        self.all_gather = all_gather
+
+    def check_device(self, model: nn.Module, kind: str) -> None:
+        """Checks whether a device of this kind has what the model's layers ask for.
+
+        Raises:
+            UsageError: it has not, or torchao is missing.
+        """
+        asked: dict[tuple[str, bool], str] = {}  # and the first layer that does
+        for name, layer in _layers(model):
+            asked.setdefault((layer.float8, isinstance(layer, Experts)), name)
+        if not asked:
+            return
+        _require_torchao()
+        if self.emulate:
+            return
+        instead = (
+            "set parallelizer.float8.emulate=True, which rounds alike on any device, for tests, or "
+            "tag:Float8=None"
+        )
+        for (recipe, experts), name in asked.items():
+            where = re.sub(r"\.(\d+)\b", r"[\1]", f"model.{name}.float8={recipe!r}")
+            if kind != "cuda":
+                raise UsageError(f"{where}: expected a CUDA device, not {kind}; {instead}")
+            least = max(_CAPABILITY.get(recipe, _LEAST), _CAPABILITY["experts"] if experts else ())
+            if torch.cuda.is_available() and torch.cuda.get_device_capability() < least:
+                raise UsageError(
+                    f"{where}: expected a GPU of compute capability {least[0]}.{least[1]} or "
+                    f"higher, not {torch.cuda.get_device_name()}; {instead}"
+                )
+
+    def apply(self, model: nn.Module, *, shards: int = 1) -> list[Linear]:
+        """Gives every layer that has a recipe its product, in place; between TP and FSDP.
+
+        Args:
+            shards: ranks that FSDP shards over.
+
+        Returns:
+            Those whose weights are gathered in float8: of whose rows all ranks have as many.
+
+        Raises:
+            UsageError: torchao is missing.
+        """
+        products: dict[str, tuple[Product, Product]] = {}
+        gathered = []
+        for _, layer in _layers(model):
+            recipe = layer.float8
+            if recipe not in products:  # one for all, so that one compilation serves them
+                _require_torchao()
+                products[recipe] = self._products(recipe)
+            of_any, of_units = products[recipe]
+            layer.product = of_any
+            if isinstance(layer, Experts):
+                layer.product = _with_zeros(of_units, multiple(recipe))
+                layer.grouped_product = _grouped(recipe, layer.product, emulate=self.emulate)
+            elif recipe == "tensorwise" and self.all_gather and shards > 1:
+                rows = getattr(layer.weight, "_local_tensor", layer.weight).shape[0]
+                if rows % shards == 0:
+                    layer.weight = _gathered_in_float8(layer.weight, emulate=self.emulate)
+                    gathered.append(layer)
+        return gathered
+
+    def _products(self, recipe: str) -> tuple[Product, Product]:
+        """That of any number of rows, and of a multiple, which kernels want: the gradient of a
+        weight is a product over rows."""
+        n = multiple(recipe)
+        if recipe == "mxfp8":
+            of_units = _mxfp8(emulate=self.emulate)
+            return _either(of_units, _with_zeros(of_units, n), n), of_units
+        config, mm_config = _configs(recipe, emulate=self.emulate)
+        casts_master = recipe == "tensorwise" and self.all_gather
+        of_units = _float8(config, mm_config, casts_master=casts_master)
+        if self.emulate:
+            return of_units, of_units
+        filled = mm_config._replace(grad_weight=mm_config.grad_weight._replace(pad_inner_dim=True))
+        return _either(of_units, _float8(config, filled, casts_master=casts_master), n), of_units
+
+
+@contextlib.contextmanager
+def common_scales(layers: Sequence[Linear]) -> Iterator[None]:
+    """Within it weights, which must not change, are gathered with scales that are made here for
+    all of them at once; elsewhere each makes its own when it is gathered.
+
+    Args:
+        layers: those that `Float8.apply` returned; all ranks have the same.
+    """
+    # What is gathered still, since nothing came after it, has its scale. Shards in the host's
+    # memory are copied for each use, without what is set here.
+    weights = [
+        weight
+        for weight in (layer.weight for layer in layers)
+        if hasattr(getattr(weight, "_local_tensor", None), "fsdp_pre_all_gather")
+        and weight._local_tensor.device.type == weight.device_mesh.device_type
+    ]
+    if weights:
+        _set_scales(weights)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight._local_tensor._precomputed_scale = None
+
+
+@torch.no_grad()
+def _set_scales(weights: list[torch.Tensor]) -> None:
+    from torch import distributed as dist
+    from torchao.float8.float8_utils import amax_to_scale
+
+    shards = [w._local_tensor._tensor for w in weights]
+    largest = torch.stack(torch._foreach_norm(shards, ord=math.inf))
+    mesh = weights[0].device_mesh
+    for axis in range(mesh.ndim):
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=mesh.get_group(axis))
+    scales = amax_to_scale(largest, weights[0]._local_tensor._dtype)
+    for weight, scale in zip(weights, scales.unbind(), strict=True):
+        weight._local_tensor._precomputed_scale = scale
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts]]:
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | Experts) and module.float8 is not None:
+            yield name, module
+
+
+def _require_torchao() -> None:
+    if importlib.util.find_spec("torchao") is None:
+        raise UsageError(
+            "float8 training is computed by torchao, which is not installed: "
+            "pip install 'nanigpt[float8]', or set tag:Float8=None"
+        )
+
+
+def _configs(recipe: str, *, emulate: bool) -> tuple[Any, Any]:
+    """torchao's: of casts, and of the three products."""
+    from torchao.float8.config import Float8LinearConfig
+    from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
+
+    config = Float8LinearConfig.from_recipe_name(recipe)
+    products = (
+        config.gemm_config_output, config.gemm_config_grad_input, config.gemm_config_grad_weight
+    )  # fmt: skip
+    return config, LinearMMConfig(
+        *(ScaledMMConfig(emulate=emulate, use_fast_accum=p.use_fast_accum) for p in products)
+    )
+
+
+def _gathered_in_float8(weight: nn.Parameter, *, emulate: bool) -> nn.Parameter:
+    """A weight, still on meta, whose shards are cast before FSDP gathers them."""
+    from torchao.float8.fsdp_utils import WeightWithDynamicFloat8CastTensor
+
+    config, mm_config = _configs("tensorwise", emulate=emulate)
+    local = getattr(weight.detach(), "_local_tensor", weight.detach())
+    cast = WeightWithDynamicFloat8CastTensor(
+        local, mm_config, config.cast_config_weight.target_dtype
+    )
+    return nn.Parameter(with_local(weight.detach(), cast))
+
+
+def _float8(config: Any, mm_config: Any, *, casts_master: bool) -> Product:
+    from torchao.float8.float8_linear import matmul_with_hp_or_float8_args as matmul
+
+    def product(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        weight = weight if casts_master else weight.to(x.dtype)
+        y = matmul.apply(x, weight.t(), mm_config, config)
+        return y if bias is None else y + bias
+
+    return product
+
+
+def _mxfp8(*, emulate: bool) -> Product:
+    matmul = partial(
+        _prototype("_to_mxfp8_then_scaled_mm", "mxfp8_linear"), **_mx_options(emulate=emulate)
+    )
+
+    def product(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y = matmul(x, weight.to(x.dtype))
+        return y if bias is None else y + bias
+
+    return product
+
+
+def _either(of_units: Product, of_others: Product, n: int) -> Product:
+    """The first where x has a multiple of n rows on this rank."""
+
+    def product(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        local = x.to_local() if hasattr(x, "to_local") else x
+        rows = local.numel() // local.shape[-1]
+        return (of_others if rows % n else of_units)(x, weight, bias)
+
+    return product
+
+
+def _with_zeros(product: Product, n: int) -> Product:
+    """The product of x with further rows of zeros, to a multiple of n, and at least some: no
+    scale is that of nothing."""
+
+    def with_zeros(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        x_RD = x.reshape(-1, x.shape[-1])
+        missing = n + -x_RD.shape[0] % n  # without a question to a number that the device has
+        y = product(F.pad(x_RD, (0, 0, 0, missing)), weight, bias)
+        return y[: x_RD.shape[0]].reshape(*x.shape[:-1], y.shape[-1])
+
+    return with_zeros
+
+
+def _grouped(recipe: str, product: Product, *, emulate: bool) -> GroupedProduct:
+    """The product of all experts, each with its own scales."""
+    if emulate:
+        return _one_by_one(product)
+    options: dict[str, Any] = {"pad_token_groups_for_grouped_mm": False}
+    if recipe == "mxfp8":
+        matmul = _prototype("_to_mxfp8_then_scaled_grouped_mm", "mxfp8_grouped_mm")
+        options |= _mx_options(emulate=False)
+    else:
+        matmul = _prototype("_to_fp8_rowwise_then_scaled_grouped_mm", "fp8_grouped_mm")
+    return in_whole_units(partial(matmul, out_dtype=torch.bfloat16, **options), multiple(recipe))
+
+
+def _one_by_one(product: Product) -> GroupedProduct:
+    def grouped(x_RD: torch.Tensor, w: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+        rows = ends_E.diff(prepend=ends_E.new_zeros(1)).tolist()
+        return torch.cat([product(x, w, None) for x, w in zip(x_RD.split(rows), w, strict=True)])
+
+    return grouped
+
+
+def in_whole_units(matmul: Callable[..., torch.Tensor], n: int) -> GroupedProduct:
+    """A grouped product by one whose experts' rows must be multiples of n: between them are zeros.
+
+    Args:
+        matmul: of rows, weights `[experts, in, out]` and `offs`, where the rows of each end. It may
+            leave anything in rows after the last.
+    """
+
+    def grouped(x_RD: torch.Tensor, w: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
+        n_rows = x_RD.shape[0]
+        rows_E = ends_E.diff(prepend=ends_E.new_zeros(1))
+        units_E = (rows_E + n - 1) // n * n
+        shift_E = (units_E.cumsum(0) - units_E) - (ends_E - rows_E)
+        here_R = torch.arange(n_rows, device=x_RD.device)
+        here_R = here_R + shift_E.repeat_interleave(rows_E, output_size=n_rows)
+        # Room for as many as there can be: the host does not know how many there are.
+        room = -(-n_rows // n) * n + n * w.shape[0]
+        wide_RD = x_RD.new_zeros(room, x_RD.shape[1]).index_copy(0, here_R, x_RD)
+        y = matmul(wide_RD, w.transpose(-1, -2), offs=units_E.cumsum(0, dtype=torch.int32))
+        return y[here_R].to(x_RD.dtype)
+
+    return grouped
+
+
+def _mx_options(*, emulate: bool) -> dict[str, Any]:
+    from torchao.prototype.mx_formats.config import ScaleCalculationMode
+    from torchao.quantization.quantize_.common import KernelPreference
+
+    preference = KernelPreference.EMULATED if emulate else KernelPreference.AUTO
+    return {"kernel_preference": preference, "scale_calculation_mode": ScaleCalculationMode.RCEIL}
+
+
+def _prototype(name: str, module: str) -> Any:
+    """A function that torchao has only in newer versions."""
+    try:
+        return getattr(importlib.import_module(f"torchao.prototype.moe_training.{module}"), name)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"float8: this version of torchao has no {module}.{name}; expected 0.18 or newer"
+        ) from error
