@@ -12,7 +12,7 @@ from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.muon import muon as make_muon
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
-from nanigpt.parallel.compile import Compile
+from nanigpt.parallel.compile import Compile, Scope
 from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 
 
@@ -89,9 +89,11 @@ def yarn(
 
 
 @component
-def compile(backend: str = "inductor", fullgraph: bool = True) -> fdl.Config[Compile]:
-    """torch.compile, block by block."""
-    return fdl.Config(Compile, backend=backend, fullgraph=fullgraph)
+def compile(
+    backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks"
+) -> fdl.Config[Compile]:
+    """torch.compile, block by block or of the whole model."""
+    return fdl.Config(Compile, backend=backend, fullgraph=fullgraph, scope=scope)
 
 
 @component

@@ -15,6 +15,7 @@ from nanigpt.parallel.fsdp import FullyShardedDataParallel
 from nanigpt.parallel.mesh import Mesh
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.pipeline import PipelineParallel
+from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
 from nanigpt.training.checkpoint import Checkpointer
@@ -69,6 +70,7 @@ def pretraining(
             tensor=fdl.Config(TensorParallel),
             expert=fdl.Config(ExpertParallel),
             float8=fdl.Config(Float8),
+            recomputation=fdl.Config(Recomputation),
         ),
         evaluation=evaluation,
         checkpointer=fdl.Config(Checkpointer),

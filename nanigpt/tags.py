@@ -90,7 +90,7 @@ class ComputeDType(Tag):
 
 
 class ActivationCheckpointing(Tag):
-    """What a layer's backward pass recomputes instead of keeping: `none` or `full`."""
+    """What a layer's backward pass recomputes: `none`, `full`, `selective`, or `budget`."""
 
 
 class Float8(Tag):

@@ -235,7 +235,8 @@ class FlexAttention:
             )
         attend = flex_attention
         if q_BLHK.device.type == "cuda" and not torch.compiler.is_compiling():
-            attend = _compiled(flex_attention)  # uncompiled, all pairs of scores are held
+            # Uncompiled, all pairs of scores are held; whole, recomputation can keep its result.
+            attend = _compiled(flex_attention, whole=True)
         out_BHLK, aux = attend(
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
@@ -252,8 +253,11 @@ class FlexAttention:
 
 
 @functools.cache
-def _compiled(function: Callable) -> Callable:
-    return torch.compile(function)
+def _compiled(function: Callable, *, whole: bool = False) -> Callable:
+    """`whole` makes one operator of it, for those that look at what is computed."""
+    return torch.compile(
+        function, options={"wrap_inductor_compiled_regions": True} if whole else None
+    )
 
 
 def _block_mask(

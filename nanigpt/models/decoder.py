@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nanigpt import tags
 from nanigpt.models.attention_core import PreparingCore
@@ -24,7 +23,7 @@ from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places
 
-Recomputation = Literal["none", "full"]
+RecomputationMode = Literal["none", "full", "selective", "budget"]
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of head, hidden states x_BLD and labels_BL: a scalar that adds up over tokens. It is what calls
@@ -35,9 +34,9 @@ class TransformerBlock(nn.Module):
     """Pre-norm residual block: attention, then feed-forward.
 
     Args:
-        activation_checkpointing: `none` keeps every activation for the backward pass, `full` keeps
-            the block's input and recomputes the rest (Chen et al., 2016), but for the choice of
-            experts.
+        activation_checkpointing: which activations the backward pass computes again: `none`, `full`
+            for all, `selective` for those that cost little, or `budget` for as many as a share of
+            memory asks for. What that means, `nanigpt.parallel.remat` says, and does.
     """
 
     tensor_parallel = {"attention_norm": "sequence", "feed_forward_norm": "sequence"}
@@ -49,13 +48,15 @@ class TransformerBlock(nn.Module):
         attention: SelfAttention,
         feed_forward_norm: RMSNorm,
         feed_forward: FeedForward | MixtureOfExperts,
-        activation_checkpointing: Annotated[Recomputation, tags.ActivationCheckpointing] = "none",
+        activation_checkpointing: Annotated[
+            RecomputationMode, tags.ActivationCheckpointing
+        ] = "none",
     ):
         super().__init__()
-        if activation_checkpointing not in get_args(Recomputation):
+        if activation_checkpointing not in get_args(RecomputationMode):
             raise ValueError(
                 f"activation_checkpointing={activation_checkpointing!r}: "
-                f"expected one of {', '.join(get_args(Recomputation))}"
+                f"expected one of {', '.join(get_args(RecomputationMode))}"
             )
         self.attention_norm = attention_norm
         self.attention = attention
@@ -69,14 +70,7 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         places: Places | None = None,
     ) -> torch.Tensor:
-        if self.activation_checkpointing == "full" and torch.is_grad_enabled():
-            routed = isinstance(self.feed_forward, MixtureOfExperts)
-            context = {"context_fn": _keep_choices} if routed else {}
-            x_BLD, load = checkpoint(
-                self.compute, x_BLD, cache, places, use_reentrant=False, **context
-            )
-        else:
-            x_BLD, load = self.compute(x_BLD, cache, places)
+        x_BLD, load = self.compute(x_BLD, cache, places)
         if load is not None and torch.is_grad_enabled():
             self.feed_forward.add_load(load)
         return x_BLD
@@ -92,12 +86,6 @@ class TransformerBlock(nn.Module):
         out = self.feed_forward(self.feed_forward_norm(x_BLD))
         out_BLD, load = out if isinstance(out, tuple) else (out, None)
         return x_BLD + out_BLD, load
-
-
-def _keep_choices() -> tuple[Any, Any]:
-    """Which experts were chosen is kept, not recomputed: a score that came out a bit different
-    could give a token's gradients to another expert."""
-    return create_selective_checkpoint_contexts([torch.ops.aten.topk.default])
 
 
 class Decoder(nn.Module):

@@ -1,51 +1,199 @@
-"""torch.compile, block by block."""
+"""torch.compile: of each block, or of the model as a whole, and of functions such as the loss.
+
+What the compiler is set to holds where code of the run is compiled, and nowhere else.
+"""
+
+import contextlib
+import functools
+import inspect
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.moe.experts import Experts
+
+log = logging.getLogger(__name__)
+
+Scope = Literal["blocks", "model"]
 
 
 class Compile:
-    """Compiles each block of the model for itself.
+    """Compiles the model, by default each block for itself.
 
-    One compilation serves all blocks that are alike, and the hooks of sharding stay
-    outside of what is compiled.
+    One compilation serves all blocks that are alike, and the hooks of sharding stay outside of what
+    is compiled.
 
     Args:
         backend: of torch.compile: `inductor` generates code, `aot_eager` only captures the graphs.
         fullgraph: refuse code that cannot be captured as one graph, rather than split it.
+        scope: `blocks`, or `model` for a graph of the whole, which takes longer to compile and
+            cannot be sharded (FSDP) nor pipelined.
     """
 
-    def __init__(self, *, backend: str = "inductor", fullgraph: bool = True):
+    def __init__(
+        self, *, backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks"
+    ):
+        if scope not in get_args(Scope):
+            raise ValueError(f"scope={scope!r}: expected one of {', '.join(get_args(Scope))}")
         self.backend = backend
         self.fullgraph = fullgraph
+        self.scope = scope
 
-    def apply(self, model: Decoder, *, keep_buffers: bool = False) -> None:
+    def problems(self, model: Decoder, *, sharded: bool, pipelined: bool, split: bool) -> list[str]:
+        """Why `model` cannot be compiled as it is asked for.
+
+        Args:
+            sharded: over ranks of FSDP.
+            split: weights are DTensors, of `tp` or `ep`.
+        """
+        if self.scope == "blocks":
+            return []
+        found = []
+        modes = {block.activation_checkpointing for block in model.blocks()}
+        for there, why in (
+            (sharded, "parameters are gathered block by block, outside of compiled code"),
+            (pipelined, "ranks of mesh.pp have parts of it"),
+            (
+                "budget" in modes and len(modes) > 1,
+                "only all layers together can have activation_checkpointing='budget'",
+            ),
+            (
+                split and "full" in modes,
+                "layers split over ranks are recomputed outside of compiled code; take "
+                "tag:ActivationCheckpointing=selective",
+            ),
+        ):
+            if there:
+                found.append(f"compile.scope='model': {why}; take scope='blocks'")
+        return found
+
+    def apply(self, model: Decoder, *, budget: float = 1.0) -> None:
         """Compiles in place; names of parameters stay.
 
         Args:
-            keep_buffers: what the backward pass reads is read twice, once for inputs and once for
-                weights, and must not be overwritten by the first.
+            budget: share of the memory for activations that blocks with mode `budget` may take.
         """
-        if keep_buffers:
-            import torch._functorch.config as functorch
-
-            functorch.donated_buffer = False
-        import torch._dynamo.config as dynamo
-
-        # How many tokens experts have, which the host learns in the middle of a block: what may be
-        # split would be split there.
-        dynamo.capture_scalar_outputs = True
         blocks = [block for block in model.blocks() if block is not None]
         # What is limited is how often one function is compiled, and all blocks have the same. Those
         # that differ need it each, in training and validation, for whole batches and last ones.
-        kinds = len({repr(block) for block in blocks})
-        dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * kinds)
-        for block in blocks:
-            # What a checkpoint recomputes is a compiled function; a checkpoint within one fails
-            # where weights are DTensors (torch 2.13).
+        limit = max(8, 4 * len({repr(block) for block in blocks}))
+        for block in blocks[:1] if self.scope == "model" else blocks:
+            part, name = (model, "forward") if self.scope == "model" else (block, "compute")
+            functorch: dict[str, Any] = {}
+            if block.activation_checkpointing == "budget":
+                functorch["activation_memory_budget"] = budget
+                # The mesh of a DTensor, in which the compiler suspects tensors.
+                functorch["unsafe_treat_script_objects_as_zero_size"] = True
+            # How many tokens experts have, the host learns in the middle of a block: what may be
+            # split would be split there.
+            routed = any(isinstance(module, Experts) for module in part.modules())
+            compiled = self._compiled(
+                getattr(part, name), limit=limit, scalars=routed, functorch=functorch
+            )
+            setattr(part, name, compiled)
+
+    def function(self, function: Callable) -> Callable:
+        """`function`, compiled, such as a loss."""
+        return self._compiled(function)
+
+    def _compiled(
+        self,
+        function: Callable,
+        *,
+        limit: int | None = None,
+        scalars: bool = False,
+        functorch: dict[str, Any] | None = None,
+    ) -> Callable:
+        import torch._dynamo.config as dynamo
+
+        settings: dict[str, Any] = {"capture_scalar_outputs": True} if scalars else {}
+        options: dict[str, Any] = {}
+        if limit is not None and "recompile_limit" in inspect.signature(torch.compile).parameters:
+            options["recompile_limit"] = limit
+        elif limit is not None:  # torch 2.11
+            settings["recompile_limit"] = limit
+        compiled = torch.compile(
+            function,
+            backend=_backend(self.backend, tuple((functorch or {}).items())),
+            fullgraph=self.fullgraph,
             # Shapes are few, those of training and of evaluation, and each is compiled for itself:
             # DTensors do not take symbolic ones everywhere.
-            block.compute = torch.compile(
-                block.compute, backend=self.backend, fullgraph=self.fullgraph, dynamic=False
-            )
+            dynamic=False,
+            **options,
+        )
+        if not settings:
+            return compiled
+        patch = dynamo.patch(**settings)
+
+        @functools.wraps(function)
+        def patched(*args: Any, **kwargs: Any) -> Any:
+            with patch:
+                return compiled(*args, **kwargs)
+
+        return patched
+
+
+def keeping_buffers() -> contextlib.AbstractContextManager:
+    """Within it, a compiled backward pass may be run twice, once for gradients of inputs and once
+    for those of weights: the first does not write over what it reads."""
+    import torch._functorch.config as config
+
+    return config.patch(donated_buffer=False)
+
+
+class Compilations:
+    """Counts the graphs that this process compiles, and tells of those that come late."""
+
+    def __init__(self) -> None:
+        self._compiled = _graphs.total()
+        self._since = time.time_ns()
+        self._times: Counter[str] = Counter()
+
+    def after(self, what: str, *, settled: int) -> int:
+        """To be called each time that `what` was done; returns the graphs compiled so far.
+
+        Logs a warning if, after it was done `settled` times, something was compiled again, since
+        steps that compile take long.
+        """
+        new, since = _graphs.total() - self._compiled, self._since
+        self._compiled, self._since = _graphs.total(), time.time_ns()
+        self._times[what] += 1
+        if new and self._times[what] > settled:
+            reasons = "; ".join(_recompile_reasons(since)) or "torch tells no reason"
+            log.warning("compiled %d graphs in %s number %d of this process: %s",
+                        new, what, self._times[what], reasons)  # fmt: skip
+        return self._compiled
+
+
+_graphs: Counter[str] = Counter()
+"""How many graphs each backend has compiled in this process."""
+
+
+@functools.cache  # compiled code is found again by the identity of its backend
+def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable:
+    """A backend that counts, and compiles with these settings."""
+    import torch._functorch.config as config
+    from torch._dynamo.backends.registry import lookup_backend
+
+    compiler = lookup_backend(name)
+    settings = {key: value for key, value in functorch if hasattr(config, key)}
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: list, **options: Any) -> Callable:
+        _graphs[name] += 1
+        with config.patch(settings):
+            return compiler(graph, inputs, **options)
+
+    return compile_graph
+
+
+def _recompile_reasons(since: int) -> list[str]:
+    """Why what had been compiled did not fit, after a time in nanoseconds."""
+    from torch._dynamo.utils import get_compilation_metrics
+
+    late = (m for m in get_compilation_metrics() if (m.start_time_us or 0) * 1000 >= since)
+    return list(dict.fromkeys(m.recompile_reason for m in late if m.recompile_reason))

@@ -1,5 +1,7 @@
 """Spreads a model over the processes of the run."""
 
+from functools import partial
+
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import Compile
@@ -11,6 +13,7 @@ from nanigpt.parallel.mesh import Layout, Mesh
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.pipelined_model import PipelinedModel
+from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
 
@@ -23,7 +26,9 @@ class Parallelizer:
 
     Args:
         float8: how layers that have a float8 recipe compute it; None is `Float8()`.
-        compile: how blocks are compiled, or None to run them as they are.
+        recomputation: what layers recompute whose `activation_checkpointing` asks for it; None is
+            `Recomputation()`.
+        compile: how the model is compiled, or None to run it as it is.
     """
 
     def __init__(
@@ -36,6 +41,7 @@ class Parallelizer:
         tensor: TensorParallel,
         expert: ExpertParallel,
         float8: Float8 | None = None,
+        recomputation: Recomputation | None = None,
         compile: Compile | None = None,
     ):
         if tensor.asynchronous and (compile is None or compile.backend != "inductor"):
@@ -50,6 +56,7 @@ class Parallelizer:
         self.tensor = tensor
         self.expert = expert
         self.float8 = float8 or Float8()
+        self.recomputation = recomputation or Recomputation()
         self.compile = compile
 
     def problems(
@@ -83,6 +90,11 @@ class Parallelizer:
         found += self.context.problems(
             model, cp, tp=tp, sequence_length=sequence_length, mask_documents=mask_documents
         )
+        found += self.recomputation.problems(model, compiled=self.compile is not None)
+        if self.compile is not None:
+            found += self.compile.problems(
+                model, sharded=copies > 1, pipelined=sizes["pp"] > 1, split=tp * sizes["ep"] > 1
+            )
         if cp > 1 and self.context.method == "ring" and self.compile is not None:
             found.append("context.method='ring' cannot be compiled; set parallelizer.compile=None")
         if (
@@ -118,6 +130,7 @@ class Parallelizer:
             dim=model.embedding.dim,
             vocab_size=model.vocab_size,
             dtype=model.embedding.compute_dtype,
+            keeps_buffers=self.compile is not None and self._splits_backward(layout),
         )
 
     def _split(self, model: Decoder, layout: Layout) -> list[Linear]:
@@ -126,8 +139,12 @@ class Parallelizer:
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
         self.context.apply(model, layout)
+        compile = None
         if self.compile is not None:
-            split_backward = layout.sizes["pp"] > 1 and self.pipeline.splits_backward
-            self.compile.apply(model, keep_buffers=split_backward)
+            compile = partial(self.compile.apply, budget=self.recomputation.budget)
+        self.recomputation.apply(model, compile, lasting=self._splits_backward(layout))
         sizes = layout.sizes
         return self.float8.apply(model, shards=sizes["dp_shard"] * sizes["cp"])
+
+    def _splits_backward(self, layout: Layout) -> bool:
+        return layout.sizes["pp"] > 1 and self.pipeline.splits_backward

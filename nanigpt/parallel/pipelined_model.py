@@ -3,6 +3,7 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from nanigpt.data.dataset import Batch
 from nanigpt.models.decoder import Loss
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
+from nanigpt.parallel.compile import keeping_buffers
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
@@ -30,6 +32,7 @@ class PipelinedModel(ParallelModel):
         dim: of activations.
         vocab_size: of logits.
         dtype: of both.
+        keeps_buffers: compiled backward passes are run in two parts.
     """
 
     def __init__(
@@ -44,11 +47,13 @@ class PipelinedModel(ParallelModel):
         dim: int,
         vocab_size: int,
         dtype: torch.dtype,
+        keeps_buffers: bool = False,
     ):
         policies = {"tensor": tensor, "context": context, "n_experts": n_experts, "float8": float8}
         super().__init__(stages.model, layout, **policies)
         self.stages = stages
         self.dim, self.vocab_size, self.dtype = dim, vocab_size, dtype
+        self._keeps_buffers = keeps_buffers
         self.group = layout.parameters["pp"].get_group()
         self.model.forward = self._logits
         self._schedule: Any = None
@@ -97,8 +102,9 @@ class PipelinedModel(ParallelModel):
         tokens = [batch.tokens_BL] if self.stages.has_first else []
         # The last stage returns the loss; upstream's function for it hands it on, given a target.
         target = {"target": batch.labels_BL} if self.stages.has_last else {}
+        kept = keeping_buffers() if self._keeps_buffers else contextlib.nullcontext()
         self.phase("pipeline")
-        with self.tensor.loss_context(self.layout):
+        with self.tensor.loss_context(self.layout), kept:
             self._schedule.step(
                 *tokens,
                 **target,

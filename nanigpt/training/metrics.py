@@ -33,6 +33,7 @@ NAMES = (
     *("loss", "multi_token_loss", "grad_norm", "lr", "lr_muon", "tokens"),
     *("val_loss", "val_bits_per_byte"),
     *OF_EXPERTS,
+    "compilations",  # graphs compiled so far, where the model is compiled
     *("tokens_per_second", "ms_per_step", "mfu", "peak_memory_gib"),
     *OF_PHASES,
     *OF_COMMUNICATION,

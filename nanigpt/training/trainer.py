@@ -17,6 +17,7 @@ from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.groups import learning_rates, require_matches
 from nanigpt.optim.schedule import Schedule
+from nanigpt.parallel.compile import Compilations
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.parallelizer import Parallelizer
@@ -170,6 +171,7 @@ class Trainer:
                 clock=profiler.clock,
             )
             opened(contextlib.closing(self.metrics))  # rows and terminal are whole
+            compilations = Compilations() if self.parallelizer.compile is not None else None
             if world.is_main:
                 self._describe(parallel.layout, counts, progress)
             while progress.step < self.steps:
@@ -179,6 +181,8 @@ class Trainer:
                     group["lr"] = peak * factor
                 parallel.phase("data")
                 row = self.train_step(optimizer, next(batches), parallel)
+                if compilations is not None:  # the second step may find what the first has changed
+                    row["compilations"] = compilations.after("training step", settled=2)
 
                 progress.step += 1
                 progress.samples += self.global_batch_size
@@ -192,6 +196,8 @@ class Trainer:
                 if self.evaluation.is_due(progress.step, self.steps):
                     with self.metrics.paused():
                         row |= self.evaluate(parallel)
+                    if compilations is not None:
+                        row["compilations"] = compilations.after("evaluation", settled=1)
                 self.metrics.record(row, tokens=tokens)
                 if self.checkpointer.is_due(progress.step, self.steps):
                     # A checkpoint promises that every earlier step has its row.

@@ -13,6 +13,7 @@ from nanigpt.models import attention_core
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
 from nanigpt.models.visibility import Places, Visibility
 from nanigpt.parallel.compile import Compile
+from nanigpt.parallel.remat import Recomputation
 from tests.support import built_model, tiny
 
 BATCH, LENGTH, HEADS, KV_HEADS, DIM = 2, 24, 4, 2, 16
@@ -229,6 +230,7 @@ def test_recomputation_reads_the_block_masks_of_the_forward_pass(block_masks, do
         model = built_model(tiny(*TWO_KINDS, f"tag:ActivationCheckpointing={recompute}"))
         for block in model.layers:
             block.attention.core = EagerOfMask()
+        Recomputation().apply(model)
         block_masks.clear()
         EagerOfMask.calls = 0
         model(tokens, documents_BL=of).square().sum().backward()

@@ -10,6 +10,7 @@ from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.moe.dispatch import LocalDispatcher
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.parallel.compile import Compile
+from nanigpt.parallel.remat import Recomputation
 from tests.models.test_router import (
     decoder,
     expected_choice,
@@ -205,7 +206,7 @@ def compiling():
     torch._dynamo.reset()
 
 
-def mixtures(*, recomputation="none", experts=None, dtype=torch.float32, **router):
+def mixtures(*, recomputation="none", compile=None, experts=None, dtype=torch.float32, **router):
     """A decoder of two layers, of 4 experts each, of which a token takes 2."""
     model = decoder((4, 2), (4, 2), **router)
     model.embedding.compute_dtype = dtype
@@ -213,6 +214,7 @@ def mixtures(*, recomputation="none", experts=None, dtype=torch.float32, **route
         block.activation_checkpointing = recomputation
         for name, value in (experts or {}).items():
             setattr(block.feed_forward.experts, name, value)
+    Recomputation().apply(model, None if compile is None else compile.apply)
     return model
 
 
@@ -236,9 +238,9 @@ def same_token():
 )
 def test_one_compilation_serves_every_load(compiling, how, recomputation, others):
     eager, compiled = (
-        mixtures(recomputation=recomputation, balance_rate=0.1, **others) for _ in range(2)
+        mixtures(recomputation=recomputation, compile=compile, balance_rate=0.1, **others)
+        for compile in (None, Compile(**how))
     )
-    Compile(**how).apply(compiled)
     seen = []
     for tokens in (random_tokens(0), random_tokens(1), same_token(), random_tokens(2)):
         logits = [model(tokens) for model in (eager, compiled)]
@@ -282,26 +284,27 @@ def test_another_batch_size_is_one_compilation_more(compiling, others):
 
 def test_recomputation_changes_nothing_bit_for_bit():
     results = []
-    for recomputation in ("none", "full"):
+    for recomputation in ("none", "full", "selective"):
         model = mixtures(recomputation=recomputation, balance_rate=0.1)
         for seed in range(2):
             model(random_tokens(seed)).logsumexp(-1).sum().backward()
         assert [sum(load) for load in loads(model)] == [2 * 4 * 32 * 2] * 2
         tensors = {name: p.grad for name, p in model.named_parameters()}
         results.append(tensors | dict(model.named_buffers()))
-    assert results[0].keys() == results[1].keys()
-    for name, expected in results[0].items():
-        assert torch.equal(results[1][name], expected), name
+    for recomputed in results[1:]:
+        assert results[0].keys() == recomputed.keys()
+        for name, expected in results[0].items():
+            assert torch.equal(recomputed[name], expected), name
 
 
 @pytest.mark.parametrize(
     "backend", [None, "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 )
-def test_the_choice_is_kept_and_not_recomputed(compiling, backend):
+@pytest.mark.parametrize("recomputation", ["full", "selective"])
+def test_the_choice_is_kept_and_not_recomputed(compiling, recomputation, backend):
     """Even if recomputed scores would choose exactly the other experts."""
-    model = mixtures(recomputation="full")
-    if backend is not None:
-        Compile(backend=backend).apply(model)
+    compile = None if backend is None else Compile(backend=backend)
+    model = mixtures(recomputation=recomputation, compile=compile)
     loss = model(same_token()).logsumexp(-1).sum()
     idle = [[e for e, n in enumerate(load) if n == 0] for load in loads(model)]
     assert [len(of_layer) for of_layer in idle] == [2, 2]

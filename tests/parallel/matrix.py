@@ -33,6 +33,7 @@ SCHEDULES = (
     "DualPipeV",
 )
 
+SELECTIVE = "tag:ActivationCheckpointing=selective"
 COMPILE = "set:parallelizer.compile=@compile(backend='aot_eager')"
 
 # Relative to one process; by default 1e-5 of the loss, and 1e-4 of every gradient.
@@ -81,6 +82,18 @@ CASES: dict[int, dict[str, list[str]]] = {
         "documents pp2": ["fiddler:pipeline(2, '1F1B', 4)"],
         "fsdp2 compile": ["fiddler:fsdp(2)", COMPILE],
         "tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
+        "tp2 selective": [
+            "fiddler:tensor_parallel(2)",
+            SELECTIVE,
+            "set:parallelizer.recomputation.recomputed=['layers[*].attention.wv']",
+        ],
+        "tp2 selective compile": [
+            "fiddler:tensor_parallel(2)",
+            SELECTIVE,
+            COMPILE,
+            "set:parallelizer.recomputation.recomputed=['layers[*].attention.wv']",
+        ],
+        "experts ep2 selective compile": ["fiddler:expert_parallel(2)", SELECTIVE, COMPILE],
         "pp2 recompute": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)", RECOMPUTE],
         "pp2 ZBVZeroBubble compile": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", COMPILE],
         "bf16 fsdp2 recompute compile": ["fiddler:fsdp(2)", COMPILE],

@@ -1,15 +1,17 @@
-"""torch.compile, block by block, of blocks that are not alike."""
+"""torch.compile: of blocks that are not alike, of the whole model, and how often."""
 
 import copy
 
 import fiddle as fdl
+import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.init import Constant
-from nanigpt.parallel.compile import Compile
-from tests.support import built_model, tiny
+from nanigpt.parallel.compile import Compilations, Compile
+from nanigpt.parallel.remat import Recomputation
+from tests.support import built_model, tiny, train
 
 
 @torch._dynamo.config.patch(recompile_limit=2)
@@ -37,3 +39,54 @@ def test_as_many_kinds_of_blocks_as_there_are_may_be_compiled():
     for a, b in zip(whole.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad)
     assert counters["stats"]["unique_graphs"] == 3
+
+
+@pytest.fixture
+def patched():
+    """Settings of the compiler before and after, which must be alike."""
+    import torch._functorch.config as functorch
+
+    def settings():
+        return torch._dynamo.config.shallow_copy_dict(), functorch.shallow_copy_dict()
+
+    torch._dynamo.reset()
+    before = settings()
+    yield
+    assert settings() == before
+
+
+def test_what_is_compiled_late_is_counted_and_told(patched, caplog):
+    """The settings of the process stay what they were, too."""
+    model = built_model(tiny("tag:ActivationCheckpointing=budget", recipe="qwen3_moe_debug"))
+    Recomputation().apply(model, Compile(backend="aot_eager").apply)
+    compilations = Compilations()
+    seen = []
+    for length in (8, 8, 8, 12):
+        model(torch.zeros(1, length, dtype=torch.int64)).sum().backward()
+        seen.append(compilations.after("training step", settled=2))
+        warnings = [r for r in caplog.records if r.name == "nanigpt.parallel.compile"]
+        assert len(warnings) == (length == 12)
+    assert [n - seen[0] for n in seen] == [0, 0, 0, 1]
+    told = warnings[0].getMessage()
+    assert "compiled 1 graphs in training step number 4" in told
+    assert "expected 8, actual 12" in told or "size mismatch" in told
+
+
+def test_functions_are_compiled_too(patched):
+    compile, before = Compile(backend="aot_eager"), Compilations().after("", settled=1)
+    double = compile.function(lambda x: 2 * x)
+    assert double(torch.ones(2)).tolist() == [2, 2]
+    assert Compilations().after("", settled=1) == before + 1
+    with pytest.raises(torch._dynamo.exc.Unsupported):  # one graph or none
+        compile.function(lambda x: x if x.sum() > 0 else -x)(torch.ones(2))
+
+
+def test_a_run_of_a_compiled_model_counts_graphs(patched, tmp_path):
+    cfg = tiny("fiddler:compile(backend='aot_eager', scope='model')", "fiddler:steps(3)")
+    cfg.evaluation.interval = 2
+    rows = train(cfg, tmp_path / "compiled")
+    plain = train(tiny("fiddler:steps(3)"), tmp_path / "plain")
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain])
+    counts = [row["compilations"] for row in rows]
+    assert [n - counts[0] for n in counts] == [0, 1, 1]  # the evaluation is another graph
+    assert "compilations" not in plain[0]

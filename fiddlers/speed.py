@@ -1,0 +1,20 @@
+"""What makes a run faster, and what that costs."""
+
+import fiddle as fdl
+
+from nanigpt.config.registry import fiddler
+from nanigpt.parallel.compile import Compile, Scope
+from nanigpt.training.trainer import Trainer
+
+
+@fiddler
+def compile(
+    cfg: fdl.Config[Trainer],
+    backend: str = "inductor",
+    scope: Scope = "blocks",
+    fullgraph: bool = True,
+) -> None:
+    """Compiles the model, block by block or as a whole."""
+    cfg.parallelizer.compile = fdl.Config(
+        Compile, backend=backend, scope=scope, fullgraph=fullgraph
+    )

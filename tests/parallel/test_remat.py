@@ -1,0 +1,332 @@
+"""Activation recomputation: which products are computed again, and that nothing else changes."""
+
+from collections import Counter
+from functools import partial
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import SelectiveCheckpointContext
+
+from nanigpt.config.build import build
+from nanigpt.errors import UsageError
+from nanigpt.parallel.compile import Compile, _graphs
+from nanigpt.parallel.remat import Recomputation, contexts
+from tests.support import built_model, tiny
+
+SELECTIVE = "tag:ActivationCheckpointing=selective"
+RECOMPUTED = "set:parallelizer.recomputation.recomputed=['{}']"
+FAMILIES = ("llama3", "qwen3", "qwen3_moe", "deepseek_v3", "llama4", "gpt_oss")
+
+
+def model_of(*edits, recipe="llama3_debug", mode="none", backend=None, **policy):
+    """A model whose blocks recompute, and are compiled if there is a backend."""
+    model = built_model(tiny(f"tag:ActivationCheckpointing={mode}", *edits, recipe=recipe))
+    recomputation = Recomputation(**policy)
+    compile = None
+    if backend is not None:
+        compile = partial(Compile(backend=backend).apply, budget=recomputation.budget)
+    assert recomputation.problems(model, compiled=backend is not None) == []
+    recomputation.apply(model, compile)
+    return model
+
+
+def step(model, length=24):
+    """Loss and gradients."""
+    tokens = torch.randint(512, (2, length), generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    loss = model(tokens).square().mean()
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def assert_same_step(model, plain):
+    loss, gradients = step(model)
+    expected_loss, expected = step(plain)
+    assert torch.equal(loss, expected_loss)
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert gradients[name] is None
+        else:
+            assert torch.equal(gradients[name], gradient), name
+
+
+class Products(TorchDispatchMode):
+    """Counts of each weight the products `x W^T`, which forward passes have and gradients have not;
+    of other operators of interest, how often they ran."""
+
+    supports_higher_order_operators = True
+    OTHERS = ("topk", "_scaled_dot_product_flash_attention_for_cpu", "_grouped_mm")
+
+    def __init__(self, model):
+        super().__init__()
+        self.names = {p.data_ptr(): name for name, p in model.named_parameters()}
+        for name, p in model.named_parameters():
+            if p.ndim == 3:  # those of experts, stacked
+                self.names |= {w.data_ptr(): f"{name}[{i}]" for i, w in enumerate(p)}
+        self.counts = Counter()
+
+    @classmethod
+    def is_infra_mode(cls):
+        return True  # of those, compiled code lets itself be watched
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        # Compiled code wraps what could take random numbers.
+        wrapped = [a for a in args if isinstance(a, torch._ops.OpOverload)]
+        name = (wrapped or [func])[0].__name__.split(".")[0]
+        if name in ("mm", "addmm"):
+            weight = args[1 if name == "mm" else 2]
+            if weight.stride(0) == 1 and weight.data_ptr() in self.names:
+                self.counts[self.names[weight.data_ptr()]] += 1
+        elif name in self.OTHERS:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def counted(model, length=24):
+    """How often each product of the first block, and of all blocks each other operator, ran."""
+    with Products(model) as products:
+        step(model, length)
+    inside = {n: c for n, c in products.counts.items() if n.startswith("layers.0.")}
+    others = {n: products.counts[n] for n in Products.OTHERS}
+    return {
+        n.removeprefix("layers.0.").removesuffix(".weight"): c for n, c in inside.items()
+    }, others
+
+
+DENSE = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
+DENSE += ("feed_forward.w1", "feed_forward.w3", "feed_forward.w2")
+
+
+def again(*names):
+    return {name: 2 if name in names else 1 for name in DENSE}
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "policy, expected",
+    [
+        # Of the last product only the residual stream comes, which no gradient reads.
+        ({"mode": "none"}, again()),
+        ({"mode": "full"}, again(*DENSE[:-1])),
+        ({}, again("attention.wk", "attention.wo", "feed_forward.w3")),
+        ({"save_every": 1}, again()),
+        ({"save_every": 1, "recomputed": ("layers[0].attention.wk",)}, again("attention.wk")),
+        (
+            {"save_every": 1, "recomputed": ("model.layers.*.feed_forward",)},
+            again("feed_forward.w1", "feed_forward.w3"),
+        ),
+        (
+            {"recomputed": ("layers[*].attention.wq",)},
+            again("attention.wq", "attention.wk", "attention.wo", "feed_forward.w3"),
+        ),
+    ],
+    ids=["none", "full", "every_other", "all_kept", "one_name", "pattern", "both"],
+)
+def test_exactly_those_products_are_computed_again(policy, expected, backend):
+    """`wk` and `wv` are of one shape, as `w1` and `w3` are."""
+    if backend:
+        torch._dynamo.reset()
+    model = model_of(**{"mode": "selective", "backend": backend} | policy)
+    if backend:
+        step(model)  # compiles
+    products, others = counted(model)
+    assert products == expected
+    attention = others["_scaled_dot_product_flash_attention_for_cpu"]
+    assert attention == len(model.layers) * (2 if policy.get("mode") == "full" else 1)
+
+
+@pytest.mark.parametrize(
+    "kernel, backend",
+    [
+        ("loop", None),
+        ("grouped", None),
+        pytest.param("loop", "aot_eager", marks=pytest.mark.slow),
+        pytest.param("grouped", "aot_eager", marks=pytest.mark.slow),
+    ],
+)
+def test_products_of_experts_and_their_choice_are_kept(kernel, backend):
+    edits = [f"set:model.layers[*].feed_forward.experts.kernel={kernel}"]
+    if kernel == "grouped":
+        edits.append("tag:ComputeDType=bfloat16")
+    model = partial(model_of, *edits, recipe="qwen3_moe_debug", backend=backend)
+    runs = {}
+    for name, policy in {
+        "none": {},
+        "kept": {"mode": "selective", "save_every": 1},
+        "forced": {
+            "mode": "selective",
+            "save_every": 1,
+            "recomputed": ("layers[*].feed_forward.experts",),
+        },
+        "full": {"mode": "full"},
+    }.items():
+        if backend:
+            torch._dynamo.reset()
+        made = model(**policy)
+        if backend:
+            step(made, 8)
+        runs[name] = counted(made, 8)
+    assert runs["kept"] == runs["none"]
+    products, others = runs["forced"]
+    for name, n in runs["none"][0].items():
+        assert products[name] == n + ("experts" in name)  # routers' weights multiply what w2 gives
+    assert runs["none"][1]["topk"] == runs["full"][1]["topk"] == len(made.layers)
+    if kernel == "grouped":
+        # Each of the three products has two of gradients.
+        assert runs["none"][1]["_grouped_mm"] == len(made.layers) * 9
+        assert others["_grouped_mm"] == runs["full"][1]["_grouped_mm"] == len(made.layers) * 12
+    else:
+        assert any("experts.w1" in name for name in products)
+        assert runs["full"][0]["feed_forward.experts.w1[0]"] == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_mode_changes_loss_or_gradients(family):
+    recipe = f"{family}_debug"
+    plain = model_of(recipe=recipe)
+    for mode in ("full", "selective"):
+        assert_same_step(model_of(recipe=recipe, mode=mode), plain)
+
+
+@pytest.mark.parametrize("mode", ["full", "selective", "budget"])
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f == "deepseek_v3" else [pytest.mark.slow]) for f in FAMILIES],
+)
+def test_nor_does_it_compiled(family, mode):
+    torch._dynamo.reset()
+    before = _graphs.total()
+    recipe = f"{family}_debug"
+    model = model_of(recipe=recipe, mode=mode, backend="aot_eager")
+    assert_same_step(model, model_of(recipe=recipe))
+    kinds = len({repr(block) for block in model.layers})
+    assert _graphs.total() - before == kinds
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of what was computed and is still held."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def bytes(self):
+        return sum(size for reference, size in self.storages.values() if not reference.expired())
+
+
+def test_what_is_kept_after_the_forward_pass_is_ordered():
+    kept = {}
+    for mode, save_every in (("none", 1), ("selective", 1), ("selective", 2), ("full", 1)):
+        model = model_of(mode=mode, save_every=save_every)
+        with Alive() as alive:
+            logits = model(torch.zeros(2, 64, dtype=torch.int64))
+            kept[mode, save_every] = alive.bytes()
+        del logits
+    none, all_products, some, full = kept.values()
+    assert none > 1.2 * all_products > 1.2 * some > 1.2 * full
+
+
+def test_what_is_costly_is_kept_and_the_rest_is_not():
+    """Of operators that this machine cannot run, only the decision is seen."""
+    policy = contexts(False, 2)()[0].policy_fn
+    ops, x = torch.ops, torch.zeros(1)
+
+    def decides(op, *args, **kwargs):
+        context = SelectiveCheckpointContext(is_recompute=False)
+        return policy(context, op, *args, **kwargs).name
+
+    for op in (
+        ops.aten.bmm.default,
+        ops.aten._scaled_dot_product_cudnn_attention.default,
+        ops.aten._scaled_dot_product_flash_attention.default,
+        ops.higher_order.flex_attention,
+        ops.higher_order.inductor_compiled_code,
+        ops.aten._scaled_grouped_mm.default,
+        ops.aten.max.default,
+        ops.aten.amax.default,
+        ops._c10d_functional.reduce_scatter_tensor.default,
+        ops._c10d_functional.all_to_all_single.default,
+    ):
+        assert decides(op, x) == "MUST_SAVE", op
+    for op in (
+        ops.aten.mul.Tensor,
+        ops.aten.max.dim,
+        ops.aten._to_copy.default,
+        ops._c10d_functional.all_gather_into_tensor.default,
+    ):
+        assert decides(op, x) == "PREFER_RECOMPUTE", op
+    on_gpu = FakeTensorMode().from_tensor(x)
+    on_gpu.fake_device = torch.device("cuda")
+    assert decides(ops.aten._to_copy.default, on_gpu, device="cpu") == "MUST_SAVE"
+    products = [decides(ops.aten.mm.default, x, x) for _ in range(4)]
+    assert products == ["MUST_SAVE", "PREFER_RECOMPUTE"] * 2
+
+
+def test_each_layer_has_its_own_mode():
+    edits = ["set:model.layers[::2].activation_checkpointing=selective"]
+    cfg = tiny(*edits)
+    assert [layer.activation_checkpointing for layer in cfg.model.layers] == ["selective", "none"]
+    model = model_of(*edits[:1], mode="none", save_every=1)
+    for name, block, expected in zip("01", model.layers, (2, 1), strict=True):
+        # What lies between products is recomputed in the first layer only.
+        norms = Counter()
+        block.feed_forward_norm.register_forward_hook(lambda *_, c=norms: c.update(["ran"]))
+        step(model)
+        assert norms["ran"] == expected, name
+
+
+def test_nothing_is_recomputed_without_gradients():
+    model = model_of(mode="full")
+    with torch.no_grad(), Products(model) as products:
+        model(torch.zeros(1, 8, dtype=torch.int64))
+    assert products.counts["layers.0.attention.wq.weight"] == 1
+
+
+def test_layers_that_ask_alike_share_their_policy():
+    first = contexts(False, 2, ("attention.wk",))
+    assert first is contexts(False, 2, ("attention.wk",))
+    others = [contexts(False), contexts(True), contexts(False, 2), contexts(False, 3)]
+    assert len({c.cache_hash for c in (first, *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        (["tag:ActivationCheckpointing=budget"], "layers.0..activation_checkpointing='budget'"),
+        ([RECOMPUTED.format("layers[7]")], "'layers.7.' is no module of the model"),
+        ([SELECTIVE, RECOMPUTED.format("layers[0].attention_norm")], "without a matrix product"),
+        ([RECOMPUTED.format("layers[0].attention")], "of no layer that is selective"),
+        ([SELECTIVE, RECOMPUTED.format("head")], "of no layer that is selective"),
+        (["set:parallelizer.recomputation.save_every=0"], "save_every=0: expected at least 1"),
+        (["set:parallelizer.recomputation.budget=2"], "budget=2.0: expected a share from 0 to 1"),
+        (
+            [
+                "fiddler:compile(scope='model')",
+                "set:model.layers[0].activation_checkpointing=budget",
+            ],
+            "only all layers together",
+        ),
+        (["fiddler:compile(scope='all')"], "blocks.*model"),
+    ],
+)
+def test_what_cannot_be_recomputed_is_refused(edits, message):
+    with pytest.raises(UsageError, match=message):
+        build(tiny(*edits)).check_ranks(1)
+
+
+def test_the_whole_model_is_refused_where_it_is_sharded_or_pipelined():
+    for edits in (["fiddler:fsdp(2)"], ["fiddler:pipeline(2, '1F1B', 2)"]):
+        with pytest.raises(UsageError, match="compile.scope='model'"):
+            build(tiny("fiddler:compile(scope='model')", *edits)).check_ranks(2)
