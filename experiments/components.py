@@ -90,10 +90,10 @@ def yarn(
 
 @component
 def compile(
-    backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks"
+    backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks", loss: bool = True
 ) -> fdl.Config[Compile]:
-    """torch.compile, block by block or of the whole model."""
-    return fdl.Config(Compile, backend=backend, fullgraph=fullgraph, scope=scope)
+    """torch.compile of the model, block by block or whole, and of the loss."""
+    return fdl.Config(Compile, backend=backend, fullgraph=fullgraph, scope=scope, loss=loss)
 
 
 @component

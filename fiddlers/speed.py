@@ -13,8 +13,9 @@ def compile(
     backend: str = "inductor",
     scope: Scope = "blocks",
     fullgraph: bool = True,
+    loss: bool = True,
 ) -> None:
-    """Compiles the model, block by block or as a whole."""
+    """Compiles the model, block by block or as a whole, and the loss."""
     cfg.parallelizer.compile = fdl.Config(
-        Compile, backend=backend, scope=scope, fullgraph=fullgraph
+        Compile, backend=backend, scope=scope, fullgraph=fullgraph, loss=loss
     )

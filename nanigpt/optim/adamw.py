@@ -10,6 +10,7 @@ from nanigpt.optim.groups import NamedParameters, ParameterGroup, parameter_grou
 from nanigpt.optim.upstream import without_dynamo
 
 State = Literal["float32", "bfloat16", "8bit"]
+Kernel = Literal["fused", "foreach"]
 
 
 def adamw(
@@ -21,15 +22,16 @@ def adamw(
     eps: float = 1e-8,
     groups: tuple[ParameterGroup, ...] = (),
     state: State = "float32",
+    kernel: Kernel = "fused",
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) on matrices; all else is not decayed.
-
-    Upstream's fused kernel is taken, which exists for CPU and CUDA alike.
 
     Args:
         groups: parameters with values of their own.
         state: of both moments. `bfloat16` halves their memory, `8bit` quarters it (Dettmers et al.,
-            2022; needs torchao). Neither has a fused kernel. Updates are computed in float32.
+            2022; needs torchao). Updates are computed in float32.
+        kernel: of upstream, where the state is float32: `fused` does all of the update at once, on
+            a CPU too; `foreach` goes through the parameters once for each operation.
 
     Raises:
         UsageError: an argument is out of range, or torchao is not installed.
@@ -40,6 +42,9 @@ def adamw(
     if state not in get_args(State):
         choices = ", ".join(get_args(State))
         raise UsageError(f"optimizer.state={state!r}: expected one of {choices}")
+    if kernel not in get_args(Kernel):
+        choices = ", ".join(get_args(Kernel))
+        raise UsageError(f"optimizer.kernel={kernel!r}: expected one of {choices}")
     if state == "bfloat16" and max(betas) > 0.99:
         raise UsageError(
             f"optimizer.betas={betas}: expected at most 0.99 with state='bfloat16', whose 8 bits "
@@ -48,7 +53,8 @@ def adamw(
     every = parameter_groups(named_parameters, weight_decay, groups)
     if state == "float32":
         kind = without_dynamo(torch.optim.AdamW)
-        return kind(every, lr=lr, betas=betas, eps=eps, fused=True)
+        chosen = {kernel: True}
+        return kind(every, lr=lr, betas=betas, eps=eps, **chosen)
     if state == "bfloat16":
         from nanigpt.optim.bfloat16 import BFloat16AdamW as LowPrecisionAdamW
     else:

@@ -33,16 +33,23 @@ class Compile:
         fullgraph: refuse code that cannot be captured as one graph, rather than split it.
         scope: `blocks`, or `model` for a graph of the whole, which takes longer to compile and
             cannot be sharded (FSDP) nor pipelined.
+        loss: compile a chunk of `LinearCrossEntropy`, too.
     """
 
     def __init__(
-        self, *, backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks"
+        self,
+        *,
+        backend: str = "inductor",
+        fullgraph: bool = True,
+        scope: Scope = "blocks",
+        loss: bool = True,
     ):
         if scope not in get_args(Scope):
             raise ValueError(f"scope={scope!r}: expected one of {', '.join(get_args(Scope))}")
         self.backend = backend
         self.fullgraph = fullgraph
         self.scope = scope
+        self.loss = loss
 
     def problems(self, model: Decoder, *, sharded: bool, pipelined: bool, split: bool) -> list[str]:
         """Why `model` cannot be compiled as it is asked for.

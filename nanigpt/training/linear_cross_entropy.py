@@ -3,6 +3,7 @@
 Shapes: T tokens, C tokens of a chunk, D dim, V vocab_size, of which a rank may have a part.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,100 +20,7 @@ class VocabularyPart(NamedTuple):
     group_name: str
 
 
-def linear_cross_entropy(
-    x_TD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
-    labels_T: torch.Tensor,
-    *,
-    chunk_size: int,
-    z_loss: float = 0.0,
-    part: VocabularyPart | None = None,
-) -> torch.Tensor:
-    """Returns the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
-
-    Logits of `chunk_size` tokens are made at a time, in the dtype of x, and their softmax in
-    float32. Where gradients are wanted they are made with them, in the forward pass, so that no
-    logits are kept, nor made twice; the backward pass scales them. Until then there is one gradient
-    of x and one of the weight, which is added up in float32.
-
-    Args:
-        x_TD: on each of the ranks that share a vocabulary the same.
-        weight_VD: of the dtype of x, as is `bias_V`.
-        labels_T: of the whole vocabulary.
-        z_loss: times the squared logarithm of the softmax's denominator, added for each label.
-        part: what weight and bias are of. The gradient of x is then that of this part: those of all
-            ranks add up to the whole one.
-    """
-    arguments = (x_TD, weight_VD, bias_V, labels_T, chunk_size, z_loss, part)
-    if torch.is_grad_enabled():
-        return _LinearCrossEntropy.apply(*arguments)
-    return _sum(*arguments, wanted=(False, False, False))[0]
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
-        loss, gradients = _sum(*arguments, wanted=ctx.needs_input_grad[:3])
-        ctx.save_for_backward(*gradients)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            raise RuntimeError(
-                "linear_cross_entropy has no second derivative: its first one is made in the "
-                "forward pass; take CrossEntropy"
-            )
-        # Not in place: a pipeline asks for the gradient of x first, for that of the weight later.
-        gradients = [
-            gradient * factor if wanted else None
-            for gradient, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
-        ]
-        return *gradients, None, None, None, None
-
-
-def _sum(
-    x_TD: torch.Tensor,
-    weight_VD: torch.Tensor,
-    bias_V: torch.Tensor | None,
-    labels_T: torch.Tensor,
-    chunk_size: int,
-    z_loss: float,
-    part: VocabularyPart | None,
-    *,
-    wanted: tuple[bool, bool, bool],
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """The loss, and its gradients by x, weight and bias as far as they are wanted."""
-    of_x, of_weight, of_bias = wanted
-    loss = x_TD.new_zeros((), dtype=torch.float32)
-    parts_x, sum_VD, sum_V = [], None, None
-    for x_CD, labels_C in zip(x_TD.split(chunk_size), labels_T.split(chunk_size), strict=True):
-        valid_C = labels_C != IGNORED
-        chunk_loss, gradient_CV = _chunk(
-            x_CD, weight_VD, bias_V, labels_C, valid_C, z_loss, part, gradient=any(wanted)
-        )
-        loss += chunk_loss
-        # What is not to be learned is left out of products, whose rows are short, not of logits.
-        valid_C1 = valid_C[:, None].to(x_TD.dtype)
-        if of_x:
-            parts_x.append((gradient_CV @ weight_VD).mul_(valid_C1))
-        if of_weight and len(x_CD) == len(x_TD):  # nothing to add up
-            sum_VD = gradient_CV.t() @ (x_CD * valid_C1)
-        elif of_weight:
-            sum_VD = _add_product(sum_VD, gradient_CV.t(), x_CD * valid_C1)
-        if of_bias:
-            column_V = (gradient_CV.t() @ valid_C1)[:, 0].float()
-            sum_V = column_V if sum_V is None else sum_V + column_V
-        del gradient_CV  # before the next one is made
-    return loss, [
-        (torch.cat(parts_x) if parts_x[1:] else parts_x[0]) if of_x else None,
-        sum_VD.to(weight_VD.dtype) if of_weight else None,
-        sum_V.to(bias_V.dtype) if of_bias else None,
-    ]
-
-
-def _chunk(
+def chunk_loss(
     x_CD: torch.Tensor,
     weight_VD: torch.Tensor,
     bias_V: torch.Tensor | None,
@@ -123,8 +31,8 @@ def _chunk(
     *,
     gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The sum of losses of valid labels, and if asked for the gradient of all losses by the logits,
-    in the dtype of x."""
+    """Of one chunk the sum of losses of valid labels, and if asked for the gradient of all losses
+    by the logits, in the dtype of x."""
     logits_CV = F.linear(x_CD, weight_VD, bias_V)
     index_C, here_C = labels_C, valid_C
     if part is not None:
@@ -153,6 +61,102 @@ def _chunk(
         gradient_CV.mul_(factor_C[:, None])
     gradient_CV.scatter_add_(1, index_C1, here_C[:, None].float().neg_())
     return loss, gradient_CV.to(x_CD.dtype)
+
+
+def linear_cross_entropy(
+    x_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_T: torch.Tensor,
+    *,
+    chunk_size: int,
+    z_loss: float = 0.0,
+    part: VocabularyPart | None = None,
+    chunk: Callable = chunk_loss,
+) -> torch.Tensor:
+    """Returns the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
+
+    Logits of `chunk_size` tokens are made at a time, in the dtype of x, and their softmax in
+    float32. Where gradients are wanted they are made with them, in the forward pass, so that no
+    logits are kept, nor made twice; the backward pass scales them. Until then there is one gradient
+    of x and one of the weight, which is added up in float32.
+
+    Args:
+        x_TD: on each of the ranks that share a vocabulary the same.
+        weight_VD: of the dtype of x, as is `bias_V`.
+        labels_T: of the whole vocabulary.
+        z_loss: times the squared logarithm of the softmax's denominator, added for each label.
+        part: what weight and bias are of. The gradient of x is then that of this part: those of all
+            ranks add up to the whole one.
+        chunk: `chunk_loss`, or what was compiled of it.
+    """
+    arguments = (x_TD, weight_VD, bias_V, labels_T, chunk_size, z_loss, part, chunk)
+    if torch.is_grad_enabled():
+        return _LinearCrossEntropy.apply(*arguments)
+    return _sum(*arguments, wanted=(False, False, False))[0]
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
+        loss, gradients = _sum(*arguments, wanted=ctx.needs_input_grad[:3])
+        ctx.save_for_backward(*gradients)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise RuntimeError(
+                "linear_cross_entropy has no second derivative: its first one is made in the "
+                "forward pass; take CrossEntropy"
+            )
+        # Not in place: a pipeline asks for the gradient of x first, for that of the weight later.
+        gradients = [
+            gradient * factor if wanted else None
+            for gradient, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
+        ]
+        return *gradients, *[None] * 5
+
+
+def _sum(
+    x_TD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_T: torch.Tensor,
+    chunk_size: int,
+    z_loss: float,
+    part: VocabularyPart | None,
+    chunk: Callable,
+    *,
+    wanted: tuple[bool, bool, bool],
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """The loss, and its gradients by x, weight and bias as far as they are wanted."""
+    of_x, of_weight, of_bias = wanted
+    loss = x_TD.new_zeros((), dtype=torch.float32)
+    parts_x, sum_VD, sum_V = [], None, None
+    for x_CD, labels_C in zip(x_TD.split(chunk_size), labels_T.split(chunk_size), strict=True):
+        valid_C = labels_C != IGNORED
+        loss_of_chunk, gradient_CV = chunk(
+            x_CD, weight_VD, bias_V, labels_C, valid_C, z_loss, part, gradient=any(wanted)
+        )
+        loss += loss_of_chunk
+        # What is not to be learned is left out of products, whose rows are short, not of logits.
+        valid_C1 = valid_C[:, None].to(x_TD.dtype)
+        if of_x:
+            parts_x.append((gradient_CV @ weight_VD).mul_(valid_C1))
+        if of_weight and len(x_CD) == len(x_TD):  # nothing to add up
+            sum_VD = gradient_CV.t() @ (x_CD * valid_C1)
+        elif of_weight:
+            sum_VD = _add_product(sum_VD, gradient_CV.t(), x_CD * valid_C1)
+        if of_bias:
+            column_V = (gradient_CV.t() @ valid_C1)[:, 0].float()
+            sum_V = column_V if sum_V is None else sum_V + column_V
+        del gradient_CV  # before the next one is made
+    return loss, [
+        (torch.cat(parts_x) if parts_x[1:] else parts_x[0]) if of_x else None,
+        sum_VD.to(weight_VD.dtype) if of_weight else None,
+        sum_V.to(bias_V.dtype) if of_bias else None,
+    ]
 
 
 def _add_product(

@@ -6,6 +6,8 @@ over tokens: gradient accumulation and data parallelism divide by the global cou
 Shapes: B batch, L sequence, D dim, V vocab_size; T = B x L tokens.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -14,13 +16,18 @@ from torch.nn import functional as F
 
 from nanigpt.data.dataset import IGNORED
 from nanigpt.tags import Unit
-from nanigpt.training.linear_cross_entropy import VocabularyPart, linear_cross_entropy
+from nanigpt.training.linear_cross_entropy import (
+    VocabularyPart,
+    chunk_loss,
+    linear_cross_entropy,
+)
 
 
 class CrossEntropy:
     """Next-token cross-entropy in nats, in float32 whatever the compute dtype.
 
-    All logits are in memory at once, in the compute dtype and several times in float32.
+    All logits are in memory at once, in the compute dtype and several times in float32. It is not
+    compiled.
 
     Args:
         z_loss: in training, the coefficient of the squared logarithm of the softmax's denominator,
@@ -66,6 +73,10 @@ class LinearCrossEntropy:
         self.chunk_size = chunk_size
         self.z_loss = z_loss
         self.compute = linear_cross_entropy
+
+    def compile(self, compiled: Callable[[Callable], Callable]) -> None:
+        """Has a chunk computed by what `compiled` makes of the function that does."""
+        self.compute = functools.partial(linear_cross_entropy, chunk=compiled(chunk_loss))
 
     def __call__(
         self, head: nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor

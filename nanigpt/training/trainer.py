@@ -351,6 +351,9 @@ class Trainer:
 
     def setup_model(self, world: World) -> ParallelModel:
         """Splits the model, gives it memory, fills it; in this order no rank holds it whole."""
+        compile = self.parallelizer.compile
+        if compile is not None and compile.loss and isinstance(self.loss, LinearCrossEntropy):
+            self.loss.compile(compile.function)
         parallel = self.parallelizer.parallelize(
             self.model,
             self.parallelizer.mesh.layout(world),

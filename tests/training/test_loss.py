@@ -14,6 +14,7 @@ from nanigpt.data.dataset import IGNORED, Batch
 from nanigpt.errors import UsageError
 from nanigpt.models.init import Constant, TruncatedNormal
 from nanigpt.models.linear import Linear
+from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
 from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 from nanigpt.training.trainer import Trainer
@@ -204,12 +205,14 @@ def test_it_compiles_as_one_graph_and_can_be_recomputed():
     x, weight, bias, labels = random_parts()
     plain, compiled = (LinearCrossEntropy(chunk_size=10, z_loss=0.01) for _ in range(2))
     compiled.compute = torch.compile(compiled.compute, backend="aot_eager", fullgraph=True)
+    chunks = LinearCrossEntropy(chunk_size=10, z_loss=0.01)
+    chunks.compile(Compile(backend="aot_eager").function)
 
     def recomputed(head, x, labels):
         return checkpoint(plain, head, x, labels, use_reentrant=False)
 
     want, gradients = loss_and_gradients(plain, x, weight, bias, labels)
-    for loss in (compiled, recomputed):
+    for loss in (compiled, chunks, recomputed):
         got, found = loss_and_gradients(loss, x, weight, bias, labels)
         torch.testing.assert_close(got, want)
         torch.testing.assert_close(found, gradients)
