@@ -48,6 +48,8 @@ DEEP = (
     *("pp2 ZBVZeroBubble compile", "bf16 tp2 fsdp2 recompute compile", "hsdp2 cp2 tp2"),
     *("tied tp2 fsdp2", "tied pp2 fsdp2", "tied pp2 cp2 tp2"),
     *("local tp2 recompute compile", "local tp2 fsdp2", "local cp2 ulysses tp2", "local pp4"),
+    *("experts ep2 selective compile", "experts pp2 InterleavedZeroBubble recompute"),
+    "pp2 ZBVZeroBubble selective compile",
     *("experts tp2 recompute compile", "experts ep2 hsdp2", "experts ep2 pp2"),
     *("experts ep2 fsdp2 tp2", "ahead tp2 no sp", "ahead tp2 fsdp2"),
 )
@@ -82,18 +84,23 @@ CASES: dict[int, dict[str, list[str]]] = {
         "documents pp2": ["fiddler:pipeline(2, '1F1B', 4)"],
         "fsdp2 compile": ["fiddler:fsdp(2)", COMPILE],
         "tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
-        "tp2 selective": [
-            "fiddler:tensor_parallel(2)",
-            SELECTIVE,
-            "set:parallelizer.recomputation.recomputed=['layers[*].attention.wv']",
-        ],
         "tp2 selective compile": [
             "fiddler:tensor_parallel(2)",
             SELECTIVE,
             COMPILE,
             "set:parallelizer.recomputation.recomputed=['layers[*].attention.wv']",
         ],
+        "experts ep2 selective": ["fiddler:expert_parallel(2)", SELECTIVE],
         "experts ep2 selective compile": ["fiddler:expert_parallel(2)", SELECTIVE, COMPILE],
+        "experts pp2 InterleavedZeroBubble recompute": [
+            "fiddler:pipeline(2, 'InterleavedZeroBubble', 4)",
+            RECOMPUTE,
+        ],
+        "pp2 ZBVZeroBubble selective compile": [
+            "fiddler:pipeline(2, 'ZBVZeroBubble', 4)",
+            SELECTIVE,
+            COMPILE,
+        ],
         "pp2 recompute": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)", RECOMPUTE],
         "pp2 ZBVZeroBubble compile": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", COMPILE],
         "bf16 fsdp2 recompute compile": ["fiddler:fsdp(2)", COMPILE],

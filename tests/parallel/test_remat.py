@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import SelectiveCheckpointContext
+from torch.utils.checkpoint import SelectiveCheckpointContext, checkpoint
 
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
@@ -86,15 +86,13 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def counted(model, length=24):
-    """How often each product of the first block, and of all blocks each other operator, ran."""
+def counted(model, length=24, prefix="layers.0."):
+    """How often each product of one block, and of all blocks each other operator, ran."""
     with Products(model) as products:
         step(model, length)
-    inside = {n: c for n, c in products.counts.items() if n.startswith("layers.0.")}
+    inside = {n: c for n, c in products.counts.items() if n.startswith(prefix)}
     others = {n: products.counts[n] for n in Products.OTHERS}
-    return {
-        n.removeprefix("layers.0.").removesuffix(".weight"): c for n, c in inside.items()
-    }, others
+    return {n.removeprefix(prefix).removesuffix(".weight"): c for n, c in inside.items()}, others
 
 
 DENSE = ("attention.wq", "attention.wk", "attention.wv", "attention.wo")
@@ -105,8 +103,7 @@ def again(*names):
     return {name: 2 if name in names else 1 for name in DENSE}
 
 
-@pytest.mark.parametrize("backend", [None, "aot_eager"], ids=["eager", "compiled"])
-@pytest.mark.parametrize(
+POLICIES = pytest.mark.parametrize(
     "policy, expected",
     [
         # Of the last product only the residual stream comes, which no gradient reads.
@@ -126,13 +123,41 @@ def again(*names):
     ],
     ids=["none", "full", "every_other", "all_kept", "one_name", "pattern", "both"],
 )
-def test_exactly_those_products_are_computed_again(policy, expected, backend):
+
+
+@POLICIES
+def test_exactly_those_products_are_computed_again(policy, expected):
     """`wk` and `wv` are of one shape, as `w1` and `w3` are."""
-    if backend:
-        torch._dynamo.reset()
-    model = model_of(**{"mode": "selective", "backend": backend} | policy)
-    if backend:
-        step(model)  # compiles
+    assert_counted(model_of(**{"mode": "selective"} | policy), policy, expected)
+
+
+@pytest.mark.slow
+@POLICIES
+def test_those_and_no_others_in_compiled_code(policy, expected):
+    torch._dynamo.reset()
+    model = model_of(**{"mode": "selective", "backend": "aot_eager"} | policy)
+    step(model)  # compiles
+    assert_counted(model, policy, expected)
+
+
+def test_layers_of_one_compilation_recompute_what_is_theirs():
+    """A named product is that of its layer; layers that are alike are compiled once."""
+    torch._dynamo.reset()
+    before = _graphs.total()
+    model = model_of(
+        mode="selective",
+        backend="aot_eager",
+        save_every=1,
+        recomputed=("layers[0].attention.wk",),
+    )
+    assert_same_step(model, model_of())
+    assert _graphs.total() - before == 2
+    assert_counted(model, {}, again("attention.wk"))
+    second, _ = counted(model, prefix="layers.1.")
+    assert second == again()
+
+
+def assert_counted(model, policy, expected):
     products, others = counted(model)
     assert products == expected
     attention = others["_scaled_dot_product_flash_attention_for_cpu"]
@@ -194,8 +219,7 @@ def test_no_mode_changes_loss_or_gradients(family):
 
 @pytest.mark.parametrize("mode", ["full", "selective", "budget"])
 @pytest.mark.parametrize(
-    "family",
-    [pytest.param(f, marks=[] if f == "deepseek_v3" else [pytest.mark.slow]) for f in FAMILIES],
+    "family", ["llama3", *(pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES[1:])]
 )
 def test_nor_does_it_compiled(family, mode):
     torch._dynamo.reset()
@@ -292,6 +316,55 @@ def test_nothing_is_recomputed_without_gradients():
     with torch.no_grad(), Products(model) as products:
         model(torch.zeros(1, 8, dtype=torch.int64))
     assert products.counts["layers.0.attention.wq.weight"] == 1
+
+
+def test_a_backward_pass_in_parts_reads_twice_what_was_kept():
+    """As zero-bubble schedules have it: gradients of inputs first, those of weights later."""
+    x, w = (torch.randn(4, 4, requires_grad=True) for _ in range(2))
+
+    def gradients(lasting):
+        out = checkpoint(
+            lambda x, w: torch.mm(x, w).sin().exp(),
+            *(x, w),
+            use_reentrant=False,
+            context_fn=contexts(lasting, 1),
+        )
+        return [torch.autograd.grad(out.sum(), t, retain_graph=True)[0] for t in (x, w)]
+
+    for got, expected in zip(gradients(True), (x, w), strict=True):
+        plain = torch.autograd.grad(torch.mm(x, w).sin().exp().sum(), expected)[0]
+        assert torch.equal(got, plain)
+    with pytest.raises(RuntimeError, match="extra time"):
+        gradients(False)
+
+
+def test_the_compiler_keeps_to_a_budget():
+    counts = {}
+    for budget in (0.0, 1.0):
+        torch._dynamo.reset()
+        model = model_of(mode="budget", backend="aot_eager", budget=budget)
+        step(model)
+        counts[budget] = counted(model)[0]
+    assert counts[1.0] == again()
+    assert sum(counts[0.0].values()) > sum(counts[1.0].values())
+
+
+def test_caches_of_compiled_code_are_told_the_policy():
+    seen = []
+
+    def backend(graph, inputs):
+        seen.extend(m.meta.get("_checkpoint_context_fn") for m in graph.modules() if m is not graph)
+        return graph.forward
+
+    def compile(model):
+        block = model.layers[0]
+        block.compute = torch.compile(block.compute, backend=backend, fullgraph=True)
+
+    torch._dynamo.reset()
+    model = built_model(tiny("tag:ActivationCheckpointing=selective"))
+    Recomputation(recomputed=["layers[0].attention.wk"]).apply(model, compile)
+    step(model)
+    assert [f.cache_hash for f in seen] == [contexts(False, 2, ("attention.wk",)).cache_hash]
 
 
 def test_layers_that_ask_alike_share_their_policy():
