@@ -64,7 +64,7 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
     from nanigpt.config.build import build
     from nanigpt.config.flag import compose
     from nanigpt.parallel.world import start_world
-    from nanigpt.training.hardware import peak_flops
+    from nanigpt.training.hardware import device_peaks
     from nanigpt.training.run_directory import RunDirectory
 
     steps = WARM_UP + STEPS + 1  # the last one is validated
@@ -88,11 +88,11 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
             seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
             speed = batch * length / seconds
             flops = trainer.model_flops * speed
-            most = peak_flops(world.device)
+            peaks = device_peaks(world.device)
             result = {
                 "tokens_per_second": speed,
                 "ms_per_step": 1000 * seconds,
-                "mfu": flops / most if most else None,
+                "mfu": flops / peaks.flops if peaks else None,
                 "peak_memory_gib": peak,
                 "loss": losses[-1],
             }
@@ -107,23 +107,16 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
     raise AssertionError("the run ended before its last step was measured")
 
 
-def matmul_peak(device: str) -> float:
-    """FLOP/s of the fastest of some large bf16 products."""
+def matmul(device: str) -> dict[str, float | None]:
+    """The fastest bf16 product, in FLOP/s, beside the data sheet's."""
     import torch
 
-    best = 0.0
-    for n in (4096, 8192, 16384) if device == "cuda" else (512,):
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-        for _ in range(3):
-            a @ b
-        _wait(device)
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b
-        _wait(device)
-        best = max(best, 2 * n**3 * 10 / (time.perf_counter() - start))
-    return best
+    from nanigpt.training.hardware import device_peaks, measured_flops
+
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    peaks = device_peaks(torch.device(device))
+    measured = measured_flops(torch.device(device), dtype, seconds=1.0)
+    return {"matmul_flops": measured, "share_of_peak": measured / peaks.flops if peaks else None}
 
 
 def attention_speeds(device: str) -> dict[str, float | str]:
@@ -177,8 +170,8 @@ def main() -> None:
     if arguments.one:
         recipe, rung = arguments.one
         if recipe == "kernels":
-            found = {"matmul": matmul_peak(arguments.device)}
-            harness.figures(found | {"attention_ms": attention_speeds(arguments.device)})
+            speeds = {"attention_ms": attention_speeds(arguments.device)}
+            harness.figures(matmul(arguments.device) | speeds)
             return
         batch = arguments.batch or RECIPES.get(recipe, 1)
         run(recipe, ladder()[rung], batch, arguments.length, arguments.device)
@@ -196,7 +189,7 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             return {"skipped": "no time left"}
         if done.returncode:
-            return {"failed": done.stderr.strip().splitlines()[-3:]}
+            return {"failed": done.stderr.strip().splitlines()[-1:]}
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def keep(name: str, found: dict) -> None:
