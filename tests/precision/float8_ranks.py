@@ -13,6 +13,7 @@ from nanigpt.config.build import build
 from nanigpt.models.float8 import ordinary
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.checkpoint import Progress, model_state
+from nanigpt.training.loss import CrossEntropy
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import tiny
 
@@ -49,6 +50,8 @@ def config(*edits: str) -> fdl.Config:
     # Activations have a scale for what is multiplied at a time: two sequences in every case, which
     # are the parts that a pipeline has of four.
     cfg.local_batch_size = 4 if cfg.parallelizer.mesh.pp == 2 else 2
+    if "head=True" in "".join(edits):
+        cfg.loss = fdl.Config(CrossEntropy)  # which calls the head for its product
     cfg.evaluation.batch_size, cfg.evaluation.n_sequences = 2, 4
     return cfg
 
@@ -70,7 +73,7 @@ def train(cfg: fdl.Config, world: World, folder: Path, *, save: bool = False) ->
         weight = getattr(layer.weight, "_local_tensor", layer.weight)
         computed_from.add(getattr(weight, "_data", weight).dtype)
 
-    for layer in parallel.float8:
+    for layer in parallel.float8 if cfg.parallelizer.compile is None else ():
         layer.register_forward_pre_hook(look)
     progress, rows = Progress(), []
     for _ in range(STEPS):

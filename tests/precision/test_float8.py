@@ -378,3 +378,37 @@ def test_parts_of_matrices_need_sizes_too(edits, message):
     trainer = build(tiny(*edits))
     with pytest.raises(UsageError, match=message):
         trainer.check_ranks(trainer.parallelizer.mesh.least)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise", "rowwise_with_gw_hp"])
+@pytest.mark.parametrize("rows", [64, 7])
+def test_gpus_give_what_emulation_gives(recipe, rows):
+    x, w, g = (t.cuda() for t in operands(rows))
+    x, g = x.bfloat16(), g.bfloat16()
+    results = [product(recipe, x, w, g, emulate=emulate) for emulate in (False, True)]
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() / want.norm() < 0.01
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0),
+    reason="the grouped product in float8 needs compute capability 9.0",
+)
+def test_gpus_compute_experts_as_emulation_does():
+    """One has no row, others numbers of them that are no multiple of 16."""
+    ends = torch.tensor([17, 17, 33, 38], dtype=torch.int32, device="cuda")
+    x = operands(rows=38)[0].cuda().bfloat16().requires_grad_()
+    w = torch.randn(4, 32, 96, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    results = []
+    for emulate in (False, True):
+        experts = Experts(
+            n_experts=4, dim=96, hidden_dim=32, initializer=None, output_initializer=None,
+            float8="rowwise",
+        )  # fmt: skip
+        Float8(emulate=emulate).apply(experts)
+        y = experts.grouped_product(x, w, ends)
+        results.append((y, *torch.autograd.grad(y.float().square().sum(), (x, w))))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).norm() / want.norm() < 0.02
