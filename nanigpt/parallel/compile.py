@@ -86,9 +86,10 @@ class Compile:
             budget: share of the memory for activations that blocks with mode `budget` may take.
         """
         blocks = [block for block in model.blocks() if block is not None]
-        # What is limited is how often one function is compiled, and all blocks have the same. Those
-        # that differ need it each, in training and validation, for whole batches and last ones.
-        limit = max(8, 4 * len({repr(block) for block in blocks}))
+        # What is limited is how often one function is compiled, and all blocks have the same. Each
+        # could differ from the others, and needs it in training and validation, for whole batches
+        # and last ones.
+        limit = max(8, 4 * len(blocks))
         for block in blocks[:1] if self.scope == "model" else blocks:
             part, name = (model, "forward") if self.scope == "model" else (block, "compute")
             functorch: dict[str, Any] = {}
