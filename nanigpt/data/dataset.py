@@ -49,6 +49,8 @@ class Batch:
         `IGNORED` where the sequence ends before it, or the token k ahead is of another document
         than the position. A document's end is learned from within it, as it is at k = 0.
         """
+        if k == 0:
+            return self.labels_BL
         labels_BL = self.labels_BL.roll(-k, dims=1)
         labels_BL[:, max(labels_BL.shape[1] - k, 0) :] = IGNORED
         if self.documents_BL is not None:
@@ -119,9 +121,7 @@ class PackedDataset:
         Each epoch goes through all sequences in an order of its own.
         """
         size = self.n_sequences(TRAIN)
-        sequences = [
-            permute(np.array([i % size]), size=size, seed=seed, epoch=i // size)[0] for i in samples
-        ]
+        sequences = [permute(i % size, size=size, seed=seed, epoch=i // size) for i in samples]
         return self._batch(TRAIN, sequences)
 
     def validation_batch(self, sequences: list[int]) -> Batch:

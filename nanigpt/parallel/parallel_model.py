@@ -1,5 +1,6 @@
 """A decoder that is spread over ranks, as training and evaluation see it."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -76,8 +77,13 @@ class ParallelModel:
         with common_scales(self.float8):
             for i, batch in enumerate(batches):
                 totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
-        settle(self.model.parameters())
+        settle(self.parameters)
         return dict(zip(names, self.sum(totals).unbind(), strict=True))
+
+    @functools.cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Of this rank. A walk through all modules takes as long as several kernels of a step."""
+        return list(self.model.parameters())
 
     @property
     def has_loss(self) -> bool:
@@ -99,7 +105,7 @@ class ParallelModel:
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""
-        return clip_gradients(self.model.parameters(), max_norm)
+        return clip_gradients(self.parameters, max_norm)
 
     def balance(self) -> dict[str, torch.Tensor]:
         """After an optimizer step: routers learn what load experts had in it, and it is told."""

@@ -87,7 +87,7 @@ class PipelinedModel(ParallelModel):
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         return clip_gradients(
-            self.model.parameters(),
+            self.parameters,
             max_norm,
             counted_elsewhere=[self.model.embedding.weight] if self.stages.has_copy else (),
             stages=self.group,

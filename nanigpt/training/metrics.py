@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -113,7 +113,9 @@ class Metrics:
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(run.tensorboard, purge_step=step + 1)
+            self._events = SummaryWriter(
+                run.tensorboard, max_queue=self.log_interval, purge_step=step + 1
+            )
 
     def record(self, row: dict[str, float | torch.Tensor], *, tokens: int) -> None:
         """Adds the row of one step, which consumed `tokens` over all ranks."""
@@ -169,8 +171,7 @@ class Metrics:
         self._stream.flush()
         if self._events is not None:
             for row in rows:
-                for name in row.keys() - {"step", "tokens_per_expert"}:
-                    self._events.add_scalar(name, row[name], row["step"])
+                self._events.file_writer.add_summary(_summary(row), row["step"])
         self.console.step_line(rows[-1])
 
     def close(self) -> None:
@@ -225,6 +226,15 @@ def drop_rows_after(path: Path, step: int) -> None:
             if number < len(lines):
                 log.warning("%s: line %d is no row of a step; dropped", path, number)
     write_atomically(path, "".join(kept))
+
+
+def _summary(row: dict[str, float | list]) -> Any:
+    """A step's numbers as one event of TensorBoard: one for each number costs several times as
+    much, as the file's checksums are computed in Python."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    names = row.keys() - {"step", "tokens_per_expert"}
+    return Summary(value=[Summary.Value(tag=name, simple_value=row[name]) for name in names])
 
 
 def _number(value: float | torch.Tensor) -> float | list:

@@ -69,15 +69,21 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_in(text_file):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1000, 12345])
 def test_permutation_is_a_bijection(size):
-    order = permute(np.arange(size), size=size, seed=1, epoch=2)
+    order = np.array([permute(i, size=size, seed=1, epoch=2) for i in range(size)])
     assert sorted(order.tolist()) == list(range(size))
 
 
+def test_the_order_of_samples_is_that_of_earlier_versions():
+    """A resumed run reads on where an older version of this project stopped."""
+    order = [permute(i, size=10, seed=1, epoch=2) for i in range(10)]
+    assert order == [4, 0, 8, 7, 6, 9, 1, 3, 5, 2]
+
+
 def test_permutation_looks_random():
-    order = permute(np.arange(10_000), size=10_000, seed=0, epoch=0)
+    order = np.array([permute(i, size=10_000, seed=0, epoch=0) for i in range(10_000)])
     assert abs(np.corrcoef(np.arange(10_000), order)[0, 1]) < 0.05
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
-    other = permute(np.arange(10_000), size=10_000, seed=1, epoch=0)
+    other = np.array([permute(i, size=10_000, seed=1, epoch=0) for i in range(10_000)])
     assert (order == other).sum() < 20
 
 

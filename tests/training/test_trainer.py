@@ -134,6 +134,15 @@ def test_tensorboard_has_the_curves(tmp_path):
     assert [e.step for e in events.Scalars("val_loss")] == [10, 20]
 
 
+def test_a_step_is_one_event_of_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    train(tiny(), tmp_path)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    steps = [e.step for e in EventFileLoader(str(file)).Load() if e.summary.value]
+    assert steps == list(range(1, 21))
+
+
 @pytest.mark.parametrize(
     "edits, message",
     [
