@@ -67,8 +67,8 @@ class Metrics:
             raise ValueError(f"log_interval={log_interval}: expected at least 1")
         if isinstance(peak_flops, str) and peak_flops != "measured":
             raise ValueError(f"peak_flops={peak_flops!r}: expected a number, 'measured', or None")
-        if isinstance(peak_flops, int | float) and not peak_flops > 0:
-            raise ValueError(f"peak_flops={peak_flops}: expected more than 0")
+        if isinstance(peak_flops, int | float) and not 0 < peak_flops < float("inf"):
+            raise ValueError(f"peak_flops={peak_flops}: expected FLOP/s above 0")
         self.log_interval = log_interval
         self.tensorboard = tensorboard
         self.tokens_per_expert = tokens_per_expert
@@ -98,6 +98,7 @@ class Metrics:
         self._rows: list[dict] = []
         self._tokens = 0
         self._events = None
+        self._wrong: str | None = None
         if world.is_main:
             self._open_files(run, step)
         self._wait()
@@ -134,18 +135,16 @@ class Metrics:
         paused = time.perf_counter()
         if self._clock is not None:
             self._clock.pause()
-        yield
-        self._wait()
-        if self._clock is not None:
-            self._clock.enter("other")
-        self._since += time.perf_counter() - paused
+        try:
+            yield
+            self._wait()
+        finally:  # also of an interrupted one: rows that wait are still written
+            if self._clock is not None:
+                self._clock.enter("other")
+            self._since += time.perf_counter() - paused
 
     def flush(self) -> None:
-        """Writes what was recorded. Speed is that of all steps since the last flush.
-
-        Raises:
-            UsageError: MFU is over 100%; the rows are written, without it.
-        """
+        """Writes what was recorded. Speed is that of all steps since the last flush."""
         if not self._rows:
             return
         self._wait()
@@ -156,6 +155,8 @@ class Metrics:
         mfu = self._mfu(speed["tokens_per_second"])
         if mfu is not None and mfu <= 1:
             speed["mfu"] = mfu
+        elif mfu is not None:
+            self._wrong = self._beyond_peak(speed["tokens_per_second"], mfu)
         if self._clock is not None:
             speed |= self._clock.read(len(self._rows))
         speed["peak_memory_gib"] = peak_memory(self._world.device) / 2**30
@@ -163,8 +164,15 @@ class Metrics:
         self._rows, self._tokens, self._since = [], 0, now
         if self._world.is_main:
             self._write(rows)
-        if mfu is not None and mfu > 1:
-            raise UsageError(self._beyond_peak(speed["tokens_per_second"], mfu))
+
+    def check(self) -> None:
+        """Called when nothing that was computed can be lost any more.
+
+        Raises:
+            UsageError: MFU was over 100%; the rows are written, without it.
+        """
+        if self._wrong is not None:
+            raise UsageError(self._wrong)
 
     def _write(self, rows: list[dict]) -> None:
         self._stream.write("".join(json.dumps(row) + "\n" for row in rows))

@@ -204,6 +204,7 @@ class Trainer:
                     self.metrics.flush()
                     with self.metrics.paused():
                         self.checkpointer.save(run, world, parallel.model, optimizer, progress)
+                self.metrics.check()
                 collect_garbage(progress.step)
         self._show_sample(parallel)
         return progress

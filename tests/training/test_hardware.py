@@ -6,6 +6,7 @@ import torch
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.training.hardware import device_peaks, measured_flops, peaks_of
+from nanigpt.training.run_directory import RunDirectory
 from tests.support import QUICK, metrics, tiny, train
 
 
@@ -82,7 +83,14 @@ def test_mfu_over_100_percent_ends_the_run_and_loses_no_row(tmp_path):
     assert row["step"] == 1 and "mfu" not in row
 
 
-@pytest.mark.parametrize("value", ["-1", "0", "guessed"])
+def test_mfu_over_100_percent_at_a_checkpoint_loses_no_step(tmp_path):
+    cfg = tiny("fiddler:steps(1)", *QUICK, "set:metrics.peak_flops=1000")
+    with pytest.raises(UsageError, match="MFU is"):
+        train(cfg, tmp_path)
+    assert build(cfg).checkpointer.latest(RunDirectory(tmp_path)) is not None
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "guessed", "1e999"])
 def test_no_other_peak_is_taken(value):
     with pytest.raises(UsageError, match="peak_flops"):
         build(tiny(f"set:metrics.peak_flops={value}"))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 
 import pytest
 import torch
@@ -31,6 +32,20 @@ def test_phases_are_the_whole_step(tmp_path):
         assert row["ms_forward"] > 0 and row["ms_backward"] > 0 and row["ms_optimizer"] > 0
         assert row["ms_other"] < 0.5 * row["ms_per_step"]
         assert row.keys() <= {"step", *NAMES}
+
+
+def test_phases_are_the_whole_step_where_an_evaluation_is_interrupted(tmp_path):
+    trainer = build(tiny("fiddler:phase_timers", "set:evaluation.interval=3", *QUICK[1:]))
+
+    def interrupted(*args):
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    trainer.evaluation.run = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run(RunDirectory(tmp_path), start_world("cpu"))
+    last = metrics(tmp_path)[-1]
+    assert last["step"] == 2 and total(last) == pytest.approx(last["ms_per_step"], rel=0.01)
 
 
 def test_a_phase_is_what_is_done_after_it_was_entered(monkeypatch):
