@@ -7,6 +7,7 @@ from absl import flags
 
 from nanigpt import tags
 from nanigpt.config.build import build
+from nanigpt.config.check import problems
 from nanigpt.config.run_config import load_run
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
@@ -59,14 +60,22 @@ def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None 
         changes: values of tags that differ from the recorded config.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or its components have other arguments by now.
     """
     if values.run is None:
         raise UsageError("--run is missing; expected --run=runs/NAME")
     try:
-        return load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
+        cfg = load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
     except UsageError as error:
         raise error.within("--run") from error
+    if found := problems(cfg):  # when it was recorded it had none
+        raise UsageError(
+            f"--run: {values.run} was recorded by another version of its components: "
+            f"{'; '.join(found)}. Train it by the command that began it (see "
+            f"{values.run}/launches.jsonl) with --allow_config_change, which records its config "
+            "anew, also where no step is left"
+        )
+    return cfg
 
 
 def restore(

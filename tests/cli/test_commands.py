@@ -4,11 +4,15 @@ import json
 import os
 import signal
 import time
+import types
 
 import pytest
 
+from nanigpt.cli.trainer import recorded_config
 from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.record import dump
 from nanigpt.config.run_config import load_run
+from nanigpt.errors import UsageError
 from nanigpt.training.metrics import NAMES as METRICS
 from nanigpt.training.metrics import OF_COMMUNICATION, OF_EXPERTS, OF_PHASES
 from tests.data.test_tokenizer import train_bpe
@@ -72,6 +76,15 @@ def test_eval_gives_what_training_logged(run):
     result = json.loads(succeed(nanigpt("eval", f"--run={path}")).splitlines()[-1])
     last = metrics(path)[-1]
     assert result == {k: last[k] for k in ("step", "val_loss", "val_bits_per_byte")}
+
+
+def test_a_run_of_another_version_says_what_to_do(tmp_path):
+    cfg = tiny()
+    del cfg.loader  # which was no argument once
+    (tmp_path / "config.json").write_text(dump(cfg))
+    message = r"another version.*: loader: required by Trainer.*--allow_config_change"
+    with pytest.raises(UsageError, match=message):
+        recorded_config(types.SimpleNamespace(run=str(tmp_path)))
 
 
 def test_eval_on_two_processes(run):
