@@ -6,6 +6,7 @@ import torch
 
 from nanigpt import tags
 from nanigpt.errors import UsageError
+from nanigpt.logs import import_torchao
 from nanigpt.optim.groups import NamedParameters, ParameterGroup, parameter_groups
 from nanigpt.optim.upstream import without_dynamo
 
@@ -59,6 +60,7 @@ def adamw(
         from nanigpt.optim.bfloat16 import BFloat16AdamW as LowPrecisionAdamW
     else:
         try:
+            import_torchao()
             from nanigpt.optim.eight_bit import EightBitAdamW as LowPrecisionAdamW
         except ImportError as error:
             raise UsageError(

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from nanigpt.logs import errors_only
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.experts import Experts
 
@@ -58,9 +59,15 @@ class Compile:
             sharded: over ranks of FSDP.
             split: weights are DTensors, of `tp` or `ep`.
         """
-        if self.scope == "blocks":
-            return []
         found = []
+        if self.backend not in ("inductor", "aot_eager"):  # else dynamo would be imported here
+            known = torch.compiler.list_backends(exclude_tags=())
+            if self.backend not in known:
+                found.append(
+                    f"compile.backend={self.backend!r}: expected one of {', '.join(known)}"
+                )
+        if self.scope == "blocks":
+            return found
         modes = {block.activation_checkpointing for block in model.blocks()}
         for there, why in (
             (sharded, "parameters are gathered block by block, outside of compiled code"),
@@ -193,7 +200,9 @@ def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable:
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: list, **options: Any) -> Callable:
         _graphs[name] += 1
-        with config.patch(settings):
+        # That a policy of recomputation, with which blocks are compiled, takes no operators that
+        # change their inputs, is told at each compilation; blocks have none.
+        with config.patch(settings), errors_only("torch._higher_order_ops.wrap"):
             return compiler(graph, inputs, **options)
 
     return compile_graph

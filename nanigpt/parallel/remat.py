@@ -213,8 +213,9 @@ class _Policy:
         self.counts: Counter[bool] = Counter()
 
     def __call__(self, context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        name = str(getattr(op, "overloadpacket", op))
-        save = name in _kept() or str(op) in _kept() or _goes_to_host(op, args, kwargs)
+        name, save = _named(op)
+        if op is torch.ops.aten._to_copy.default:
+            save = _goes_to_host(args, kwargs)
         if name in PRODUCTS or name in GROUPED_PRODUCTS:
             module = traceback.current_meta.get("custom", {}).get(MODULE)
             if module not in self.experts and name in PRODUCTS:
@@ -235,8 +236,15 @@ def _kept() -> frozenset[str]:
     return frozenset([*costly, *PRODUCTS, *GROUPED_PRODUCTS, *ATTENTION, *COMMUNICATION, *SMALL])
 
 
-def _goes_to_host(op: Any, args: tuple, kwargs: dict) -> bool:
-    if op is not torch.ops.aten._to_copy.default or kwargs.get("device") is None:
+@functools.cache  # it is asked for each operator that runs
+def _named(op: Any) -> tuple[str, bool]:
+    """An operator's name without the overload, and whether its results are kept."""
+    name = str(getattr(op, "overloadpacket", op))
+    return name, name in _kept() or str(op) in _kept()
+
+
+def _goes_to_host(args: tuple, kwargs: dict) -> bool:
+    if kwargs.get("device") is None:
         return False
     return torch.device(kwargs["device"]).type == "cpu" and args[0].device.type != "cpu"
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.errors import UsageError
+from nanigpt.logs import import_torchao
 from nanigpt.models.float8 import Product, multiple, with_local
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts, GroupedProduct
@@ -89,6 +90,7 @@ class Float8:
             recipe = layer.float8
             if recipe not in products:  # one for all, so that one compilation serves them
                 _require_torchao()
+                import_torchao()
                 products[recipe] = self._products(recipe)
             of_any, of_units = products[recipe]
             layer.product = of_any

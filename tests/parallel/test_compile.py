@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from nanigpt.config.build import build
+from nanigpt.errors import UsageError
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.init import Constant
 from nanigpt.parallel.compile import Compilations, Compile
@@ -90,3 +92,20 @@ def test_a_run_of_a_compiled_model_counts_graphs(patched, tmp_path):
     counts = [row["compilations"] for row in rows]
     assert [n - counts[0] for n in counts] == [0, 1, 1]  # the evaluation is another graph
     assert "compilations" not in plain[0]
+
+
+def test_a_backend_that_is_not_there_is_refused():
+    trainer = build(tiny("fiddler:compile(backend='inductr')"))
+    with pytest.raises(UsageError, match="backend='inductr': expected one of .*inductor"):
+        trainer.check_ranks(1)
+    build(tiny("fiddler:compile(backend='eager')")).check_ranks(1)
+
+
+def test_what_each_compilation_of_selective_blocks_would_warn_of_is_not_told(caplog):
+    torch._dynamo.reset()
+    torch._logging._internal.warning_once.cache_clear()
+    model = built_model(tiny("tag:ActivationCheckpointing=selective"))
+    with caplog.at_level("WARNING"):
+        Recomputation().apply(model, Compile(backend="aot_eager").apply)
+        model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
+    assert "context_fn" not in caplog.text

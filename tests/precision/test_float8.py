@@ -12,7 +12,7 @@ from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
 from nanigpt.precision.float8 import Float8, in_whole_units
 from nanigpt.training.checkpoint import Progress
-from tests.support import built_model, tiny
+from tests.support import built_model, finish, start, tiny
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FAMILIES = ("llama3", "qwen3", "qwen3_moe", "deepseek_v3", "llama4", "gpt_oss")
@@ -359,6 +359,15 @@ def test_torchao_is_asked_for_where_it_is_missing_and_only_there(monkeypatch):
         build(tiny("fiddler:float8(emulate=True)")).check_device("cpu")
     with pytest.raises(UsageError, match="not installed"):
         Float8().apply(build(tiny("fiddler:float8").model))
+
+
+def test_the_import_of_torchao_is_quiet():
+    """Of kernels for GPUs, and of what it uses of PyTorch, it would warn each process."""
+    code = "from nanigpt.logs import import_torchao; import_torchao()"
+    done = finish(start("-c", code), 60)
+    assert done.returncode == 0
+    if not torch.cuda.is_available():
+        assert done.stdout == done.stderr == ""
 
 
 def test_a_layer_without_its_product_says_what_to_do():
