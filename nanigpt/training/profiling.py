@@ -24,7 +24,12 @@ class _Window:
     Args:
         start: the first step, counted from 1.
         steps: how many.
+
+    Attributes:
+        ending: of the names of files that are written.
     """
+
+    ending: str
 
     def __init__(
         self,
@@ -40,6 +45,9 @@ class _Window:
     @property
     def last(self) -> int:
         return self.start + self.steps - 1
+
+    def was_written(self, run: RunDirectory) -> bool:
+        return any(run.profile.glob(f"{self}*{self.ending}"))
 
     def __str__(self) -> str:
         return f"steps_{self.start}_to_{self.last}"
@@ -61,6 +69,8 @@ class Trace(_Window):
         with_stack: keep the Python lines that called operators.
         all_ranks: write a trace of every rank, not only the main one's.
     """
+
+    ending = ".json.gz"
 
     def __init__(
         self,
@@ -93,6 +103,8 @@ class MemorySnapshot(_Window):
         steps: how many.
         max_entries: allocations that are kept, the latest ones.
     """
+
+    ending = ".pickle"
 
     def __init__(
         self,
@@ -148,11 +160,15 @@ class Profiling:
             )
 
     @contextlib.contextmanager
-    def open(self, run: RunDirectory, layout: Layout) -> Iterator["Profiler"]:
-        """Profiles until this is left; what is recorded then is written."""
+    def open(self, run: RunDirectory, layout: Layout, *, step: int = 0) -> Iterator["Profiler"]:
+        """Profiles what comes after `step` until this is left; what is recorded then is written."""
+        windows = [window for window in (self.trace, self.memory) if window is not None]
+        for window in windows:
+            if window.start <= step and layout.world.is_main and not window.was_written(run):
+                log.warning("%s are not profiled: the run goes on after step %d", window, step)
         profiler = Profiler(
             None if self.phases is None else self.phases.clock(layout.world.device),
-            [w.recording(run, layout) for w in (self.trace, self.memory) if w is not None],
+            [window.recording(run, layout) for window in windows],
         )
         try:
             yield profiler
@@ -268,7 +284,7 @@ class _TraceRecording(_Recording):
         self._profile.stop()
         if not (self.world.is_main or self.window.all_ranks):
             return {}
-        path = self.file(f"_rank{self.world.rank}.json.gz")
+        path = self.file(f"_rank{self.world.rank}{self.window.ending}")
         self._profile.export_chrome_trace(path)
         log.info("trace of %s: %s", self.window, path)
         if not (self.world.is_main and whole):
@@ -292,7 +308,7 @@ class _MemoryRecording(_Recording):
 
     def stop(self, *, whole: bool) -> dict[str, float]:
         super().stop(whole=whole)
-        path = self.file(f"_rank{self.world.rank}.pickle")
+        path = self.file(f"_rank{self.world.rank}{self.window.ending}")
         torch.cuda.memory._dump_snapshot(path)
         torch.cuda.memory._record_memory_history(enabled=None)
         log.info("memory snapshot of %s: %s", self.window, path)

@@ -160,7 +160,7 @@ class Trainer:
             opened = until_the_end.enter_context
             collect_garbage = opened(self.garbage_collection.scheduled())
             batches = opened(self.batches(progress, accumulation, parallel.layout))
-            profiler = opened(self.profiling.open(run, parallel.layout))
+            profiler = opened(self.profiling.open(run, parallel.layout, step=progress.step))
             parallel.phase = profiler.enter
             self.metrics.open(
                 run,
@@ -334,7 +334,9 @@ class Trainer:
                 weights are of another model.
         """
         self.check_ranks(world.size)
-        self.check_device(world.device.type)
+        check_device(self.model, self.parallelizer, world.device.type)
+        if run is not None:
+            self.profiling.check_device(world.device.type)
         size, rows = self.data.tokenizer.vocab_size, self.model.vocab_size
         if size > rows:
             raise UsageError(

@@ -239,5 +239,21 @@ def test_communication_over_gloo_is_its_label_and_what_goes_on_in_the_background
     assert "communication fsdp, exposed" in str(summary)
 
 
+def test_a_run_that_profiled_its_memory_can_be_evaluated_on_a_cpu(tmp_path):
+    trainer, world = build(tiny("fiddler:memory_snapshot")), start_world("cpu")
+    trainer.check(world)
+    with pytest.raises(UsageError, match="profiling.memory"):
+        trainer.check(world, RunDirectory(tmp_path))
+
+
+def test_a_window_that_a_resumed_run_has_passed_is_told(tmp_path, caplog):
+    """Unless it was written before."""
+    train(tiny("fiddler:steps(2)", "fiddler:profile(2, 1)", *QUICK), tmp_path)
+    train(tiny("fiddler:steps(3)", "fiddler:profile(2, 1)", *QUICK), tmp_path)
+    assert "not profiled" not in caplog.text
+    train(tiny("fiddler:steps(4)", "fiddler:profile(1, 2)", *QUICK), tmp_path)
+    assert "steps_1_to_2 are not profiled: the run goes on after step 3" in caplog.messages
+
+
 def test_a_window_names_its_steps():
     assert str(Trace(start=7, steps=2)) == "steps_7_to_8"
