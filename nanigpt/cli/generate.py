@@ -43,8 +43,10 @@ def run(values: flags.FlagValues) -> int:
     except ValueError as error:
         raise UsageError(f"generate: {error}") from error
     # Weights are float32 anyhow, and only in float32 is greedy decoding with the cache, which
-    # multiplies other shapes, sure to choose what decoding without it does.
-    trainer, parallel, _ = restore(values, changes={tags.ComputeDType: torch.float32})
+    # multiplies other shapes, sure to choose what decoding without it does. Scales of float8 would
+    # be those of other shapes, too, and not every device has it.
+    exact = {tags.ComputeDType: torch.float32, tags.Float8: None}
+    trainer, parallel, _ = restore(values, changes=exact)
     text = sampler.run(parallel.model, trainer.data.tokenizer)
     if parallel.layout.world.is_main:
         print(text)

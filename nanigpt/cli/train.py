@@ -18,9 +18,9 @@ from nanigpt.errors import RankError
 from nanigpt.parallel.world import launched_ranks, start_world
 from nanigpt.training.run_directory import RunDirectory
 
-# What a resumed run may change without becoming another run: what it shows and keeps, and how it is
-# spread over ranks.
-_MAY_CHANGE = (
+# What a resumed run may change without becoming another run: what it shows and keeps, how it is
+# spread over ranks, and what it computes again to keep less in memory.
+MAY_CHANGE = (
     "metrics",
     "profiling",
     "loader",
@@ -31,6 +31,8 @@ _MAY_CHANGE = (
     "device",
     "local_batch_size",
     *(f"parallelizer.{name}" for name in ("mesh", "pipeline", "context", "tensor", "compile")),
+    "parallelizer.recomputation",
+    "model.*.activation_checkpointing",
 )
 
 
@@ -65,7 +67,7 @@ def run(values: flags.FlagValues) -> int:
             directory.config,
             cfg,
             started=directory.started,
-            may_change=_MAY_CHANGE,
+            may_change=MAY_CHANGE,
             allow_config_change=values.allow_config_change,
         )
         print(f"run {directory.path}, config {identity[:8]}", flush=True)

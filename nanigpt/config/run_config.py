@@ -1,5 +1,6 @@
 """Which config a run directory belongs to."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def claim_run(
 
     Args:
         started: something was trained; before that any config may take the place.
-        may_change: paths below which a change is no other run, such as logging.
+        may_change: paths, which may have a `*`, where or below which a change is no other run, such
+            as logging.
         allow_config_change: the user said that every change is meant.
 
     Returns:
@@ -67,7 +69,8 @@ def claim_run(
 
 
 def _may_change(difference: str, paths: tuple[str, ...]) -> bool:
-    return any(difference.startswith((f"{path}.", f"{path}:")) for path in paths)
+    changed = difference.split(": ")[0]
+    return any(fnmatchcase(changed, path) or changed.startswith(f"{path}.") for path in paths)
 
 
 def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:

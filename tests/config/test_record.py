@@ -12,6 +12,7 @@ import fiddle as fdl
 import pytest
 import torch
 
+from nanigpt.cli.train import MAY_CHANGE
 from nanigpt.config import names
 from nanigpt.config.check import problems
 from nanigpt.config.fingerprint import fingerprint
@@ -313,3 +314,20 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
         (tmp_path / name / "config.json").write_text(text)  # no runs
     with pytest.raises(UsageError, match="no run there; known: a$"):
         load_run(str(tmp_path / "b"))
+
+
+def test_a_run_goes_on_with_another_recomputation_but_not_another_number_format(tmp_path):
+    """The former changes no bit, and is what helps where memory is short."""
+    path = tmp_path / "config.json"
+    claim_run(path, tiny(), started=False)
+    with pytest.raises(UsageError, match="wq.float8: None -> 'tensorwise'"):
+        claim_run(path, tiny("fiddler:float8"), started=True, may_change=MAY_CHANGE)
+    edits = ("tag:ActivationCheckpointing=selective", "fiddler:multi_token(1)")
+    with pytest.raises(UsageError, match="of another config: model.multi_token"):
+        claim_run(path, tiny(*edits), started=True, may_change=MAY_CHANGE)
+    recomputed = tiny(edits[0], "set:parallelizer.recomputation.save_every=1")
+    assert claim_run(path, recomputed, started=True, may_change=MAY_CHANGE) == [
+        "model.layers[0].activation_checkpointing: 'none' -> 'selective'",
+        "model.layers[1].activation_checkpointing: 'none' -> 'selective'",
+        "parallelizer.recomputation.save_every: 2 -> 1",
+    ]

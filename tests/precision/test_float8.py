@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from nanigpt.cli.main import main
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.linear import Linear
@@ -12,7 +13,7 @@ from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
 from nanigpt.precision.float8 import Float8, in_whole_units
 from nanigpt.training.checkpoint import Progress
-from tests.support import built_model, finish, start, tiny
+from tests.support import QUICK, TINY, built_model, finish, flags, start, tiny
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 FAMILIES = ("llama3", "qwen3", "qwen3_moe", "deepseek_v3", "llama4", "gpt_oss")
@@ -359,6 +360,22 @@ def test_torchao_is_asked_for_where_it_is_missing_and_only_there(monkeypatch):
         build(tiny("fiddler:float8(emulate=True)")).check_device("cpu")
     with pytest.raises(UsageError, match="not installed"):
         Float8().apply(build(tiny("fiddler:float8").model))
+
+
+def test_sampling_from_a_run_is_in_full_precision(tmp_path, monkeypatch):
+    """As in bfloat16: scales are of what is multiplied at a time, and any device can do it."""
+    run = f"--run={tmp_path / 'run'}"
+    edits = (*TINY, "fiddler:steps(1)", "set:schedule.warmup_steps=0", *QUICK)
+    assert main(["train", *flags(*edits, "fiddler:float8(emulate=True)"), run]) == 0
+    applied = []
+
+    def apply(_, model, **options):
+        applied.append([m for m in model.modules() if getattr(m, "float8", None)])
+        return []
+
+    monkeypatch.setattr(Float8, "apply", apply)
+    assert main(["generate", run, "--max_new_tokens=1"]) == 0
+    assert applied == [[]]
 
 
 def test_the_import_of_torchao_is_quiet():
