@@ -26,6 +26,13 @@ def check_device(model: Decoder, parallelizer: Parallelizer, kind: str) -> None:
             "model.layers[*].attention.core: VarLen's kernel is of CUDA devices; set "
             "tag:AttentionCore=None on a CPU"
         )
+    for block in model.blocks():
+        kernels = getattr(block.attention.core, "kernels", None)
+        if kind == "cpu" and kernels is not None and not {"flash", "math"} & set(kernels):
+            raise UsageError(
+                f"model.layers[*].attention.core.kernels={kernels}: a CPU has 'flash' and 'math'; "
+                "add one, or set kernels=None"
+            )
     computed = model.embedding.compute_dtype
     if kind == "cuda" and VarLen in cores and computed not in (torch.bfloat16, torch.float16):
         raise UsageError(

@@ -31,6 +31,7 @@ def pipeline(n: int, schedule: str = "1F1B", microbatches: int = 8) -> str:
     return f"fiddler:pipeline({n}, '{schedule}', {microbatches})"
 
 
+CUDNN = "tag:AttentionCore=@scaled_dot_product(kernels=('cudnn', 'efficient'))"
 VARLEN = "tag:AttentionCore=@varlen_attention()"
 
 WRONG = [
@@ -118,6 +119,7 @@ WRONG = [
     (8, [TP.format(3)], "n_heads=32 (and 31 others like it) is not divisible by mesh.tp=3"),
     (2, ["tag:AttentionCore=@flex_attention()", "set:device=cpu"], "no backward pass on a CPU"),
     (2, [VARLEN, "set:device=cpu"], "VarLen's kernel is of CUDA devices"),
+    (1, [CUDNN, "set:device=cpu"], "a CPU has 'flash' and 'math'; add one"),
     (2, [VARLEN, "tag:ComputeDType=float32", "set:device=cuda"], "in bfloat16, not in torch.float32"),
     (2, [VARLEN, CP.format(2)], "VarLen knows no context parallelism"),
     (2, [VARLEN, CP.format(2), ULYSSES], "VarLen knows no context parallelism"),
