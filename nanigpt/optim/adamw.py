@@ -46,6 +46,11 @@ def adamw(
     if kernel not in get_args(Kernel):
         choices = ", ".join(get_args(Kernel))
         raise UsageError(f"optimizer.kernel={kernel!r}: expected one of {choices}")
+    if kernel != "fused" and state != "float32":
+        raise UsageError(
+            f"optimizer.kernel={kernel!r}: expected 'fused' with state={state!r}, which has an "
+            "update of its own"
+        )
     if state == "bfloat16" and max(betas) > 0.99:
         raise UsageError(
             f"optimizer.betas={betas}: expected at most 0.99 with state='bfloat16', whose 8 bits "

@@ -57,7 +57,9 @@ def muon(
     Raises:
         UsageError: an argument is out of range, or `select` selects what is no matrix.
     """
-    require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps, ns_steps=ns_steps)
+    require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
+    if ns_steps < 1:
+        raise UsageError(f"optimizer.ns_steps={ns_steps}: expected at least 1")
     if not 0 <= momentum < 1:
         raise UsageError(f"optimizer.momentum={momentum}: expected a number from 0 to below 1")
     if adjust_lr not in get_args(AdjustLR):

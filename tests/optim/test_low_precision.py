@@ -66,6 +66,19 @@ def test_an_unknown_state_is_refused():
         trained("fp4")
 
 
+def test_a_kernel_of_another_state_is_refused():
+    with pytest.raises(
+        UsageError, match="kernel='foreach': expected 'fused' with state='bfloat16'"
+    ):
+        trained("bfloat16", kernel="foreach")
+
+
+def test_kernels_agree():
+    fused, _, _ = trained("float32")
+    each, _, _ = trained("float32", kernel="foreach")
+    torch.testing.assert_close(each, fused, rtol=1e-5, atol=1e-7)
+
+
 def test_without_torchao_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     monkeypatch.delitem(sys.modules, "nanigpt.optim.eight_bit", raising=False)

@@ -139,3 +139,8 @@ def test_the_checkpoint_of_another_optimizer_is_refused(tmp_path):
     muons = muon(model.named_parameters(), others=adamw, dtype=torch.float32)
     with pytest.raises(UsageError, match="another optimizer: no layers.0.*momentum_buffer and 13"):
         Checkpointer().load_latest(run, world, model, muons)
+
+
+def test_no_iterations_are_refused():
+    with pytest.raises(UsageError, match="ns_steps=0: expected at least 1"):
+        muon([], others=adamw, ns_steps=0)
