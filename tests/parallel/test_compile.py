@@ -49,7 +49,7 @@ def patched():
     import torch._functorch.config as functorch
 
     def settings():
-        return torch._dynamo.config.shallow_copy_dict(), functorch.shallow_copy_dict()
+        return torch._dynamo.config.get_config_copy(), functorch.get_config_copy()
 
     torch._dynamo.reset()
     before = settings()

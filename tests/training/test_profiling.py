@@ -140,19 +140,6 @@ def test_a_cpu_has_no_snapshot_of_cuda_memory():
         build(tiny("fiddler:memory_snapshot")).check_device("cpu")
 
 
-RUN = """
-import sys
-from nanigpt.config.build import build
-from nanigpt.parallel.world import start_world, stop_world
-from nanigpt.training.run_directory import RunDirectory
-from tests.support import tiny
-
-world = start_world("cpu")
-build(tiny(*sys.argv[2:])).run(RunDirectory(sys.argv[1]), world)
-stop_world()
-"""
-
-
 @pytest.mark.parametrize(
     "ranks, edits, axes",
     [
@@ -164,10 +151,8 @@ stop_world()
     ],
 )  # fmt: skip
 def test_communication_is_told_by_mesh_axis(ranks, edits, axes, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(RUN)
     edits = ["fiddler:steps(4)", "fiddler:profile(3, 2)", "fiddler:phase_timers", *QUICK, *edits]
-    succeed(torchrun(ranks, str(script), str(tmp_path / "run"), *edits))
+    succeed(torchrun(ranks, "-m", "tests.training.profiled_run", str(tmp_path / "run"), *edits))
     rows = metrics(tmp_path / "run")
     told = {n.removeprefix("ms_communication_"): v for n, v in rows[3].items() if "_comm" in n}
     assert axes <= told.keys() <= axes | {"world"}  # what all ranks sum is of no one axis
