@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 
@@ -13,7 +13,6 @@ from nanigpt.data.loader import Loader
 from nanigpt.errors import UsageError
 from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.decoder import Decoder
-from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.init import initialize, materialize
 from nanigpt.optim.groups import learning_rates, require_matches
 from nanigpt.optim.schedule import Schedule
@@ -31,6 +30,9 @@ from nanigpt.training.metrics import Metrics
 from nanigpt.training.profiling import Profiling
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.sample import Sampler
+
+if TYPE_CHECKING:
+    from nanigpt.models.huggingface.reader import Pretrained
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +321,7 @@ class Trainer:
         """
         require_matches(self.optimizer(self.model.named_parameters()))
 
-    def check(self, world: World, run: RunDirectory | None = None) -> Pretrained | None:
+    def check(self, world: World, run: RunDirectory | None = None) -> "Pretrained | None":
         """Makes the text ready on every rank, and checks what only processes and files can tell.
 
         Args:
@@ -347,6 +349,8 @@ class Trainer:
         self.data.setup()
         if run is None or self.initial_weights is None or self.checkpointer.latest(run):
             return None
+        from nanigpt.models.huggingface.reader import Pretrained
+
         try:
             return Pretrained(self.initial_weights, self.model)
         except UsageError as error:
