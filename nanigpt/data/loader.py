@@ -23,11 +23,12 @@ class Loader:
     them, and there is no state to keep: a resumed run reads on from the first sample it lacks.
 
     Args:
-        prefetch: how many steps ahead; 0 reads when a step asks, without a thread.
+        prefetch: steps whose batches are read ahead; 0 reads them when they are used. None is 2
+            where a GPU computes, and 0 on a CPU, which the thread would take from the model.
     """
 
-    def __init__(self, *, prefetch: Annotated[int, Unit("steps")] = 2):
-        if prefetch < 0:
+    def __init__(self, *, prefetch: Annotated[int | None, Unit("steps")] = None):
+        if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch={prefetch}: expected 0 or more")
         self.prefetch = prefetch
 
@@ -46,14 +47,15 @@ class Loader:
         """
         cuda = device.type == "cuda"
         make = functools.partial(_pinned, read) if cuda else read
-        if not self.prefetch:
+        prefetch = (2 if cuda else 0) if self.prefetch is None else self.prefetch
+        if not prefetch:
             yield map(make, samples)
             return
         # A new thread's GPU is the first one, on which pinning memory would set CUDA up.
         start = {"initializer": torch.cuda.set_device, "initargs": (device,)} if cuda else {}
         with ThreadPoolExecutor(1, thread_name_prefix="loader", **start) as thread:
             try:
-                yield _ahead(functools.partial(thread.submit, make), samples, self.prefetch)
+                yield _ahead(functools.partial(thread.submit, make), samples, prefetch)
             finally:
                 thread.shutdown(cancel_futures=True)
 
