@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("startup", "config", "step", "memory", "loss")
+SCRIPTS = ("startup", "config", "step", "around", "memory", "loss")
 
 
 def main() -> None:

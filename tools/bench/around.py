@@ -1,0 +1,93 @@
+"""What a framework does around the model: CPU time that it adds to a step of few milliseconds.
+
+    ./tools/run python tools/bench/around.py
+
+A bare loop over the same modules runs in the same process: ten steps of the framework, ten steps of
+the bare loop, and so on (loops.py). Runs of two processes differ by more than is looked for here;
+neighbouring blocks of one process hardly do. A block of the framework is compared with the mean of
+the bare blocks before and after it.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import loops
+
+BLOCK = 10  # steps
+DROPPED = 2  # blocks
+
+
+class Alternation:
+    """CPU milliseconds of the steps that are told, and of bare steps made between them."""
+
+    def __init__(self, bare: Iterator):
+        self.bare = bare
+        self.steps = 0
+        self.told_ms: list[float] = []
+        self.bare_ms: list[float] = []
+        self.start = None
+
+    def step(self, loss=None) -> None:
+        """After each step of the framework."""
+        self.steps += 1
+        # The last steps are left out: the bare loop would run out of batches.
+        if self.steps % BLOCK or self.steps > loops.STEPS["small"] - BLOCK:
+            return
+        end = time.process_time()
+        if self.start is not None:
+            self.told_ms.append(1000 * (end - self.start) / BLOCK)
+        for _ in range(BLOCK):
+            next(self.bare)
+        self.start = time.process_time()
+        self.bare_ms.append(1000 * (self.start - end) / BLOCK)
+
+    def figures(self) -> harness.Figures:
+        told, bare = self.told_ms[DROPPED:], self.bare_ms[DROPPED:]
+        more = [t - (a + b) / 2 for t, a, b in zip(told, bare, bare[1:], strict=False)]
+        lower, median, upper = statistics.quantiles(more)
+        return {
+            "ms": statistics.median(told),
+            "bare ms": statistics.median(bare),
+            "more ms": median,
+            "lower quartile": lower,
+            "upper quartile": upper,
+        }
+
+
+def ours() -> harness.Figures:
+    both = Alternation(loops.bare("small", own_model=True))
+    loops.ours("small", both.step)
+    return both.figures()
+
+
+def trainer_of_transformers() -> harness.Figures:
+    both = Alternation(loops.bare("small", own_model=False))
+    loops.trainer_of_transformers("small", both.step, lambda loss: None)
+    return both.figures()
+
+
+VARIANTS = {"ours": ours, "transformers' Trainer": trainer_of_transformers}
+
+
+def report(repetitions: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[loops.FOLDER] = folder
+        loops.prepare(Path(folder), "small")
+        found = harness.measure(__file__, VARIANTS, repetitions=repetitions)
+    harness.heading("Around a small model, beside the same modules in a bare loop", repetitions)
+    for name, of in found.items():
+        quartiles = f"{of['lower quartile']:.2f} to {of['upper quartile']:.2f}"
+        print(
+            f"  {name:<24} {of['more ms']:5.2f} ms CPU more per step ({quartiles} between "
+            f"quartiles of blocks); bare {of['bare ms']:.2f} ms"
+        )
+    return {"around": found}
+
+
+if __name__ == "__main__":
+    harness.main(__file__, VARIANTS, report)

@@ -1,0 +1,185 @@
+"""The loops that are compared: our Trainer, that of transformers, and the shortest there is.
+
+All train the same Llama from the same weights on the same batches, with AdamW and clipped
+gradients, in float32. `large` has 6 M parameters and 8 x 256 tokens; a step of `small` takes few
+milliseconds.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+WARM_UP = 3  # steps that are not measured
+FOLDER = "NANIGPT_BENCH"  # environment variable: where weights and batches are
+LARGE = ["tag:GlobalBatchSize=8", "tag:SequenceLength=256"]
+SMALL = [
+    "fiddler:debug_scale",
+    "tag:GlobalBatchSize=1",
+    "tag:SequenceLength=32",
+    "tag:VocabSize=512",
+    "set:loss=@cross_entropy()",  # as the bare loops have: it is not the loss that is compared
+]
+STEPS = {"large": 4, "small": 600}
+LOGGED = 7  # steps whose mean loss the Trainer of transformers logs at a time
+
+AfterStep = Callable[..., None]  # is given the step's loss, where there is one per step
+
+
+def config(size: str):
+    """A run of our Trainer that does nothing but train."""
+    from nanigpt.config.flag import compose
+
+    cfg = compose(["config:llama3_debug", *(LARGE if size == "large" else SMALL)])
+    # One more than is measured, since the last step is validated.
+    cfg.steps = WARM_UP + STEPS[size] + 1
+    cfg.schedule.warmup_steps = WARM_UP
+    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
+    cfg.evaluation.n_sequences = 1
+    cfg.sampler.max_new_tokens = 1
+    return cfg
+
+
+def prepare(folder: Path, size: str) -> None:
+    """Weights as transformers reads them, and the batches of the run."""
+    import torch
+
+    from nanigpt.config.build import build
+    from nanigpt.models.huggingface.writer import save_pretrained
+    from nanigpt.models.init import initialize, materialize
+
+    trainer = build(config(size))
+    materialize(trainer.model, "cpu")
+    initialize(trainer.model, seed=trainer.seed)
+    save_pretrained(trainer.model, folder / "weights")
+    trainer.data.setup()
+    size = trainer.global_batch_size
+    batches = [
+        trainer.data.train_batch(range(step * size, (step + 1) * size), seed=trainer.seed)
+        for step in range(trainer.steps)
+    ]
+    tokens = torch.stack([batch.tokens_BL for batch in batches])
+    labels = torch.stack([batch.labels_BL for batch in batches])
+    torch.save({"tokens": tokens, "labels": labels}, folder / "batches.pt")
+
+
+def ours(size: str, after_step: AfterStep) -> None:
+    """The Trainer, with data, schedule, metrics and all."""
+    import fiddle as fdl
+    from timed import TimedMetrics
+
+    from nanigpt.config.build import build
+    from nanigpt.parallel.world import start_world
+    from nanigpt.training.run_directory import RunDirectory
+
+    cfg = config(size)
+    fdl.update_callable(cfg.metrics, TimedMetrics)
+    trainer = build(cfg)
+    trainer.metrics.after_step = after_step
+    with tempfile.TemporaryDirectory() as path:
+        trainer.run(RunDirectory(Path(path)), start_world("cpu"))
+
+
+def bare(size: str, *, own_model: bool) -> Iterator:
+    """The shortest loop: forward, backward, clip, AdamW with both of its groups; losses of steps.
+
+    Args:
+        own_model: our modules, or LlamaForCausalLM of transformers.
+    """
+    import torch
+
+    from nanigpt.optim.schedule import Cosine
+
+    folder = Path(os.environ[FOLDER])
+    batches = torch.load(folder / "batches.pt")
+    if own_model:
+        from nanigpt.config.build import build
+        from nanigpt.models.init import initialize, materialize
+
+        model = build(config(size).model)
+        materialize(model, "cpu")
+        initialize(model, seed=0)
+    else:
+        from transformers import LlamaForCausalLM
+
+        model = LlamaForCausalLM.from_pretrained(folder / "weights", dtype=torch.float32)
+    model.train()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+    schedule = Cosine(warmup_steps=WARM_UP)
+    for step, (tokens, labels) in enumerate(zip(*batches.values(), strict=True)):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * schedule(step, len(batches["tokens"]))
+        out = model(tokens)
+        logits = out if own_model else out.logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        del out, logits
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield loss.detach()
+
+
+def trainer_of_transformers(size: str, after_step: AfterStep, after_log: AfterStep) -> None:
+    """The Trainer of transformers on its Llama, in the order of our samples."""
+    import torch
+    from transformers import (
+        LlamaForCausalLM,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        default_data_collator,
+    )
+
+    folder = Path(os.environ[FOLDER])
+    batches = torch.load(folder / "batches.pt")
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            after_step()
+
+        def on_log(self, args, state, control, logs=None, **__):
+            if "loss" in logs:
+                after_log(logs["loss"])
+
+    tokens, labels = (x.flatten(0, 1) for x in batches.values())
+    rows = [
+        {"input_ids": t, "labels": y, "shift_labels": y}
+        for t, y in zip(tokens, labels, strict=True)
+    ]
+    with tempfile.TemporaryDirectory() as path:
+        arguments = TrainingArguments(
+            output_dir=path,
+            max_steps=len(batches["tokens"]),
+            per_device_train_batch_size=batches["tokens"].shape[1],
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=WARM_UP,
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            optim="adamw_torch_fused",
+            logging_steps=LOGGED,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            remove_unused_columns=False,
+        )
+        model = LlamaForCausalLM.from_pretrained(folder / "weights", dtype=torch.float32)
+
+        class InOrder(Trainer):
+            def _get_train_sampler(self, *_):
+                return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        trainer = InOrder(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=default_data_collator,
+            callbacks=[Steps()],
+        )
+        trainer.train()
