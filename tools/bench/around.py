@@ -27,6 +27,7 @@ class Alternation:
 
     def __init__(self, bare: Iterator):
         self.bare = bare
+        next(bare)  # has its model, before garbage collection freezes what is there
         self.steps = 0
         self.told_ms: list[float] = []
         self.bare_ms: list[float] = []
