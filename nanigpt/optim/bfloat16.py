@@ -1,13 +1,15 @@
 """AdamW whose moments are kept in bfloat16."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
+
+from nanigpt.optim.batched import BatchedOptimizer, Parameters, local
 
 _BATCH = 2**26  # elements whose moments are in float32 at a time, 512 MiB
 
 
-class BFloat16AdamW(torch.optim.Optimizer):
+class BFloat16AdamW(BatchedOptimizer):
     """AdamW that computes in float32 and rounds the moments to nearest when it is done.
 
     Weights are what they are, float32; only what is kept of their past takes half the memory.
@@ -18,22 +20,22 @@ class BFloat16AdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> torch.Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for batch in _batches([p for p in group["params"] if p.grad is not None]):
-                self._update(batch, group)
-        return loss
+    def _batches(self, parameters: Parameters) -> Iterator[Parameters]:
+        batch, elements = [], 0
+        for parameter, shard in zip(parameters, local(parameters), strict=True):
+            if batch and elements + shard.numel() > _BATCH:
+                yield batch
+                batch, elements = [], 0
+            batch.append(parameter)
+            elements += shard.numel()
+        if batch:
+            yield batch
 
-    def _update(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
+    def _update(self, parameters: Parameters, group: dict) -> None:
         states = [self._state(p) for p in parameters]
         # Shards are updated each by itself: no operation looks beyond an element.
-        weights, gradients = _local(parameters), _local([p.grad for p in parameters])
-        kept = [_local([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")]
+        weights, gradients = local(parameters), local([p.grad for p in parameters])
+        kept = [local([state[name] for state in states]) for name in ("exp_avg", "exp_avg_sq")]
         means, squares = [[x.float() for x in moments] for moments in kept]
         beta1, beta2 = group["betas"]
         torch._foreach_lerp_(means, gradients, 1 - beta1)
@@ -58,19 +60,3 @@ class BFloat16AdamW(torch.optim.Optimizer):
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, dtype=torch.bfloat16)
         return state
-
-
-def _local(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [getattr(x, "_local_tensor", x) for x in tensors]
-
-
-def _batches(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    batch, elements = [], 0
-    for parameter, local in zip(parameters, _local(parameters), strict=True):
-        if batch and elements + local.numel() > _BATCH:
-            yield batch
-            batch, elements = [], 0
-        batch.append(parameter)
-        elements += local.numel()
-    if batch:
-        yield batch

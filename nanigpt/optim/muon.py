@@ -12,6 +12,7 @@ import torch
 from nanigpt import tags
 from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import require_not_negative
+from nanigpt.optim.batched import BatchedOptimizer, Parameters, local
 from nanigpt.optim.groups import (
     NamedParameters,
     ParameterGroup,
@@ -95,7 +96,7 @@ def muon(
     )
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(BatchedOptimizer):
     """Muon for its own groups, which come first, and another optimizer for its groups, as one.
 
     `torch.optim.Muon` computes the same of whole matrices, and takes no stacks. Of shards it is
@@ -136,24 +137,32 @@ class Muon(torch.optim.Optimizer):
         self.others.param_groups = self.param_groups[self._n_own :]
         self.others.state = self.state
 
-    @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> torch.Tensor | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups[: self._n_own]:
-            for batch in _batches([p for p in group["params"] if p.grad is not None]):
-                self._update(batch, group)
+    def _update_groups(self, groups: list[dict]) -> None:
+        super()._update_groups(groups[: self._n_own])
         self.others.step()
-        return loss
 
-    def _update(self, parameters: list[torch.nn.Parameter], group: dict) -> None:
+    def _batches(self, parameters: Parameters) -> Iterator[Parameters]:
+        """Matrices that are exchanged together: as many as ranks, so that each has a whole one.
+
+        Stacks of matrices, and what is in one process, are by themselves.
+        """
+        alike: dict[Any, Parameters] = {}
+        for p in parameters:
+            alike.setdefault((p.shape, getattr(p, "placements", None)), []).append(p)
+        for of_one_shape in alike.values():
+            first = of_one_shape[0]
+            size = (
+                first.device_mesh.size() if hasattr(first, "placements") and first.ndim == 2 else 1
+            )
+            for start in range(0, len(of_one_shape), size):
+                yield of_one_shape[start : start + size]
+
+    def _update(self, parameters: Parameters, group: dict) -> None:
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = _local([self.state[p]["momentum_buffer"] for p in parameters])
-        gradients = _local([p.grad for p in parameters])
+        buffers = local([self.state[p]["momentum_buffer"] for p in parameters])
+        gradients = local([p.grad for p in parameters])
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         updates = buffers
         if group["nesterov"]:
@@ -165,7 +174,7 @@ class Muon(torch.optim.Optimizer):
             coefficients=group["ns_coefficients"],
             eps=group["eps"],
         )
-        weights = _local(parameters)
+        weights = local(parameters)
         rows, columns = parameters[0].shape[-2:]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         scale = (
@@ -212,22 +221,3 @@ def orthogonalize(
         square = x @ x.mT
         x = add_product(x, add_product(square, square, square, beta=b, alpha=c), x, beta=a)
     return x.mT if is_tall else x
-
-
-def _batches(parameters: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """Matrices that are exchanged together: as many as ranks, so that each has one of them whole.
-
-    Stacks of matrices, and what is in one process, are by themselves.
-    """
-    alike: dict[Any, list[torch.nn.Parameter]] = {}
-    for p in parameters:
-        alike.setdefault((p.shape, getattr(p, "placements", None)), []).append(p)
-    for of_one_shape in alike.values():
-        first = of_one_shape[0]
-        size = first.device_mesh.size() if hasattr(first, "placements") and first.ndim == 2 else 1
-        for start in range(0, len(of_one_shape), size):
-            yield of_one_shape[start : start + size]
-
-
-def _local(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    return [getattr(x, "_local_tensor", x) for x in tensors]
