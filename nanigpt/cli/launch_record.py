@@ -12,7 +12,9 @@ import nanigpt
 from nanigpt.parallel.world import World
 from nanigpt.training.run_directory import RunDirectory
 
-_PACKAGES = ("nanigpt", "torch", "fiddle", "absl-py", "datasets", "tokenizers", "numpy")
+_PACKAGES = (
+    *("nanigpt", "torch", "torchao", "fiddle", "absl-py", "datasets", "tokenizers", "numpy"),
+)
 
 
 def record_launch(run: RunDirectory, world: World, *, fingerprint: str) -> None:
