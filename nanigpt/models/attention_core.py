@@ -104,7 +104,7 @@ class ScaledDotProduct:
     Args:
         kernels: those that may be taken, the first that can do it. None allows all in the order
             that is best on the device: PyTorch's own, which begins with `flash`, but on Hopper
-            GPUs `cudnn` first. On a CPU the order is fixed.
+            GPUs `cudnn` first, except for single queries. On a CPU the order is fixed.
     """
 
     def __init__(self, *, kernels: Sequence[Kernel] | None = None):
@@ -148,7 +148,7 @@ class ScaledDotProduct:
         if sink_H is not None:
             q_BLHK, k_BSGK, v_BSGK = _with_sink(q_BLHK, k_BSGK, v_BSGK, sink_H)
             mask = F.pad(mask, (0, 1), value=True)
-        with self._kernels(q_BLHK.device):
+        with self._kernels(q_BLHK.device, length):
             out_BHLK = F.scaled_dot_product_attention(
                 q_BLHK.transpose(1, 2),
                 k_BSGK.transpose(1, 2),
@@ -160,8 +160,10 @@ class ScaledDotProduct:
             )
         return out_BHLK.transpose(1, 2)[..., :value_dim]
 
-    def _kernels(self, device: torch.device) -> Any:
-        kernels = self.kernels or (_ON_HOPPER if is_hopper(device) else None)
+    def _kernels(self, device: torch.device, length: int) -> Any:
+        # Of cuDNN, each new number of keys is prepared for anew, which sampling has for each token.
+        on_hopper = length > 1 and is_hopper(device)
+        kernels = self.kernels or (_ON_HOPPER if on_hopper else None)
         if kernels is None:
             return contextlib.nullcontext()
         from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -4,6 +4,8 @@ Shapes: B batch, L queries, H query heads, G KV heads, K head_dim, V that of val
 N sequences, W a width that the kernel takes.
 """
 
+import inspect
+
 import torch
 from torch.nn import functional as F
 
@@ -71,6 +73,9 @@ class VarLen:
         q_THW, k_TGW, v_TGW = (_padded(x.flatten(0, 1), width) for x in (q_BLHK, k_BLGK, v_BLGV))
         window, chunk = visibility.window, visibility.chunk
         longest = min(length, chunk or length)  # an upper bound, which the kernel may be given
+        grouped = {}
+        if n_heads != k_BLGK.shape[2] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
+            grouped["enable_gqa"] = True  # torch 2.11 takes them without being told
         out_THW = varlen_attn(
             q_THW,
             k_TGW,
@@ -81,7 +86,7 @@ class VarLen:
             longest,
             scale=head_dim**-0.5,
             window_size=(-1 if window is None else window - 1, 0),
-            enable_gqa=n_heads != k_BLGK.shape[2],
+            **grouped,
         )
         return out_THW[..., :value_dim].unflatten(0, (batch, length))
 

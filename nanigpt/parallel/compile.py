@@ -34,7 +34,7 @@ class Compile:
         fullgraph: refuse code that cannot be captured as one graph, rather than split it.
         scope: `blocks`, or `model` for a graph of the whole, which takes longer to compile and
             cannot be sharded (FSDP) nor pipelined.
-        loss: compile a chunk of `LinearCrossEntropy`, too.
+        loss: compile a chunk of `LinearCrossEntropy`, too; with scope `model` it always is.
     """
 
     def __init__(

@@ -210,9 +210,12 @@ class _Exchanged:
 
 def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     """What all ranks have along dim 1, in their order; with gradients."""
-    from torch.distributed._functional_collectives import all_gather_single_autograd
+    from torch.distributed import _functional_collectives as functional
 
-    gathered = waited(all_gather_single_autograd(x_BL.contiguous(), 0, mesh))
+    name = "all_gather_single_autograd"
+    if not hasattr(functional, name):  # torch 2.11
+        name = "all_gather_tensor_autograd"
+    gathered = waited(getattr(functional, name)(x_BL.contiguous(), 0, mesh))
     return torch.cat(gathered.chunk(mesh.size()), dim=1)
 
 

@@ -139,7 +139,7 @@ def _sum(
         loss_of_chunk, gradient_CV = chunk(
             x_CD, weight_VD, bias_V, labels_C, valid_C, z_loss, part, gradient=any(wanted)
         )
-        loss += loss_of_chunk
+        loss = loss + loss_of_chunk  # in place, torch 2.11 would compile it without gradients
         # What is not to be learned is left out of products, whose rows are short, not of logits.
         valid_C1 = valid_C[:, None].to(x_TD.dtype)
         if of_x:
@@ -167,9 +167,11 @@ def _add_product(
         sum_VD = b_CD.new_zeros(a_VC.shape[0], b_CD.shape[1], dtype=torch.float32)
     if a_VC.dtype == torch.float32:
         return sum_VD.addmm_(a_VC, b_CD)
-    if a_VC.is_cuda and torch.version.cuda is not None:
-        return torch.addmm(sum_VD, a_VC, b_CD, out_dtype=torch.float32, out=sum_VD)
-    return sum_VD.add_(a_VC @ b_CD)
+    if not a_VC.is_cuda or torch.version.cuda is None:
+        return sum_VD.add_(a_VC @ b_CD)
+    if torch.compiler.is_compiling():  # which does not know the sum with this output (torch 2.11)
+        return sum_VD.add_(torch.mm(a_VC, b_CD, out_dtype=torch.float32))
+    return torch.addmm(sum_VD, a_VC, b_CD, out_dtype=torch.float32, out=sum_VD)
 
 
 def _gathered(x: torch.Tensor, part: VocabularyPart) -> torch.Tensor:

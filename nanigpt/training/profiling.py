@@ -304,7 +304,10 @@ class _TraceRecording(_Recording):
 class _MemoryRecording(_Recording):
     def start(self) -> None:
         super().start()
-        torch.cuda.memory._record_memory_history(max_entries=self.window.max_entries)
+        # Python's lines alone: to find those of C++, writing would take minutes.
+        torch.cuda.memory._record_memory_history(
+            max_entries=self.window.max_entries, stacks="python"
+        )
 
     def stop(self, *, whole: bool) -> dict[str, float]:
         super().stop(whole=whole)

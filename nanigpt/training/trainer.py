@@ -359,7 +359,9 @@ class Trainer:
     def setup_model(self, world: World) -> ParallelModel:
         """Splits the model, gives it memory, fills it; in this order no rank holds it whole."""
         compile = self.parallelizer.compile
-        if compile is not None and compile.loss and isinstance(self.loss, LinearCrossEntropy):
+        # Of a model that is compiled as a whole, the loss is a part.
+        alone = compile is not None and compile.loss and compile.scope == "blocks"
+        if alone and isinstance(self.loss, LinearCrossEntropy):
             self.loss.compile(compile.function)
         parallel = self.parallelizer.parallelize(
             self.model,

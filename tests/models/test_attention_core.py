@@ -326,7 +326,7 @@ def test_only_kernels_that_are_allowed_are_taken(kernels):
     torch.testing.assert_close(compiled(*inputs()), out, rtol=0, atol=0)
 
 
-def test_on_hopper_cudnn_comes_first(monkeypatch):
+def test_on_hopper_cudnn_comes_first_but_for_single_queries(monkeypatch):
     orders = []
 
     def attend(*arguments, **named):
@@ -337,10 +337,13 @@ def test_on_hopper_cudnn_comes_first(monkeypatch):
     plain = attention_core.F.scaled_dot_product_attention
     monkeypatch.setattr(attention_core.F, "scaled_dot_product_attention", attend)
     monkeypatch.setattr(attention_core, "is_hopper", lambda device: True)
-    out = ScaledDotProduct()(*inputs())
-    torch.testing.assert_close(out, Eager()(*inputs()), rtol=1e-5, atol=1e-5)
+    q, k, v = inputs()
+    out = ScaledDotProduct()(q, k, v)
+    torch.testing.assert_close(out, Eager()(q, k, v), rtol=1e-5, atol=1e-5)
+    ScaledDotProduct()(q[:, -1:], k, v)
     cudnn, flash = int(SDPBackend.CUDNN_ATTENTION), int(SDPBackend.FLASH_ATTENTION)
     assert orders[0][:2] == [cudnn, flash] != before[:2]
+    assert orders[1] == before
     assert [int(b) for b in torch._C._get_sdp_priority_order()] == before
 
 

@@ -1,5 +1,6 @@
 """VarLen attention against the written-out core; on a CPU with a kernel written out, too."""
 
+import functools
 import math
 
 import pytest
@@ -60,6 +61,7 @@ def naive(monkeypatch):
     """Replaces the kernel; holds the cumulative lengths that it was given."""
     given = []
 
+    @functools.wraps(naive_varlen)
     def kernel(q, k, v, cu_seq_q, *rest, **named):
         given.append(cu_seq_q)
         return naive_varlen(q, k, v, cu_seq_q, *rest, **named)
@@ -111,6 +113,18 @@ def test_sequences_are_what_queries_see(naive, visibility, kind):
 def test_heads_of_any_size_are_made_fit(naive, kv_heads, key_dim, value_dim):
     tensors = inputs(kv_heads=kv_heads, key_dim=key_dim, value_dim=value_dim)
     compare(tensors, places("documents"), Visibility(window=5), {})
+
+
+def test_a_kernel_need_not_be_told_of_grouped_queries(monkeypatch):
+    """As that of torch 2.11, which has no such argument."""
+
+    def kernel(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size):
+        lengths = (cu_seq_q, cu_seq_k, max_q, max_k)
+        named = {"scale": scale, "window_size": window_size}
+        return naive_varlen(q, k, v, *lengths, **named, enable_gqa=True)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    compare(inputs(), places("documents"), Visibility(), {})
 
 
 def test_sequences_end_with_documents_chunks_and_rows(naive):

@@ -4,15 +4,19 @@
     ./tools/run python tools/bench/gpu.py --recipes llama3_3b --minutes 5
 
 Each rung of a ladder is a process of its own: the recipe's model in sequences of 4096 tokens, one
-local batch a step. A rung is what the one above it is, and one change. MFU is by the convention
+local batch a step. A rung is what the one above it is, and one change; those that answer most are
+run first, as all of two recipes take longer than ten minutes. MFU is by the convention
 6 N_matmul + 12 L d S per token over the device's dense bf16 peak of the data sheet, also where
 products are in float8. Beside it stands the fastest bf16 matrix product that was measured, as a
 share of that peak. Rungs that the time did not suffice for are named, and so are those that failed.
 """
 
 import argparse
+import importlib.metadata
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,7 +25,8 @@ from pathlib import Path
 
 import harness
 
-WARM_UP, STEPS = 6, 10
+WARM_UP, STEPS = 4, 8
+MFU = "6 N_matmul + 12 L d S FLOPs per token, over the dense bf16 peak of the data sheet"
 
 # What every rung starts from, and what it changes; "" is the start.
 BEGINNING = [
@@ -42,6 +47,13 @@ CHANGES = {
     "+ float8 tensorwise": ["fiddler:float8('tensorwise')"],
     "+ float8 rowwise instead": ["tag:Float8=None", "fiddler:float8('rowwise')"],
 }
+# Eager, compiled, and in float8: run before the others, of all recipes.
+FIRST = (
+    "+ chunked loss",
+    "+ recomputation none",
+    "+ float8 tensorwise",
+    "+ float8 rowwise instead",
+)
 # Recipe -> sequences of 4096 tokens in a step.
 RECIPES = {"llama3_1b": 8, "llama3_3b": 4}
 
@@ -75,17 +87,20 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
     cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
     cfg.evaluation.n_sequences = cfg.evaluation.batch_size = cfg.sampler.max_new_tokens = 1
     fdl.update_callable(cfg.metrics, TimedMetrics)
-    trainer, times, losses = build(cfg), [], []
+    trainer, times, count = build(cfg), [], itertools.count(1)
     world = start_world(device)
 
     def after_step(loss) -> None:
-        losses.append(float(loss))  # waits for the device
+        step = next(count)
+        if step not in (WARM_UP, WARM_UP + STEPS):
+            return
+        last = float(loss)  # waits for the device, which steps between do not
         times.append(time.perf_counter())
-        if len(times) == WARM_UP and device == "cuda":
+        if step == WARM_UP and device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        if len(times) == steps - 1:
+        elif step > WARM_UP:
             peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-            seconds = (times[-1] - times[WARM_UP - 1]) / (len(times) - WARM_UP)
+            seconds = (times[1] - times[0]) / STEPS
             speed = batch * length / seconds
             flops = trainer.model_flops * speed
             peaks = device_peaks(world.device)
@@ -94,7 +109,7 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
                 "ms_per_step": 1000 * seconds,
                 "mfu": flops / peaks.flops if peaks else None,
                 "peak_memory_gib": peak,
-                "loss": losses[-1],
+                "loss": last,
             }
             harness.figures(result)
             sys.stdout.flush()
@@ -107,8 +122,8 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
     raise AssertionError("the run ended before its last step was measured")
 
 
-def matmul(device: str) -> dict[str, float | None]:
-    """The fastest bf16 product, in FLOP/s, beside the data sheet's."""
+def matmul(device: str) -> dict[str, float | str | None]:
+    """The device, and its fastest bf16 product, in FLOP/s, beside the data sheet's."""
     import torch
 
     from nanigpt.training.hardware import device_peaks, measured_flops
@@ -116,7 +131,12 @@ def matmul(device: str) -> dict[str, float | None]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     peaks = device_peaks(torch.device(device))
     measured = measured_flops(torch.device(device), dtype, seconds=1.0)
-    return {"matmul_flops": measured, "share_of_peak": measured / peaks.flops if peaks else None}
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "peak_flops": peaks.flops if peaks else None,
+        "matmul_flops": measured,
+        "share_of_peak": measured / peaks.flops if peaks else None,
+    }
 
 
 def attention_speeds(device: str) -> dict[str, float | str]:
@@ -177,6 +197,8 @@ def main() -> None:
         run(recipe, ladder()[rung], batch, arguments.length, arguments.device)
         return
     begin, results = time.monotonic(), {}
+    about = harness.surroundings() | {"command": " ".join(sys.argv), "mfu is": MFU}
+    about |= {name: _version(name) for name in ("torchao", "triton")}
 
     def started(recipe: str, rung: str, batch: int) -> dict:
         left = arguments.minutes * 60 - (time.monotonic() - begin)
@@ -189,27 +211,43 @@ def main() -> None:
         except subprocess.TimeoutExpired:
             return {"skipped": "no time left"}
         if done.returncode:
-            return {"failed": done.stderr.strip().splitlines()[-1:]}
+            return {"failed": _reason(done.stderr)}
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     def keep(name: str, found: dict) -> None:
         results[name] = found
         if arguments.json is not None:
-            arguments.json.write_text(
-                json.dumps(results | {"machine": harness.surroundings()}, indent=2) + "\n"
-            )
+            arguments.json.write_text(json.dumps(results | {"machine": about}, indent=2) + "\n")
 
     kernels = started("kernels", "", 1)
     keep("kernels", kernels)
     print("kernels", json.dumps(kernels), flush=True)
-    for recipe, batch in batches.items():
+    print(f"MFU: {MFU}")
+    later = [rung for rung in ladder() if rung not in FIRST]
+    for rungs, (recipe, batch) in itertools.product((FIRST, later), batches.items()):
         print(f"{recipe}, {batch} x {arguments.length} tokens")
-        for rung in ladder():
+        for rung in rungs:
             if arguments.rungs and arguments.rungs not in rung:
                 continue
             found = started(recipe, rung, batch)
             keep(f"{recipe}: {rung}", found)
             print(f"  {rung:<62} {_line(found)}", flush=True)
+
+
+def _reason(stderr: str) -> str:
+    """What was raised: the compiler's errors are followed by advice."""
+    lines = stderr.strip().splitlines() or ["nothing was said"]
+    raised = [
+        line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed|Unsupported)\b", line)
+    ]
+    return (raised or lines)[-1]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _line(found: dict) -> str:
