@@ -20,6 +20,12 @@ class VarLen:
     and gives no gradient of its log-sum-exp, so there are no sinks.
     """
 
+    def __init__(self):
+        from torch.nn.attention.varlen import varlen_attn
+
+        # Torch 2.11 takes fewer heads of keys without being told.
+        self._told_of_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
+
     def prepare(
         self,
         places: Places | None,
@@ -73,9 +79,7 @@ class VarLen:
         q_THW, k_TGW, v_TGW = (_padded(x.flatten(0, 1), width) for x in (q_BLHK, k_BLGK, v_BLGV))
         window, chunk = visibility.window, visibility.chunk
         longest = min(length, chunk or length)  # an upper bound, which the kernel may be given
-        grouped = {}
-        if n_heads != k_BLGK.shape[2] and "enable_gqa" in inspect.signature(varlen_attn).parameters:
-            grouped["enable_gqa"] = True  # torch 2.11 takes them without being told
+        grouped = {"enable_gqa": n_heads != k_BLGK.shape[2]} if self._told_of_groups else {}
         out_THW = varlen_attn(
             q_THW,
             k_TGW,

@@ -113,30 +113,28 @@ class FullyShardedDataParallel:
         experts = set(expert_parameters(model))
         if not experts:
             return None
-        from torch.distributed.fsdp._fully_shard._fsdp_common import (
-            FSDPMeshInfo,
-            HSDPMeshInfo,
-            ShardPlacementResult,
-        )
+        from torch.distributed.fsdp._fully_shard import _fsdp_common as common
 
-        def over(mesh: "DeviceMesh") -> FSDPMeshInfo:
+        def over(mesh: "DeviceMesh") -> common.FSDPMeshInfo:
             if mesh.ndim == 1:
-                return FSDPMeshInfo(mesh, shard_mesh_dim=0)
-            return HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
+                return common.FSDPMeshInfo(mesh, shard_mesh_dim=0)
+            return common.HSDPMeshInfo(mesh, shard_mesh_dim=1, replicate_mesh_dim=0)
 
         usual = over(mesh)
-        if layout.sizes["ep"] > 1:
-            mesh = (
-                layout.experts["dp_replicate", "fsdp"] if mesh.ndim == 2 else layout.experts["fsdp"]
-            )
+        if layout.sizes["ep"] == 1:
+            size = usual.shard_mesh_size
+            return lambda p: _sharded_dim(p, size) if p in experts else None
         # Those of several processes' groups are gathered and summed in turn; upstream knows groups
         # by the identity of these objects.
-        theirs = over(mesh) if layout.sizes["ep"] > 1 else usual
+        theirs = over(
+            layout.experts["dp_replicate", "fsdp"] if mesh.ndim == 2 else layout.experts["fsdp"]
+        )
 
-        def place(parameter: nn.Parameter) -> ShardPlacementResult:
+        def place(parameter: nn.Parameter) -> common.ShardPlacementResult:
             if parameter not in experts:
-                return ShardPlacementResult(None, usual)
-            return ShardPlacementResult(_sharded_dim(parameter, theirs.shard_mesh_size), theirs)
+                return common.ShardPlacementResult(None, usual)
+            dim = _sharded_dim(parameter, theirs.shard_mesh_size)
+            return common.ShardPlacementResult(dim, theirs)
 
         return place
 
