@@ -8,6 +8,7 @@ import logging
 
 from absl import flags
 
+from nanigpt import tags
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import restore
 
@@ -19,7 +20,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    trainer, parallel, progress = restore(values)
+    # A run of a GPU can be evaluated without one: any device has the compute dtype, and attention.
+    trainer, parallel, progress = restore(
+        values, instead={tags.Float8: None, tags.AttentionCore: None}
+    )
     world = parallel.layout.world
     trainer.check(world)
     if world.is_main and progress.step and progress.text != trainer.data.digest:

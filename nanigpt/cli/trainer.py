@@ -1,6 +1,7 @@
 """What commands share: a trainer from a config, and a recorded run's model."""
 
 import copy
+import logging
 from typing import Any
 
 from absl import flags
@@ -14,8 +15,11 @@ from nanigpt.errors import UsageError
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.world import start_world
 from nanigpt.training.checkpoint import Progress
+from nanigpt.training.device_checks import check_device
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 def build_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
@@ -42,6 +46,7 @@ _ANY_WORLD = {
     tags.DataParallelShard: -1,
     tags.ContextParallel: 1,
     tags.TensorParallel: 1,
+    tags.ExpertParallel: 1,
 }
 
 
@@ -79,17 +84,32 @@ def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None 
 
 
 def restore(
-    values: flags.FlagValues, *, changes: dict[Any, Any] | None = None
+    values: flags.FlagValues,
+    *,
+    changes: dict[Any, Any] | None = None,
+    instead: dict[Any, Any] | None = None,
 ) -> tuple[Trainer, ParallelModel, Progress]:
-    """Builds the recorded config of `--run` and loads its newest checkpoint.
+    """Builds the recorded config of `--run` and loads its newest checkpoint, on a CPU where there
+    is no other device.
 
     Args:
         changes: values of tags that differ from the recorded config.
+        instead: further ones, where this device has not what the run was trained with; that they
+            are taken is told.
 
     Raises:
         UsageError: there is no such run, or it has no checkpoint.
     """
     trainer = build_trainer(recorded_config(values, changes=changes))
-    world = start_world(trainer.device)
+    world = start_world("auto" if trainer.device == "cuda" else trainer.device)
+    if instead:
+        try:
+            check_device(trainer.model, trainer.parallelizer, world.device.type)
+        except UsageError as error:
+            if world.is_main:
+                taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
+                log.warning("%s; going on with %s", str(error).partition(";")[0], taken)
+            changes = {**(changes or {}), **instead}
+            trainer = build_trainer(recorded_config(values, changes=changes))
     parallel, progress = trainer.restore(RunDirectory(values.run), world)
     return trainer, parallel, progress

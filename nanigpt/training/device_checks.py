@@ -40,7 +40,7 @@ def check_device(model: Decoder, parallelizer: Parallelizer, kind: str) -> None:
             f"{computed}; add --config=tag:ComputeDType=bfloat16, or take another "
             "tag:AttentionCore"
         )
-    if kind == "cpu" and parallelizer.tensor.asynchronous:
+    if kind == "cpu" and parallelizer.tensor.asynchronous and parallelizer.mesh.axes["tp"] != 1:
         raise UsageError(
             "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
             "memory; set it to False on a CPU"

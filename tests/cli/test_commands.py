@@ -7,7 +7,9 @@ import time
 import types
 
 import pytest
+import torch
 
+from nanigpt.cli.main import main
 from nanigpt.cli.trainer import recorded_config
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.record import dump
@@ -76,6 +78,34 @@ def test_eval_gives_what_training_logged(run):
     result = json.loads(succeed(nanigpt("eval", f"--run={path}")).splitlines()[-1])
     last = metrics(path)[-1]
     assert result == {k: last[k] for k in ("step", "val_loss", "val_bits_per_byte")}
+
+
+@pytest.mark.parametrize(
+    "edit, told",
+    [
+        ("fiddler:float8", "float8='tensorwise': expected a CUDA device"),
+        ("tag:AttentionCore=@varlen_attention()", "VarLen's kernel is of CUDA devices"),
+        ("set:device=cuda", None),
+        ("fiddler:expert_parallel(2)", None),
+    ],
+)
+def test_a_run_of_gpus_is_evaluated_on_a_cpu(
+    edit, told, run, tmp_path, monkeypatch, capsys, caplog
+):
+    """In the compute dtype, with attention that any device has, which is told."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path, _ = run
+    (tmp_path / "checkpoints").symlink_to(path / "checkpoints")
+    (tmp_path / "config.json").write_text(dump(tiny(edit)))
+    assert main(["eval", f"--run={tmp_path}"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["val_loss"] == pytest.approx(metrics(path)[-1]["val_loss"], rel=1e-6)
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    if told is None:
+        assert not warned
+    else:
+        assert told in warned[0] and warned[0].endswith("with Float8=None, AttentionCore=None")
+    assert len(warned) <= 1
 
 
 def test_a_run_of_another_version_says_what_to_do(tmp_path):
