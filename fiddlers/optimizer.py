@@ -27,6 +27,7 @@ def muon(
         weight_decay=cfg.optimizer.weight_decay,
         adjust_lr=adjust_lr,
         dtype=cfg.model.embedding.compute_dtype,
+        groups=cfg.optimizer.groups,
         others=cfg.optimizer,
     )
 
@@ -44,10 +45,11 @@ def parameter_group(
     lr: float | None = None,
     weight_decay: float | None = None,
 ) -> None:
-    """Gives AdamW's parameters of a name or kind a learning rate or a weight decay of their own."""
+    """Gives parameters of a name or kind, AdamW's and Muon's alike, a learning rate or a weight
+    decay of their own."""
     group = fdl.Config(ParameterGroup, select=select, lr=lr, weight_decay=weight_decay)
-    optimizer = _adamw(cfg)
-    optimizer.groups = (*optimizer.groups, group)
+    for optimizer in (_adamw(cfg), *selectors.select(cfg, make_muon, check_nonempty=False)):
+        optimizer.groups = (*optimizer.groups, group)
 
 
 def _adamw(cfg: fdl.Config[Trainer]) -> Any:

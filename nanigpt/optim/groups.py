@@ -93,7 +93,7 @@ def parameter_groups(
 
     Args:
         metric: under which name metrics tell the learning rate; that of a group with an own one is
-            followed by its label.
+            `lr` with its label.
     """
     # By group, whether they are vectors, mesh.
     made: dict[tuple[int, bool, Any], list[tuple[str, torch.nn.Parameter]]] = {}
@@ -113,8 +113,10 @@ def parameter_groups(
         if decay is None:
             decay = 0.0 if vectors else weight_decay
         entry = {"params": named, "weight_decay": decay, "metric": metric}
+        if index >= 0:
+            entry["select"] = selectors(group.select)
         if group.lr is not None:
-            entry |= {"lr": group.lr, "metric": f"{metric}_{group.label}"}
+            entry |= {"lr": group.lr, "metric": f"lr_{group.label}"}
         if not named:
             entry["param_names"] = []  # which torch finds in others by itself
             if index >= 0:
@@ -124,12 +126,15 @@ def parameter_groups(
 
 
 def require_matches(optimizer: torch.optim.Optimizer) -> None:
-    """Checks that every selector found something, of an optimizer of a whole model.
+    """Checks that every selector found something, of an optimizer of a whole model; one that
+    several optimizers have in common, in one of them.
 
     Raises:
         UsageError: one did not; the message names all such.
     """
-    unmatched = [g["unmatched"] for g in optimizer.param_groups if "unmatched" in g]
+    every = optimizer.param_groups
+    found = {g["select"] for g in every if "select" in g and g["params"]}
+    unmatched = [g["unmatched"] for g in every if "unmatched" in g and g.get("select") not in found]
     if unmatched:
         raise UsageError(
             f"optimizer: {', '.join(unmatched)}: no trained parameter is left for it; expected one "

@@ -53,7 +53,8 @@ def muon(
             `original` is sqrt(max(1, M / N)), for learning rates of about 0.02.
         dtype: of the iterations' products.
         select: selectors of Muon's matrices.
-        groups: of Muon's matrices, those with values of their own.
+        groups: of Muon's matrices, those with values of their own. `others` may have the same
+            ones, of which each takes what is its own.
 
     Raises:
         UsageError: an argument is out of range, or `select` selects what is no matrix.

@@ -119,6 +119,34 @@ def test_every_group_follows_the_schedule(tmp_path):
         assert row["lr_layers_attention"] == 0
 
 
+@pytest.mark.parametrize("muon_first", [True, False])
+def test_a_group_is_of_muons_and_of_the_other_parameters(muon_first):
+    """`layers[0]` has both, the embedding is no matrix of Muon's, and `wq` nothing else."""
+    edits = [
+        "fiddler:muon(lr=0.01)",
+        "fiddler:parameter_group('layers[0]', lr=0.5)",
+        "fiddler:parameter_group(embedding, lr=0.25)",
+        "fiddler:parameter_group('*.wq', weight_decay=0.75)",
+    ]
+    trainer = build(tiny(*(edits if muon_first else edits[1:] + edits[:1])))
+    trainer.check_optimizer()
+    optimizer = trainer.optimizer(trainer.model.named_parameters())
+    rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
+    decays = {n: g["weight_decay"] for g in optimizer.param_groups for n in g["param_names"]}
+    assert {rates[n] for n in rates if n.startswith("layers.0.")} == {0.5}
+    assert rates["layers.1.attention.wq.weight"] == 0.01
+    assert rates["layers.1.attention_norm.weight"] == rates["head.weight"] == 0.001
+    assert rates["embedding.weight"] == 0.25
+    assert decays["layers.1.attention.wq.weight"] == 0.75
+    assert decays["layers.0.attention.wq.weight"] == 0.1  # of the first group
+    assert learning_rates(optimizer) == {
+        "lr": 0.001,
+        "lr_muon": 0.01,
+        "lr_layers_0": 0.5,
+        "lr_embedding": 0.25,
+    }
+
+
 def test_learning_rates_by_tag():
     """A tag sets what is tagged with it, or with a tag derived from it."""
     run = ("config:llama3_debug", "fiddler:muon(lr=0.02)")
@@ -141,7 +169,7 @@ def test_learning_rates_by_tag():
         (["fiddler:muon", "set:optimizer.select=w9"], "optimizer: select='w9': no trained"),
         (
             ["fiddler:parameter_group(w9)", "fiddler:muon"],
-            "optimizer: others.groups[0].select='w9': no trained",
+            "optimizer: groups[0].select='w9', others.groups[0].select='w9': no trained",
         ),
         (["fiddler:muon", "set:optimizer.select=layers[0]"], "selects layers.0.attention_norm"),
         (["fiddler:parameter_group('layers[0]', lr=-1)"], "lr=-1.0: expected 0 or more"),
