@@ -26,6 +26,10 @@ CASES = {
         "set:parallelizer.tensor.sequence_parallel=False",
     ],
 }
+RECOMPUTING = {
+    "tp": ("llama3_debug", "fiddler:tensor_parallel(2)"),
+    "ep": ("qwen3_moe_debug", "fiddler:expert_parallel(2)"),
+}
 
 
 def counting() -> CommDebugMode:
@@ -37,9 +41,11 @@ def counting() -> CommDebugMode:
     return mode
 
 
-def count(world: World, edits: list[str], n_batches: int) -> dict[str, dict[str, int]]:
+def count(
+    world: World, edits: list[str], n_batches: int = 1, recipe: str = "llama3_debug"
+) -> dict[str, dict[str, int]]:
     """Calls per collective, in forward and backward pass."""
-    trainer = build(tiny(*edits))
+    trainer = build(tiny(*edits, recipe=recipe))
     parallel = trainer.setup_model(world)
     generator = torch.Generator().manual_seed(0)
     tokens_BL = torch.randint(512, (1, trainer.data.sequence_length), generator=generator)
@@ -83,7 +89,11 @@ def main(path: str) -> None:
         edits = ["fiddler:pipeline(2, '1F1B', 2)", "fiddler:fsdp(2)"]
         counts = {str(n): count_step(world, edits, n) for n in (1, 2)}
     else:
-        counts = {name: count(world, edits, 1) for name, edits in CASES.items()}
+        counts = {name: count(world, edits) for name, edits in CASES.items()}
+        for name, (recipe, edit) in RECOMPUTING.items():
+            for mode in ("none", "selective", "full"):
+                edits = [edit, f"tag:ActivationCheckpointing={mode}"]
+                counts[f"{name} {mode}"] = count(world, edits, recipe=recipe)
         counts["fsdp, two batches"] = count(world, CASES["fsdp default"], 2)
     if world.is_main:
         Path(path).write_text(json.dumps(counts, indent=1))

@@ -56,3 +56,16 @@ def test_without_sequence_parallel_everything_is_reduced_whole(counts):
         "all_gather_into_tensor": 1,
     }
     assert counts["tp without sequence"]["backward"] == {"all_reduce": 5}
+
+
+@pytest.mark.parametrize(
+    ("case", "operation", "again"),
+    [("tp", "reduce_scatter_tensor", 2), ("ep", "all_to_all_single", 6)],
+)
+def test_what_came_from_other_ranks_is_not_sent_again_by_selective(case, operation, again, counts):
+    """As by `full`, but for each block's last output, which no gradient reads."""
+    none, selective, full = (
+        counts[f"{case} {mode}"]["backward"][operation] for mode in ("none", "selective", "full")
+    )
+    assert selective == none
+    assert full == none + again

@@ -264,8 +264,14 @@ def test_what_is_kept_after_the_forward_pass_is_ordered():
 
 def test_what_is_costly_is_kept_and_the_rest_is_not():
     """Of operators that this machine cannot run, only the decision is seen."""
+    import torch.nn.attention.varlen  # registers its operator
+
     policy = contexts(False, 2)()[0].policy_fn
     ops, x = torch.ops, torch.zeros(1)
+    packages = [torch.library.Library(name, "FRAGMENT") for name in ("deepep", "hybridep")]
+    for package in packages:
+        package.define("dispatch(Tensor x) -> Tensor")
+        package.define("combine(Tensor x) -> Tensor")
 
     def decides(op, *args, **kwargs):
         context = SelectiveCheckpointContext(is_recompute=False)
@@ -275,6 +281,8 @@ def test_what_is_costly_is_kept_and_the_rest_is_not():
         ops.aten.bmm.default,
         ops.aten._scaled_dot_product_cudnn_attention.default,
         ops.aten._scaled_dot_product_flash_attention.default,
+        ops.aten._scaled_dot_product_efficient_attention.default,
+        ops.torch_attn._varlen_attn.default,
         ops.higher_order.flex_attention,
         ops.higher_order.inductor_compiled_code,
         ops.aten._scaled_grouped_mm.default,
@@ -282,6 +290,8 @@ def test_what_is_costly_is_kept_and_the_rest_is_not():
         ops.aten.amax.default,
         ops._c10d_functional.reduce_scatter_tensor.default,
         ops._c10d_functional.all_to_all_single.default,
+        *(getattr(ops, p.ns).dispatch.default for p in packages),
+        *(getattr(ops, p.ns).combine.default for p in packages),
     ):
         assert decides(op, x) == "MUST_SAVE", op
     for op in (
@@ -365,6 +375,22 @@ def test_caches_of_compiled_code_are_told_the_policy():
     Recomputation(recomputed=["layers[0].attention.wk"]).apply(model, compile)
     step(model)
     assert [f.cache_hash for f in seen] == [contexts(False, 2, ("attention.wk",)).cache_hash]
+
+
+@pytest.mark.slow
+def test_compiled_code_is_found_again_in_the_cache():
+    """As another process would."""
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import fresh_cache
+
+    policy = {"mode": "selective", "recomputed": ["layers[*].attention.wk"]}
+    with fresh_cache():
+        for found in (0, 1):
+            torch._dynamo.reset()
+            counters.clear()
+            step(model_of(backend="inductor", **policy), 8)
+            assert counters["aot_autograd"]["autograd_cache_hit"] == found
+            assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
 
 
 def test_layers_that_ask_alike_share_their_policy():
