@@ -263,59 +263,6 @@ def test_blocks_with_float8_compile_as_one_graph():
 
 
 @pytest.mark.parametrize(
-    "edit, message",
-    [
-        ("set:model.layers[0].attention.wq.float8=rowwise", "in_dim=24, out_dim=24: expected mult"),
-        ("tag:Float8=rows", "expected one of 'tensorwise', 'rowwise'"),
-        ("fiddler:float8('fp8')", "expected one of 'tensorwise', 'rowwise'"),
-        ("fiddler:float8", "no projection has sizes that are multiples of 16"),
-    ],
-)
-def test_sizes_and_recipes_are_checked(edit, message):
-    with pytest.raises(UsageError, match=message):
-        build(narrow(edit))
-
-
-def narrow(edit):
-    """Of projections 24 and 72 wide."""
-    from experiments.llama3 import llama3_model
-    from nanigpt.config.flag import compose
-
-    cfg = tiny()
-    cfg.model = llama3_model(
-        dim=24, n_layers=1, n_heads=2, n_kv_heads=2, hidden_dim=72, vocab_size=512,
-        sequence_length=64, compute_dtype=torch.float32,
-    )  # fmt: skip
-    return compose([edit], cfg)
-
-
-@pytest.mark.parametrize(
-    "recipe, edit, message",
-    [
-        ("llama3_1b", "fiddler:float8(head=True)", "the head has the embedding's weight"),
-        ("llama3_debug", "fiddler:float8(experts=True)", "experts have the recipes rowwise and mx"),
-        ("llama3_debug", "fiddler:float8('rowwise', experts=True)", "no experts at all"),
-        (
-            "deepseek_v3_debug",
-            "tag:Float8=tensorwise",
-            "experts.float8.*'rowwise', 'mxfp8' or None",
-        ),
-    ],
-)
-def test_what_a_model_does_not_have_is_refused(recipe, edit, message):
-    with pytest.raises(UsageError, match=message):
-        tiny(edit, recipe=recipe)
-
-
-def test_experts_and_head_are_named():
-    cfg = tiny("fiddler:float8('rowwise', head=True, experts=True)", recipe="deepseek_v3_debug")
-    assert cfg.model.head.float8 == "rowwise"
-    assert [layer.feed_forward.experts.float8 for layer in cfg.model.layers[1:]] == ["rowwise"]
-    plain = tiny("fiddler:float8('rowwise')", recipe="deepseek_v3_debug")
-    assert [layer.feed_forward.experts.float8 for layer in plain.model.layers[1:]] == [None]
-
-
-@pytest.mark.parametrize(
     "edits, message",
     [
         (
