@@ -10,7 +10,7 @@ from nanigpt.config.flag import compose
 from nanigpt.config.registry import recipes
 from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Mesh
-from tests.support import flags
+from tests.support import flags, tiny
 
 # llama3_8b: 32 layers, 32 heads, 8 KV heads, 8192 tokens, global batch 512, local batch 1.
 # Ranks, directives, what the message must say.
@@ -210,3 +210,11 @@ def test_sizes_multiply_to_the_world():
         sizes = mesh.sizes(5 * mesh.least)
         assert sizes["dp_shard"] == 5
         assert pp * replicate * 5 * cp * tp == 5 * mesh.least
+
+
+def test_only_split_matrices_need_symmetric_memory():
+    """On one rank, as where a run is evaluated, nothing of it is used."""
+    edits = ["fiddler:compile", "set:parallelizer.tensor.asynchronous=True"]
+    build(tiny(*edits)).check_device("cpu")
+    with pytest.raises(UsageError, match="asynchronous=True: expected CUDA"):
+        build(tiny(*edits, "fiddler:tensor_parallel(2)")).check_device("cpu")
