@@ -21,6 +21,10 @@ class RankError(UsageError):
     """A mistake that only this process of several meets, so that each must print its own."""
 
 
+class MisfitError(UsageError):
+    """A checkpoint is of another model or optimizer than the config: nothing was trained."""
+
+
 class UnknownName(UsageError):
     """A name that is none of those known.
 

@@ -14,7 +14,8 @@ from nanigpt.config.blame import blaming
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
-from nanigpt.errors import RankError
+from nanigpt.errors import MisfitError, RankError
+from nanigpt.files import write_atomically
 from nanigpt.parallel.world import launched_ranks, start_world
 from nanigpt.training.run_directory import RunDirectory
 
@@ -61,8 +62,10 @@ def run(values: flags.FlagValues) -> int:
             "start all with the same command line and the same code"
         )
     trainer.check(world, directory)
+    recorded = None
     if world.is_main:
         directory.lock()
+        recorded = directory.config.read_text() if directory.config.exists() else None
         changed = claim_run(
             directory.config,
             cfg,
@@ -75,5 +78,10 @@ def run(values: flags.FlagValues) -> int:
             print(f"changed since the last launch: {change}")
         record_launch(directory, world, fingerprint=identity)
     world.barrier()
-    trainer.run(directory, world)
+    try:
+        trainer.run(directory, world)
+    except MisfitError:  # the record stays that of the checkpoint
+        if recorded is not None:
+            write_atomically(directory.config, recorded)
+        raise
     return 0

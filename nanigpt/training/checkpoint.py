@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from torch import nn
 
-from nanigpt.errors import UsageError
+from nanigpt.errors import MisfitError
 from nanigpt.models.float8 import ordinary
 from nanigpt.parallel.world import World
 from nanigpt.tags import Unit
@@ -117,7 +117,7 @@ class Checkpointer:
         as there are.
 
         Raises:
-            UsageError: it is of another model or optimizer, or the optimizer's state cannot be
+            MisfitError: it is of another model or optimizer, or the optimizer's state cannot be
                 divided so.
         """
         folder = self.latest(run)
@@ -219,13 +219,13 @@ def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -
             problems.append(f"{name} is {list(entry.size)}, expected {list(tensor.shape)}")
     if problems:
         more = f" and {len(problems) - 5} more" if problems[5:] else ""
-        raise UsageError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
+        raise MisfitError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
 
 
 def _require_state(folder: Path, stored: dict, wanted: dict[str, dict]) -> None:
     missing = [key for key in _flat(wanted) if f"optimizer.{key}" not in stored]
     if missing:
-        raise UsageError(
+        raise MisfitError(
             f"{folder} is of another optimizer: no {missing[0]} and {len(missing) - 1} more; "
             "resume with the optimizer that wrote it, or begin a run of its own"
         )
@@ -236,7 +236,7 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
     """Tells in a sentence when quantised optimizer state cannot be divided as it would have to be.
 
     Raises:
-        UsageError: blocks, which are of what each rank had, would be cut.
+        MisfitError: blocks, which are of what each rank had, would be cut.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -246,7 +246,7 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
         stacks = [stack for _, stack in error.failures.values()]
         if not any("torchao" in frame.filename for stack in stacks for frame in stack):
             raise
-        raise UsageError(
+        raise MisfitError(
             f"{folder}: the optimizer's state of 8 bits is in blocks of what each rank had, which "
             "this mesh would cut; resume on the mesh of before, or with one that differs in "
             "dp_shard only (optimizer.state='bfloat16' resumes on any)"

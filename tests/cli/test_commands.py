@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 import types
@@ -71,6 +72,15 @@ def test_the_run_directory_is_complete(run):
         "checkpoints",
         ".lock",
     }
+
+
+@pytest.mark.parametrize("edit", ["fiddler:muon", "tag:VocabSize=600"])
+def test_a_config_that_the_checkpoint_does_not_fit_is_not_recorded(edit, run, tmp_path, capsys):
+    path, _ = run
+    copy = shutil.copytree(path, tmp_path / "copy")
+    assert main(["train", *flags(*TINY, edit), f"--run={copy}", "--allow_config_change"]) == 2
+    assert "is of another" in capsys.readouterr().err
+    assert load_run(str(copy)) == tiny()
 
 
 def test_eval_gives_what_training_logged(run):
