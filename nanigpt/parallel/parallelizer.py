@@ -2,6 +2,9 @@
 
 from functools import partial
 
+import torch
+from torch.torch_version import TorchVersion
+
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import Compile
@@ -74,10 +77,11 @@ class Parallelizer:
             UsageError: the mesh itself cannot have so many ranks.
         """
         sizes = self.mesh.sizes(ranks)
+        found = _problems_of_torch(sizes, torch.__version__)
         cp, tp = sizes["cp"], sizes["tp"]
         copies = sizes["dp_replicate"] * sizes["dp_shard"] * cp
         # Where sequences are split twice, the second split is the context's to tell.
-        found = self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
+        found += self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
         found += self.expert.problems(model, sizes["ep"], tp=tp)
         if model.multi_token is not None:
             for axis, why in (("cp", "tokens ahead are"), ("pp", "the embedding is")):
@@ -148,3 +152,19 @@ class Parallelizer:
 
     def _splits_backward(self, layout: Layout) -> bool:
         return layout.sizes["pp"] > 1 and self.pipeline.splits_backward
+
+
+def _problems_of_torch(sizes: dict[str, int], version: str) -> list[str]:
+    """What an older torch cannot do.
+
+    With 2.11 (setup.cfg has the oldest) data parallelism gives what one process does; of the other
+    axes some fail, and some give other numbers.
+    """
+    if TorchVersion(version) >= (2, 13):
+        return []
+    return [
+        f"mesh.{axis}={sizes[axis]}: expected torch 2.13 or newer, this is {version}; upgrade it, "
+        f"or set mesh.{axis}=1"
+        for axis in ("pp", "cp", "tp", "ep")
+        if sizes[axis] > 1
+    ]

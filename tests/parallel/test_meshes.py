@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
@@ -218,3 +219,13 @@ def test_only_split_matrices_need_symmetric_memory():
     build(tiny(*edits)).check_device("cpu")
     with pytest.raises(UsageError, match="asynchronous=True: expected CUDA"):
         build(tiny(*edits, "fiddler:tensor_parallel(2)")).check_device("cpu")
+
+
+@pytest.mark.parametrize("axis", ["pp", "cp", "tp", "ep"])
+def test_an_older_torch_has_data_parallelism_only(axis, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
+    build(tiny("config:qwen3_moe_debug", "fiddler:hsdp(2)")).check_ranks(4)
+    edit = {"pp": PP, "cp": CP, "tp": TP, "ep": EP}[axis].format(2)
+    trainer = build(tiny("config:qwen3_moe_debug", edit, BATCH.format(1)))
+    with pytest.raises(UsageError, match=f"mesh.{axis}=2: expected torch 2.13 or newer, this is"):
+        trainer.check_ranks(2)
