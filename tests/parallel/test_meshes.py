@@ -224,8 +224,8 @@ def test_only_split_matrices_need_symmetric_memory():
 @pytest.mark.parametrize("axis", ["pp", "cp", "tp", "ep"])
 def test_an_older_torch_has_data_parallelism_only(axis, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    build(tiny("config:qwen3_moe_debug", "fiddler:hsdp(2)")).check_ranks(4)
+    build(compose(["config:qwen3_moe_debug", "fiddler:hsdp(2)"])).check_ranks(4)
     edit = {"pp": PP, "cp": CP, "tp": TP, "ep": EP}[axis].format(2)
-    trainer = build(tiny("config:qwen3_moe_debug", edit, BATCH.format(1)))
+    trainer = build(compose(["config:qwen3_moe_debug", edit]))
     with pytest.raises(UsageError, match=f"mesh.{axis}=2: expected torch 2.13 or newer, this is"):
         trainer.check_ranks(2)
