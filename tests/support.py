@@ -1,5 +1,7 @@
 """Small runs, in this process and in others."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -67,6 +69,16 @@ def flags(*directives: str) -> list[str]:
 def nanigpt(*arguments: str, timeout: float = 120, cwd=None) -> subprocess.CompletedProcess:
     """`python -m nanigpt ARGUMENTS` to its end."""
     return finish(start("-m", "nanigpt", *arguments, cwd=cwd), timeout)
+
+
+def here(*arguments: str) -> subprocess.CompletedProcess:
+    """`nanigpt ARGUMENTS` in this process, which need not start, nor import anything."""
+    from nanigpt.cli.main import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(arguments))
+    return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
 
 
 def torchrun(n: int, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess:

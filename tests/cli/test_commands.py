@@ -19,7 +19,18 @@ from nanigpt.errors import UsageError
 from nanigpt.training.metrics import NAMES as METRICS
 from nanigpt.training.metrics import OF_COMMUNICATION, OF_EXPERTS, OF_PHASES
 from tests.data.test_tokenizer import train_bpe
-from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny, torchrun
+from tests.support import (
+    TINY,
+    finish,
+    flags,
+    here,
+    metrics,
+    nanigpt,
+    start,
+    succeed,
+    tiny,
+    torchrun,
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +150,7 @@ def test_generate(run):
     command = ("generate", f"--run={path}", "--prompt=def ", "--max_new_tokens=40")
     greedy = succeed(nanigpt(*command, "--temperature=0"))
     assert greedy.startswith("def ")
-    sampled = [succeed(nanigpt(*command, f"--seed={seed}", "--top_k=50")) for seed in (1, 1, 2)]
+    sampled = [succeed(here(*command, f"--seed={seed}", "--top_k=50")) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
 
 
@@ -174,13 +185,14 @@ def metrics_so_far(path):
     return (path / "metrics.jsonl").read_text().splitlines()
 
 
-def test_the_default_run_directory_is_named_after_the_recipe(tmp_path):
+def test_the_default_run_directory_is_named_after_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     short = flags(*TINY, "fiddler:steps(2)")
-    out = succeed(nanigpt("train", *short, cwd=tmp_path))
+    out = succeed(here("train", *short))
     assert out.startswith("run runs/llama3_debug, config ")
-    again = succeed(nanigpt("train", *short, cwd=tmp_path))
+    again = succeed(here("train", *short))
     assert "already at step 2 of 2" in again
-    other = succeed(nanigpt("train", *short, *flags("set:seed=1"), cwd=tmp_path))
+    other = succeed(here("train", *short, *flags("set:seed=1")))
     assert other.startswith("run runs/llama3_debug-")
 
 
@@ -198,7 +210,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         f"set:data.tokenizer=@huggingface_tokenizer('{tokenizer}')",
         "fiddler:steps(3)",
     )
-    out = succeed(nanigpt("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))
+    out = succeed(here("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))
     assert "validation loss" in out
 
 
@@ -222,21 +234,21 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, tmp_path):
 
 
 def test_generating_past_the_context_is_refused(run):
-    done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=1000")
+    done = here("generate", f"--run={run[0]}", "--max_new_tokens=1000")
     assert done.returncode == 2
     assert "exceeds the model's context of 64 tokens" in done.stderr
 
 
 def test_fingerprint_of_a_run_and_of_its_command(run):
-    by_name = succeed(nanigpt("fingerprint", *flags(*TINY)))
-    assert by_name == succeed(nanigpt("fingerprint", f"--config=run:{run[0]}"))
-    assert by_name != succeed(nanigpt("fingerprint", *flags(*TINY, "tag:Seed=1")))
+    by_name = succeed(here("fingerprint", *flags(*TINY)))
+    assert by_name == succeed(here("fingerprint", f"--config=run:{run[0]}"))
+    assert by_name != succeed(here("fingerprint", *flags(*TINY, "tag:Seed=1")))
 
 
 def test_check():
-    out = succeed(nanigpt("check", "--config=config:llama3_405b"))
+    out = succeed(here("check", "--config=config:llama3_405b"))
     assert out.startswith("no problems; 405,853,388,800 parameters")
-    done = nanigpt("check", *flags("set:data.sequence_length=0", "set:evaluation.interval=0"))
+    done = here("check", *flags("set:data.sequence_length=0", "set:evaluation.interval=0"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "nanigpt: 2 problems:"
     assert (
@@ -246,17 +258,17 @@ def test_check():
 
 
 def test_show_and_diff(run):
-    out = succeed(nanigpt("show", f"--config=run:{run[0]}"))
+    out = succeed(here("show", f"--config=run:{run[0]}"))
     assert "layers[0:2]: TransformerBlock  x2" in out
     command = " ".join([*TINY, "tag:LearningRate=0.5"])
-    assert succeed(nanigpt("diff", str(run[0]), command)) == "optimizer.lr: 0.001 -> 0.5\n"
-    done = nanigpt("diff", "config:llama3_debug")
+    assert succeed(here("diff", str(run[0]), command)) == "optimizer.lr: 0.001 -> 0.5\n"
+    done = here("diff", "config:llama3_debug")
     assert done.returncode == 2
     assert done.stderr.startswith(
         "nanigpt: diff: expected two configs, not 1\n  try: nanigpt diff "
     )
     spaced = "config:llama3_debug 'set:optimizer.betas=(0.9, 0.99)'"
-    assert succeed(nanigpt("diff", "config:llama3_debug", spaced)) == (
+    assert succeed(here("diff", "config:llama3_debug", spaced)) == (
         "optimizer.betas: (0.9, 0.95) -> (0.9, 0.99)\n"
     )
 
