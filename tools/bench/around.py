@@ -8,12 +8,9 @@ neighbouring blocks of one process hardly do. A block of the framework is compar
 the bare blocks before and after it.
 """
 
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import harness
 import loops
@@ -76,10 +73,7 @@ VARIANTS = {"ours": ours, "transformers' Trainer": trainer_of_transformers}
 
 
 def report(repetitions: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[loops.FOLDER] = folder
-        loops.prepare(Path(folder), "small")
-        found = harness.measure(__file__, VARIANTS, repetitions=repetitions)
+    found = loops.measure(__file__, VARIANTS, "small", repetitions=repetitions)
     harness.heading("Around a small model, beside the same modules in a bare loop", repetitions)
     for name, of in found.items():
         quartiles = f"{of['lower quartile']:.2f} to {of['upper quartile']:.2f}"

@@ -7,8 +7,10 @@ milliseconds.
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+import harness
 
 WARM_UP = 3  # steps that are not measured
 FOLDER = "NANIGPT_BENCH"  # environment variable: where weights and batches are
@@ -61,6 +63,16 @@ def prepare(folder: Path, size: str) -> None:
     tokens = torch.stack([batch.tokens_BL for batch in batches])
     labels = torch.stack([batch.labels_BL for batch in batches])
     torch.save({"tokens": tokens, "labels": labels}, folder / "batches.pt")
+
+
+def measure(
+    script: str, variants: Iterable[str], size: str, *, repetitions: int
+) -> dict[str, harness.Figures]:
+    """As of `harness`, of variants that find here what they all train on."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[FOLDER] = folder
+        prepare(Path(folder), size)
+        return harness.measure(script, variants, repetitions=repetitions)
 
 
 def ours(size: str, after_step: AfterStep) -> None:

@@ -7,10 +7,7 @@ batches with AdamW and clipped gradients (loops.py). Printed are CPU millisecond
 whole process, the first steps left out.
 """
 
-import os
-import tempfile
 import time
-from pathlib import Path
 
 import harness
 import loops
@@ -69,10 +66,7 @@ VARIANTS = {
 
 
 def report(repetitions: int) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ[loops.FOLDER] = folder
-        loops.prepare(Path(folder), "large")
-        found = harness.measure(__file__, VARIANTS, repetitions=repetitions)
+    found = loops.measure(__file__, VARIANTS, "large", repetitions=repetitions)
     harness.heading("A step: Llama of 6 M parameters, 8 x 256 tokens", repetitions)
     base = found["bare loop"]["ms"]
     for name, of in found.items():
