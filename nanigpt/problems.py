@@ -1,0 +1,119 @@
+"""Problems that a component reports about its own arguments.
+
+A component knows neither its place in a config nor the command line. The config layer adds the path
+of the argument, who set it, and the flag that mends it. Without a config, as in a notebook, a
+problem reads well by itself: `lr=-1: expected more than 0`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+
+@dataclass(frozen=True)
+class Fix:
+    """A value that mends a problem: `Fix(mesh, "tp", 1)` for `mesh.tp = 1`.
+
+    Attributes:
+        component: object whose argument it is; None stands for the component that reports.
+        argument: name of the argument, or the path to it from the component: `layers[3].norm`.
+        value: value to set. A class or function stands for a new component of that kind.
+    """
+
+    component: object | None
+    argument: str
+    value: Any
+
+    def __post_init__(self):
+        if not isinstance(self.argument, str):
+            raise TypeError(f"argument={self.argument!r}: expected str")
+
+    def __str__(self) -> str:
+        return f"{self.argument}={show(self.value)}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An argument of a component, and the value that was expected instead.
+
+    Attributes:
+        argument: name of the argument, or the path to it from the component: `layers[3].norm`.
+            An empty one stands for the component as a whole.
+        value: value that was given; `...` leaves it out of the message.
+        expected: end of the sentence "expected ...": `a multiple of tp=4`.
+        fix: how to mend it: one Fix, several that belong together, or words.
+        component: object whose argument it is; None stands for the component that reports.
+    """
+
+    argument: str
+    value: Any
+    expected: str
+    fix: Fix | tuple[Fix, ...] | str | None = None
+    component: object | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.argument, str):
+            raise TypeError(f"argument={self.argument!r}: expected str")
+
+    @property
+    def fixes(self) -> tuple[Fix, ...]:
+        """The values to set, where `fix` is not words."""
+        if isinstance(self.fix, Fix):
+            return (self.fix,)
+        return self.fix if isinstance(self.fix, tuple) else ()
+
+    def __str__(self) -> str:
+        fix = self.fix if isinstance(self.fix, str) else " and ".join(map(str, self.fixes))
+        return f"{self.message()}; try {fix}" if fix else self.message()
+
+    def message(self, argument: str | None = None) -> str:
+        """Return the problem without its fix, under another name of the argument if given."""
+        argument = self.argument if argument is None else argument
+        subject = argument
+        if self.value is not ...:
+            subject = f"{argument}={show(self.value)}" if argument else show(self.value)
+        return f"{subject}: expected {self.expected}" if subject else f"expected {self.expected}"
+
+
+class ComponentError(ValueError):
+    """A component refuses its arguments.
+
+    Attributes:
+        problems: what it refuses, at least one.
+    """
+
+    def __init__(self, *problems: Problem):
+        if not problems:
+            raise TypeError("ComponentError: expected at least one problem")
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.problems))
+
+
+def refuse(
+    argument: str,
+    value: Any,
+    expected: str,
+    fix: Fix | tuple[Fix, ...] | str | None = None,
+    *,
+    component: object | None = None,
+) -> NoReturn:
+    """Raise the ComponentError of one problem; the arguments are those of `Problem`."""
+    raise ComponentError(Problem(argument, value, expected, fix, component))
+
+
+def refuse_all(problems: Iterable[Problem]) -> None:
+    """Raise the ComponentError of the given problems, unless there are none."""
+    if found := tuple(problems):
+        raise ComponentError(*found)
+
+
+def show(value: Any) -> str:
+    """Write a value as a message has it: an object without a short form by its class."""
+    if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
+        return value.__name__
+    text = repr(value)
+    has_no_form = "\n" in text or " object at 0x" in text or len(text) > 200
+    return type(value).__name__ if has_no_form else text.removeprefix("torch.")
