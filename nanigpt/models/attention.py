@@ -6,18 +6,17 @@ Shapes: B batch, L new positions, S all positions, D dim, H query heads, G KV he
 from typing import Annotated
 
 import torch
+from torch import nn
 
 from nanigpt import tags
 from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.kv_cache import LayerCache
-from nanigpt.models.linear import Linear
-from nanigpt.models.norm import RMSNorm
-from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
-from nanigpt.models.sizes import misfits
+from nanigpt.models.sizes import misfits, size
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
+from nanigpt.problems import Fix, refuse, refuse_all
 
 
 class Attention(SelfAttention):
@@ -38,6 +37,8 @@ class Attention(SelfAttention):
         core: attends from queries to keys; None is `ScaledDotProduct`.
     """
 
+    multiplies_below = True
+
     tensor_parallel = {
         "": "gather",
         "wq": "column",
@@ -55,13 +56,13 @@ class Attention(SelfAttention):
         n_heads: int,
         n_kv_heads: int,
         head_dim: Annotated[int, tags.Width],
-        wq: Linear,
-        wk: Linear,
-        wv: Linear,
-        wo: Linear,
-        rope: RotaryEmbedding | None,
-        q_norm: RMSNorm | None = None,
-        k_norm: RMSNorm | None = None,
+        wq: nn.Module,
+        wk: nn.Module,
+        wv: nn.Module,
+        wo: nn.Module,
+        rope: nn.Module | None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
         window: Annotated[int | None, tags.Unit("tokens")] = None,
         chunk: Annotated[int | None, tags.Unit("tokens")] = None,
         sink: AttentionSink | None = None,
@@ -70,37 +71,29 @@ class Attention(SelfAttention):
     ):
         super().__init__()
         if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
-            raise ValueError(
-                f"n_heads={n_heads}, n_kv_heads={n_kv_heads}: "
-                "expected positive numbers, the second a divisor of the first"
-            )
+            expected = f"a positive divisor of n_heads={n_heads}, which is positive, too"
+            refuse("n_kv_heads", n_kv_heads, expected)
+        dim, width = size(wq, "in_dim"), n_heads * head_dim
         expected = {
-            "wq.out_dim": (wq.out_dim, n_heads * head_dim),
-            "wk.out_dim": (wk.out_dim, n_kv_heads * head_dim),
-            "wv.out_dim": (wv.out_dim, n_kv_heads * head_dim),
-            "wo.in_dim": (wo.in_dim, n_heads * head_dim),
-            "wk.in_dim": (wk.in_dim, wq.in_dim),
-            "wv.in_dim": (wv.in_dim, wq.in_dim),
+            "wq.out_dim": (size(wq, "out_dim"), width),
+            "wk.out_dim": (size(wk, "out_dim"), n_kv_heads * head_dim),
+            "wv.out_dim": (size(wv, "out_dim"), n_kv_heads * head_dim),
+            "wo.in_dim": (size(wo, "in_dim"), width),
+            "wk.in_dim": (size(wk, "in_dim"), dim),
+            "wv.in_dim": (size(wv, "in_dim"), dim),
+            "rope.head_dim": (size(rope, "head_dim"), head_dim),
+            "q_norm.dim": (size(q_norm, "dim"), head_dim),
+            "k_norm.dim": (size(k_norm, "dim"), head_dim),
+            "sink.n_heads": (size(sink, "n_heads"), n_heads),
         }
-        if rope is not None:
-            expected["rope.head_dim"] = (rope.head_dim, head_dim)
-        if q_norm is not None:
-            expected["q_norm.dim"] = (q_norm.dim, head_dim)
-        if k_norm is not None:
-            expected["k_norm.dim"] = (k_norm.dim, head_dim)
-        if sink is not None:
-            expected["sink.n_heads"] = (sink.n_heads, n_heads)
         if sink is not None and isinstance(core, VarLen):
-            raise ValueError(
-                "core=VarLen with a sink: expected another core, since its kernel gives no "
-                "gradient of the sums that a sink is added to; take None or @flex_attention()"
+            expected = (
+                "another core than VarLen with a sink, since its kernel gives no gradient of the "
+                "sums that a sink is added to"
             )
-        wrong = misfits(expected)
-        if wrong:
-            raise ValueError(
-                f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, head_dim={head_dim}: "
-                + "; ".join(wrong)
-            )
+            refuse("core", core, expected, Fix(None, "core", None))
+        why = f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, head_dim={head_dim}"
+        refuse_all(misfits(expected, why))
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
         self.head_dim = self.qk_head_dim = self.v_head_dim = head_dim
@@ -112,12 +105,15 @@ class Attention(SelfAttention):
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.visibility = Visibility(window=window, chunk=chunk)
+        self.score_factor: float = getattr(rope, "score_factor", 1.0)
         self.sink = sink
         self.temperature = temperature
         self.core = core or ScaledDotProduct()
 
     def stream_dims(self) -> dict[str, int]:
-        return {"wq.in_dim": self.wq.in_dim, "wo.out_dim": self.wo.out_dim}
+        """Return the widths that are the residual stream's, as far as projections say them."""
+        found = {"wq.in_dim": size(self.wq, "in_dim"), "wo.out_dim": size(self.wo, "out_dim")}
+        return {name: n for name, n in found.items() if n is not None}
 
     def heads(self) -> dict[str, int]:
         return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
@@ -145,8 +141,8 @@ class Attention(SelfAttention):
             positions_BL = cache.positions(q_BLHK.shape[1], q_BLHK.device)
         if self.rope is not None:
             q_BLHK, k_BSGK = self.rope(q_BLHK, positions_BL), self.rope(k_BSGK, positions_BL)
-            if self.rope.score_factor != 1.0:
-                q_BLHK = q_BLHK * self.rope.score_factor
+            if self.score_factor != 1.0:
+                q_BLHK = q_BLHK * self.score_factor
         if self.temperature is not None:
             q_BLHK = self.temperature(q_BLHK, positions_BL)
         core = self.core

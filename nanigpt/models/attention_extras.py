@@ -19,6 +19,8 @@ class AttentionSink(nn.Module):
     GPT-OSS, 2025).
     """
 
+    multiplies_below = True
+
     def __init__(self, *, n_heads: int, initializer: Annotated[Initializer, tags.SinkInitializer]):
         super().__init__()
         if n_heads < 1:

@@ -4,160 +4,117 @@ Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from nanigpt import tags
 from nanigpt.models.attention_core import PreparingCore
-from nanigpt.models.counts import ParameterCounts, active_weights, idle_parameters
-from nanigpt.models.embedding import Embedding, TiedHead
-from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.block import RecomputationMode, TransformerBlock
+from nanigpt.models.decoder_costs import DecoderCosts
+from nanigpt.models.embedding import TiedHead
 from nanigpt.models.kv_cache import LayerCache
-from nanigpt.models.linear import Linear
-from nanigpt.models.moe.mixture import Load, MixtureOfExperts
 from nanigpt.models.multi_token import MultiTokenPrediction
-from nanigpt.models.norm import RMSNorm
-from nanigpt.models.self_attention import SelfAttention
-from nanigpt.models.sizes import misfits
+from nanigpt.models.sizes import misfits, size
+from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
+from nanigpt.problems import Problem, refuse, refuse_all
 
-RecomputationMode = Literal["none", "full", "selective", "budget"]
+__all__ = ["Decoder", "RecomputationMode", "TransformerBlock"]
 
 Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
 """Of head, hidden states x_BLD and labels_BL: a scalar that adds up over tokens. It is what calls
 the head, with its own product or another one."""
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward.
-
-    Args:
-        activation_checkpointing: which activations the backward pass computes again: `none`, `full`
-            for all, `selective` for those that cost little, or `budget` for as many as a share of
-            memory asks for. What that means, `nanigpt.parallel.remat` says, and does.
-    """
-
-    tensor_parallel = {"attention_norm": "sequence", "feed_forward_norm": "sequence"}
-
-    def __init__(
-        self,
-        *,
-        attention_norm: RMSNorm,
-        attention: SelfAttention,
-        feed_forward_norm: RMSNorm,
-        feed_forward: FeedForward | MixtureOfExperts,
-        activation_checkpointing: Annotated[
-            RecomputationMode, tags.ActivationCheckpointing
-        ] = "none",
-    ):
-        super().__init__()
-        if activation_checkpointing not in get_args(RecomputationMode):
-            raise ValueError(
-                f"activation_checkpointing={activation_checkpointing!r}: "
-                f"expected one of {', '.join(get_args(RecomputationMode))}"
-            )
-        self.attention_norm = attention_norm
-        self.attention = attention
-        self.feed_forward_norm = feed_forward_norm
-        self.feed_forward = feed_forward
-        self.activation_checkpointing = activation_checkpointing
-
-    def forward(
-        self,
-        x_BLD: torch.Tensor,
-        cache: LayerCache | None = None,
-        places: Places | None = None,
-    ) -> torch.Tensor:
-        x_BLD, load = self.compute(x_BLD, cache, places)
-        if load is not None and torch.is_grad_enabled():
-            self.feed_forward.add_load(load)
-        return x_BLD
-
-    def compute(
-        self,
-        x_BLD: torch.Tensor,
-        cache: LayerCache | None = None,
-        places: Places | None = None,
-    ) -> tuple[torch.Tensor, Load | None]:
-        """The block itself, which is what is recomputed, and what is compiled."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cache, places)
-        out = self.feed_forward(self.feed_forward_norm(x_BLD))
-        out_BLD, load = out if isinstance(out, tuple) else (out, None)
-        return x_BLD + out_BLD, load
-
-
-class Decoder(nn.Module):
+class Decoder(DecoderCosts):
     """Embedding, blocks, final norm, output head.
 
     Args:
+        embedding: is called with tokens_BL and returns x_BLD.
+        layers: blocks; each is called with x_BLD, a cache or None, and places or None.
+        norm: is called with x_BLD before the head.
+        head: is called with x_BLD and returns logits_BLV.
+        positions: is called with x_BLD and positions_BL or None after the embedding, such as
+            learned positions; None where attention knows the positions, or nothing does.
         multi_token: predicts further tokens in training, or None.
 
     Attributes:
-        max_sequence_length: positions that every layer's RoPE table has.
+        max_sequence_length: the longest sequence that every module which knows positions takes, or
+            None where none has a limit.
 
     Raises:
-        ValueError: the parts do not fit together; the message names them all.
+        ComponentError: sizes that the modules say do not fit together; it has every problem.
     """
 
-    tensor_parallel = {"embedding": "vocabulary", "norm": "sequence", "head": "logits"}
+    tensor_parallel = {
+        "embedding": "vocabulary",
+        "positions": "own",
+        "norm": "own",
+        "head": "logits",
+    }
 
     def __init__(
         self,
         *,
-        embedding: Embedding,
-        layers: list[TransformerBlock],
-        norm: RMSNorm,
-        head: Linear | TiedHead,
+        embedding: nn.Module,
+        layers: list[nn.Module],
+        norm: nn.Module,
+        head: nn.Module,
+        positions: nn.Module | None = None,
         multi_token: MultiTokenPrediction | None = None,
     ):
         super().__init__()
         if not layers:
-            raise ValueError("layers=[]: expected at least one block")
-        dim = embedding.dim
-        expected = {"norm.dim": (norm.dim, dim), "head.in_dim": (head.in_dim, dim)}
-        expected["head.out_dim"] = (head.out_dim, embedding.vocab_size)
+            refuse("layers", [], "at least one block")
+        dim, vocab_size = _table_size(embedding)
+        sizes: dict[str, int | None] = {
+            "norm.dim": size(norm, "dim"),
+            "head.in_dim": size(head, "in_dim"),
+        }
         blocks = {f"layers[{i}]": block for i, block in enumerate(layers)}
         for i, depth in enumerate([] if multi_token is None else multi_token.depths):
             where = f"multi_token.depths[{i}]"
-            if not isinstance(depth.block, TransformerBlock):
-                kind = type(depth.block).__name__
-                raise ValueError(f"{where}.block is a {kind}: expected a TransformerBlock")
-            expected[f"{where}.norm.dim"] = (depth.norm.dim, dim)
+            sizes[f"{where}.norm.dim"] = size(depth.norm, "dim")
             blocks[f"{where}.block"] = depth.block
+        refuse_all(
+            problem
+            for where, block in blocks.items()
+            for problem in uncallable(where, block, "x_BLD", "cache", "places")
+        )
         for where, block in blocks.items():
-            expected |= {
-                f"{where}.attention_norm.dim": (block.attention_norm.dim, dim),
-                **{
-                    f"{where}.attention.{name}": (size, dim)
-                    for name, size in block.attention.stream_dims().items()
-                },
-                f"{where}.feed_forward_norm.dim": (block.feed_forward_norm.dim, dim),
-                f"{where}.feed_forward.dim": (block.feed_forward.dim, dim),
-            }
-        wrong = misfits(expected)
-        attentions = [block.attention for block in blocks.values()]
-        ropes = [attention.rope for attention in attentions if attention.rope is not None]
-        if not ropes:
-            wrong.append("no layer has RoPE, whose table says how long sequences can be")
-        if isinstance(head, TiedHead) and head.weight is not embedding.weight:
-            wrong.append("head is tied to another embedding than the decoder's")
-        if wrong:
-            shown = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if wrong[5:] else "")
-            raise ValueError(
-                f"embedding.dim={dim}, embedding.vocab_size={embedding.vocab_size}: {shown}"
-            )
+            dims = getattr(block, "stream_dims", dict)()
+            sizes |= {f"{where}.{name}": width for name, width in dims.items()}
+        expected = {name: (width, dim) for name, width in sizes.items()}
+        wrong = misfits(expected, f"embedding.dim={dim}")
+        rows = {"head.out_dim": (size(head, "out_dim"), vocab_size)}
+        wrong += misfits(rows, f"embedding.vocab_size={vocab_size}")
+        if isinstance(head, TiedHead) and head.weight is not getattr(embedding, "weight", None):
+            wrong.append(Problem("head", head, "one that is tied to the decoder's own embedding"))
+        refuse_all(wrong)
         self.embedding = embedding
         self.layers = nn.ModuleList(layers)
         self.norm = norm
         self.head = head
+        self.positions = positions
         self.multi_token = multi_token
-        self.max_sequence_length = min(rope.max_sequence_length for rope in ropes)
+        limits = (getattr(module, "max_sequence_length", None) for module in self.modules())
+        self.max_sequence_length = min((n for n in limits if n is not None), default=None)
+
+    @property
+    def dim(self) -> int:
+        """Features of the residual stream."""
+        return _table_size(self.embedding)[0]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of activations, which the embedding decides."""
+        own = getattr(self.embedding, "compute_dtype", None)
+        return own or next(self.embedding.parameters()).dtype
 
     @property
     def vocab_size(self) -> int:
-        return self.embedding.vocab_size
+        return _table_size(self.embedding)[1]
 
     def blocks(self) -> list[TransformerBlock | None]:
         """Of all layers, None where another rank has them, then of what predicts further tokens."""
@@ -196,6 +153,10 @@ class Decoder(nn.Module):
         if caches is None:  # which tell places themselves
             of = self._prepared(places, tokens_BL, ahead=ahead)
         x_BLD = tokens_BL if self.embedding is None else self.embedding(tokens_BL)
+        if self.positions is not None:
+            if caches is not None:
+                positions_BL = caches[0].positions(x_BLD.shape[1], x_BLD.device)
+            x_BLD = self.positions(x_BLD, positions_BL)
         for i, block in enumerate(self.layers):
             if block is not None:
                 x_BLD = block(x_BLD, caches[i] if caches is not None else None, of[i])
@@ -221,13 +182,15 @@ class Decoder(nn.Module):
         blocks = self.blocks()
         of = [places] * len(blocks)
         if places is None and self.embedding is None:
-            return of  # of what a pipeline hands on, ranks of `tp` have parts of the sequence
+            return of  # ranks of `tp` have parts of the sequence that a pipeline hands on
         batch, length = tokens_BL.shape if places is None else places.positions_BL.shape
         made: dict[Any, Places] = {}
         for i, block in enumerate(blocks if ahead else self.layers):
-            if block is None or not isinstance(block.attention.core, PreparingCore):
+            attention = getattr(block, "attention", None)
+            core = getattr(attention, "core", None)
+            if not isinstance(core, PreparingCore):
                 continue
-            core, visibility = block.attention.core, block.attention.visibility
+            visibility = attention.visibility
             if (type(core), visibility) not in made:
                 made[type(core), visibility] = core.prepare(
                     places,
@@ -256,14 +219,21 @@ class Decoder(nn.Module):
         part.layers = nn.ModuleList()
         for i, block in enumerate(self.layers):
             part.layers.add_module(str(i), block if i in layers else None)
+        part.positions = self.positions if 0 in layers else None
         part.norm = self.norm if last else None
         part.head = self.head if last else None
         part.multi_token = None
         part.max_sequence_length = self.max_sequence_length
         return part
 
+    @property
+    def keeps_caches(self) -> bool:
+        """Whether every layer can go on from a cache: its attention says `cache_elements`."""
+        attentions = (getattr(block, "attention", None) for block in self.layers)
+        return all(hasattr(attention, "cache_elements") for attention in attentions)
+
     def new_caches(self, *, capacity: int) -> list[LayerCache]:
-        """Empty caches for `capacity` positions, one a layer."""
+        """Return empty caches for `capacity` positions, one a layer."""
         return [LayerCache(capacity=capacity) for _ in self.layers]
 
     def shard_groups(self) -> list[list[nn.Module]]:
@@ -279,69 +249,17 @@ class Decoder(nn.Module):
         if self.embedding is not None and isinstance(self.head, TiedHead):
             return blocks
         first = [] if self.embedding is None else [[self.embedding]]
+        first += [] if self.positions is None else [[self.positions]]
         last = [] if self.head is None else [[self.norm, self.head]]
         if self.multi_token is not None:
             last = [[self.head]]
         return [*first, *blocks, *last]
 
-    def n_parameters(self) -> int:
-        """Distinct parameters, a tied weight counted once."""
-        return sum(p.numel() for p in self.parameters())
 
-    def parameter_counts(self) -> ParameterCounts:
-        """How many parameters the whole decoder has, and how many of them a token uses."""
-        total = self.n_parameters()
-        return ParameterCounts(
-            total=total,
-            active=total - idle_parameters(self),
-            embedding=self.embedding.weight.numel(),
-            tied=isinstance(self.head, TiedHead),
-        )
-
-    def cache_bytes(
-        self, *, positions: int, batch_size: int = 1, dtype: torch.dtype | None = None
-    ) -> int:
-        """Bytes that `new_caches(capacity=positions)` hold as soon as they hold something.
-
-        Windows and chunks save nothing here: caches keep all positions.
-
-        Args:
-            dtype: of keys and values; None is the compute dtype.
-        """
-        elements = sum(block.attention.cache_elements() for block in self.layers)
-        dtype = dtype or self.embedding.compute_dtype
-        return batch_size * positions * elements * dtype.itemsize
-
-    def flops_per_token(self, sequence_length: int) -> int:
-        """FLOPs of matrix products per token, forward and backward: `6 N + 12 L d S` of a dense
-        model, where d is all query heads' width (Chowdhery et al., 2022, appendix B).
-
-        N counts the weights that a token is multiplied with: those of the head, but no embedding,
-        whose look-up is no product, and of experts those that it is sent to. A multiply-add is two
-        FLOPs, and the backward pass costs twice the forward. The second term is attention's two
-        products, with the mean of keys' and values' width for d where they differ; what causality,
-        windows and chunks hide is not discounted, and what activation checkpointing computes again
-        is not counted.
-        """
-        main = sum(self.block_flops(sequence_length)) + self.head_flops()
-        return main + self.multi_token_flops(sequence_length)
-
-    def block_flops(self, sequence_length: int) -> list[int]:
-        """What each block has of `flops_per_token`."""
-        return [
-            6 * active_weights(block) + block.attention.score_flops(sequence_length)
-            for block in self.layers
-        ]
-
-    def head_flops(self) -> int:
-        """What the head has of `flops_per_token`."""
-        return 6 * active_weights(self.head)
-
-    def multi_token_flops(self, sequence_length: int) -> int:
-        """What predictions of further tokens have of `flops_per_token`: each is of the head too."""
-        return sum(
-            6 * active_weights(depth)
-            + depth.block.attention.score_flops(sequence_length)
-            + self.head_flops()
-            for depth in ([] if self.multi_token is None else self.multi_token.depths)
-        )
+def _table_size(embedding: Any) -> tuple[int | None, int | None]:
+    """Return dim and vocab_size of an embedding, as far as it says them or has one table."""
+    table = getattr(embedding, "weight", None)
+    rows, columns = (
+        table.shape if isinstance(table, torch.Tensor) and table.ndim == 2 else (None,) * 2
+    )
+    return getattr(embedding, "dim", columns), getattr(embedding, "vocab_size", rows)

@@ -13,6 +13,8 @@ from nanigpt.models.linear import Linear
 class FeedForward(nn.Module):
     """SwiGLU: `w2(silu(w1(x)) * w3(x))` (Shazeer, 2020)."""
 
+    multiplies_below = True
+
     tensor_parallel = {"": "gather", "w1": "column", "w3": "column", "w2": "row"}
 
     def __init__(self, *, w1: Linear, w2: Linear, w3: Linear):

@@ -1,52 +1,66 @@
-"""Initial weights: distributions as nodes of the DAG, and giving memory to a meta-device model.
+"""Initial weights: distributions as nodes of the DAG, and memory for a model on meta.
 
 Modules are constructed on the meta device. `materialize` gives them memory after they were sharded,
 and `initialize` fills it. Every parameter has a random stream of its own, seeded by the run's seed
 and the parameter's name, so that weights depend on neither the mesh nor the other parameters.
+
+A module gives values to its tensors in one of two ways:
+
+    initializers()        returns an initializer for each of its own parameters, and
+    reset_buffers()       computes its own buffers; or
+    reset_parameters()    sets parameters and buffers of the module, and of those inside it, in
+                          place (the convention of torch.nn)
+
+`nanigpt.models.reset` runs the second kind.
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import nn
 
+from nanigpt.models.parameters import named_state
+from nanigpt.models.reset import Resets
+from nanigpt.problems import Problem, refuse, refuse_all
+
 
 class Initializer(Protocol):
     """Fills a weight in place from a random stream."""
 
-    def __call__(self, weight: torch.Tensor, generator: torch.Generator) -> None: ...
+    def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None: ...
 
 
 class TruncatedNormal:
-    """Normal with mean 0 and standard deviation `std`, cut at `cutoff` standard deviations."""
+    """Normal with mean 0, cut at `cutoff` standard deviations.
+
+    Args:
+        std: standard deviation before the cut. After a cut at 3 it is 1.3% smaller.
+    """
 
     def __init__(self, *, std: float, cutoff: float = 3.0):
-        if std <= 0 or cutoff <= 0:
-            raise ValueError(f"std={std}, cutoff={cutoff}: expected positive numbers")
+        _require_positive(std=std, cutoff=cutoff)
         self.std = std
         self.cutoff = cutoff
 
-    def __call__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None:
         bound = self.cutoff * self.std
         nn.init.trunc_normal_(weight, std=self.std, a=-bound, b=bound, generator=generator)
 
 
 class FanInNormal:
-    """Truncated normal whose standard deviation is `scale / sqrt(fan_in)`, whatever the width.
+    """Truncated normal whose standard deviation before the cut is `scale / sqrt(fan_in)`.
 
-    On inputs of unit variance the outputs have standard deviation `scale`. `fan_in` is the last
-    dim of the weight (`[out, in]`).
+    `fan_in` is the last dim of the weight (`[out, in]`). On inputs of unit variance the outputs
+    have standard deviation `scale`, less the 1.3% that a cut at 3 standard deviations takes.
     """
 
     def __init__(self, *, scale: float = 1.0, cutoff: float = 3.0):
-        if scale <= 0 or cutoff <= 0:
-            raise ValueError(f"scale={scale}, cutoff={cutoff}: expected positive numbers")
+        _require_positive(scale=scale, cutoff=cutoff)
         self.scale = scale
         self.cutoff = cutoff
 
-    def __call__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None:
         std = self.scale / weight.shape[-1] ** 0.5
         TruncatedNormal(std=std, cutoff=self.cutoff)(weight, generator)
 
@@ -57,28 +71,20 @@ class Constant:
     def __init__(self, *, value: float):
         self.value = value
 
-    def __call__(self, weight: torch.Tensor, generator: torch.Generator) -> None:
+    def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None:
         weight.fill_(self.value)
-
-
-def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.Tensor]]:
-    """Yields (full name, owner, local name, tensor) of parameters and buffers, every alias."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for local, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None:
-                yield f"{prefix}.{local}" if prefix else local, module, local, tensor
 
 
 def materialize(
     model: nn.Module, device: torch.device | str, *, parameters: torch.device | str | None = None
 ) -> None:
-    """Gives every meta parameter and buffer uninitialised memory on `device`, in place.
+    """Give every parameter and buffer uninitialised memory on `device`, in place.
 
     A tensor that stands under several names (a tied head) stays one tensor: upstream's `to_empty`
-    makes a new one for each name.
+    makes a new one for each name. Attributes that were set on a parameter stay, too.
 
     Args:
-        parameters: where parameters are, if elsewhere.
+        parameters: device of the parameters, if it is another one.
     """
     first_of: dict[torch.Tensor, tuple[nn.Module, str]] = {}
     aliases = []
@@ -86,11 +92,14 @@ def materialize(
         owner, name = first_of.setdefault(tensor, (module, local))
         if (owner, name) != (module, local):
             aliases.append((module, local, owner, name))
+    attributes = [(owner, name, tensor.__dict__) for tensor, (owner, name) in first_of.items()]
     model.to_empty(device=device if parameters is None else parameters)
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None and parameters is not None:
                 module._buffers[name] = torch.empty_like(buffer, device=device)
+    for owner, name, marks in attributes:
+        getattr(owner, name).__dict__.update(marks)
     for module, local, owner, name in aliases:
         store = module._parameters if local in module._parameters else module._buffers
         store[local] = getattr(owner, name)
@@ -98,29 +107,72 @@ def materialize(
 
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int) -> None:
-    """Fills every parameter from its own random stream, and computes every derived buffer.
+    """Fill every parameter from its own random stream, and compute every buffer.
 
-    Modules with parameters name their initialisers in `initializers()`, by local name;
-    modules with derived buffers (a RoPE table) recompute them in `reset_buffers()`. A DTensor
-    gets its shard of what the whole parameter would be on one process.
+    A DTensor gets its shard of what the whole parameter would be on one process.
 
     Raises:
-        ValueError: a module owns a parameter and names no initialiser for it.
+        ComponentError: a parameter or buffer has no value (`uninitialized` names all of them).
     """
+    resets = Resets(model)
     seen: set[torch.Tensor] = set()
     for name, module, local, tensor in named_state(model):
-        if local not in module._parameters or tensor in seen:
+        if tensor in seen or local in module._buffers:
             continue
         seen.add(tensor)
-        initializers = module.initializers() if hasattr(module, "initializers") else {}
-        if local not in initializers:
-            raise ValueError(
-                f"{name}: {type(module).__name__}.initializers() does not name {local!r}"
-            )
-        _fill(tensor, initializers[local], _stream_seed(seed, name))
+        initializer = _initializer(module, local)
+        stream_seed = _stream_seed(seed, name)
+        if initializer is not None:
+            _fill(tensor, initializer, stream_seed)
+        elif resets.has(module):
+            _copy(tensor, resets.value(module, local, stream_seed))
+        else:
+            refuse("", ..., _expected(module, local), component=module)
+    computed = _with_computed_buffers(model)
+    for name, module, local, tensor in named_state(model):
+        if tensor not in seen and local in module._buffers and module not in computed:
+            seen.add(tensor)
+            tensor.copy_(resets.value(module, local, _stream_seed(seed, name)))
     for module in model.modules():
         if hasattr(module, "reset_buffers"):
             module.reset_buffers()
+
+
+def uninitialized(model: nn.Module) -> list[Problem]:
+    """Return a problem for every parameter and buffer that no method gives a value."""
+    resets = Resets(model)
+    computed = _with_computed_buffers(model)
+    found, seen = [], set()
+    for _, module, local, tensor in named_state(model):
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        is_buffer = local in module._buffers
+        said = module in computed if is_buffer else _initializer(module, local) is not None
+        if not said and not resets.sets(module, local):
+            found.append(Problem("", ..., _expected(module, local), component=module))
+    return found
+
+
+def _expected(module: nn.Module, local: str) -> str:
+    if local in module._buffers:
+        return f"reset_parameters() or reset_buffers() to give a value to the buffer {local!r}"
+    return f"initializers() or reset_parameters() to give a value to the parameter {local!r}"
+
+
+def _initializer(module: nn.Module, local: str) -> Initializer | None:
+    named = getattr(module, "initializers", None)
+    return None if named is None else named().get(local)
+
+
+def _with_computed_buffers(model: nn.Module) -> set[nn.Module]:
+    """Return the modules whose buffers a `reset_buffers` computes, their own or one around them."""
+    computing = (module for module in model.modules() if hasattr(module, "reset_buffers"))
+    return {below for module in computing for below in module.modules()}
+
+
+def _require_positive(**values: float) -> None:
+    refuse_all(Problem(n, v, "a positive number") for n, v in values.items() if not v > 0)
 
 
 def _stream_seed(seed: int, name: str) -> int:
@@ -133,13 +185,24 @@ def _fill(parameter: torch.Tensor, initializer: Initializer, stream_seed: int) -
     if not hasattr(parameter, "placements"):  # an ordinary tensor
         initializer(parameter, generator)
         return
-    from torch.distributed.tensor import distribute_tensor
-
     # Each rank draws the whole parameter and keeps its shard: no communication, and any mesh gets
     # the same numbers. One whole parameter at a time is held beside the shards.
     whole = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
     initializer(whole, generator)
+    _copy(parameter, whole)
+
+
+def _copy(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy a whole value into a parameter, or this rank's part of it into a DTensor."""
+    if not hasattr(parameter, "placements"):
+        parameter.copy_(whole)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
     shard = distribute_tensor(
-        whole, parameter.device_mesh, parameter.placements, src_data_rank=None
+        whole.to(parameter.device),
+        parameter.device_mesh,
+        parameter.placements,
+        src_data_rank=None,
     )
     parameter.to_local().copy_(shard.to_local())

@@ -20,6 +20,7 @@ from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places, Visibility
+from nanigpt.problems import refuse_all
 
 
 class LatentAttention(SelfAttention):
@@ -47,6 +48,8 @@ class LatentAttention(SelfAttention):
     Raises:
         ValueError: the parts do not fit together.
     """
+
+    multiplies_below = True
 
     tensor_parallel = {
         "": "gather",
@@ -117,12 +120,11 @@ class LatentAttention(SelfAttention):
         if wq is None:
             expected["q_norm.dim"] = (q_norm.dim, wq_a.out_dim)
             expected["wq_b.in_dim"] = (wq_b.in_dim, wq_a.out_dim)
-        wrong = misfits(expected)
-        if wrong:
-            raise ValueError(
-                f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, rope.head_dim={rope.head_dim}, "
-                f"v_head_dim={v_head_dim}, wkv_b.in_dim={rank}: " + "; ".join(wrong)
-            )
+        why = (
+            f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, rope.head_dim={rope.head_dim}, "
+            f"v_head_dim={v_head_dim}, wkv_b.in_dim={rank}"
+        )
+        refuse_all(misfits(expected, why))
         self.wq = wq
         self.wq_a = wq_a
         self.q_norm = q_norm

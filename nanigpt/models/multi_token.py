@@ -18,6 +18,7 @@ from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places
+from nanigpt.problems import refuse, refuse_all
 
 
 class PredictionDepth(nn.Module):
@@ -32,11 +33,14 @@ class PredictionDepth(nn.Module):
         norm: before the decoder's head.
     """
 
+    multiplies_below = True
+
     tensor_parallel = {
-        "embedding_norm": "sequence",
-        "hidden_norm": "sequence",
+        "embedding_norm": "own",
+        "hidden_norm": "own",
         "projection": "sequence",
-        "norm": "sequence",
+        "block": "own",
+        "norm": "own",
     }
 
     def __init__(
@@ -56,9 +60,7 @@ class PredictionDepth(nn.Module):
             "projection.in_dim": (projection.in_dim, 2 * dim),
             "projection.out_dim": (projection.out_dim, dim),
         }
-        wrong = misfits(expected)
-        if wrong:
-            raise ValueError(f"norm.dim={dim}: {'; '.join(wrong)}")
+        refuse_all(misfits(expected, f"norm.dim={dim}"))
         self.embedding_norm = embedding_norm
         self.hidden_norm = hidden_norm
         self.projection = projection
@@ -89,6 +91,13 @@ class MultiTokenPrediction(nn.Module):
             DeepSeek-V3 had 0.3 for 10 T tokens, then 0.1.
     """
 
+    multiplies_below = True
+
+    unsplit_axes = {
+        "cp": "the tokens ahead are on other ranks",
+        "pp": "the embedding is on other ranks",
+    }
+
     def __init__(
         self,
         *,
@@ -97,9 +106,9 @@ class MultiTokenPrediction(nn.Module):
     ):
         super().__init__()
         if not depths:
-            raise ValueError("depths=[]: expected at least one")
+            refuse("depths", [], "at least one")
         if loss_weight < 0:
-            raise ValueError(f"loss_weight={loss_weight}: expected 0 or more")
+            refuse("loss_weight", loss_weight, "0 or more")
         self.depths = nn.ModuleList(depths)
         self.loss_weight = loss_weight
 

@@ -20,6 +20,10 @@ class RMSNorm(nn.Module):
         initializer: of the weight, or None for no weight.
     """
 
+    multiplies_below = True
+
+    tensor_parallel = {"": "sequence"}
+
     def __init__(
         self,
         *,

@@ -143,6 +143,8 @@ class RotaryEmbedding(nn.Module):
         scaling: changes the frequencies, or None.
     """
 
+    multiplies_below = True
+
     def __init__(
         self,
         *,

@@ -1,6 +1,33 @@
-"""Whether sizes of a module's parts fit together."""
+"""Sizes that modules say, and whether they fit together."""
+
+from torch import nn
+
+from nanigpt.problems import Problem
+
+# Names that plain modules of torch.nn have for the sizes of ours.
+_ALSO = {"in_dim": "in_features", "out_dim": "out_features", "dim": "normalized_shape"}
 
 
-def misfits(expected: dict[str, tuple[int, int]]) -> list[str]:
-    """What of `name: (size, expected size)` is not as expected."""
-    return [f"{k}={got}, expected {want}" for k, (got, want) in expected.items() if got != want]
+def size(module: nn.Module | None, name: str) -> int | None:
+    """Return a size that a module says, or None."""
+    found = getattr(module, name, None)
+    if found is None and name in _ALSO:
+        found = getattr(module, _ALSO[name], None)
+    if isinstance(found, tuple) and len(found) == 1:
+        found = found[0]
+    return found if isinstance(found, int) else None
+
+
+def misfits(expected: dict[str, tuple[int | None, int | None]], why: str = "") -> list[Problem]:
+    """Return a problem for each `name: (size, expected size)` that differ.
+
+    A size that a module does not say (None) fits: `check` runs the module instead.
+
+    Args:
+        why: the arguments that the expected sizes follow from.
+    """
+    return [
+        Problem(name, got, f"{want} for {why}" if why else str(want))
+        for name, (got, want) in expected.items()
+        if got is not None and want is not None and got != want
+    ]

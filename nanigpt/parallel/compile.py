@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from nanigpt.logs import errors_only
-from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.experts import Experts
+from nanigpt.models.protocol import blocks_here, body, recomputation
+from nanigpt.parallel.plan import Plan
+from nanigpt.problems import Fix, Problem, refuse
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ class Compile:
         loss: compile a chunk of `LinearCrossEntropy`, too; with scope `model` it always is.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,
@@ -46,66 +51,62 @@ class Compile:
         loss: bool = True,
     ):
         if scope not in get_args(Scope):
-            raise ValueError(f"scope={scope!r}: expected one of {', '.join(get_args(Scope))}")
+            refuse("scope", scope, f"one of {', '.join(get_args(Scope))}")
         self.backend = backend
         self.fullgraph = fullgraph
         self.scope = scope
         self.loss = loss
 
-    def problems(self, model: Decoder, *, sharded: bool, pipelined: bool, split: bool) -> list[str]:
-        """Why `model` cannot be compiled as it is asked for.
-
-        Args:
-            sharded: over ranks of FSDP.
-            split: weights are DTensors, of `tp` or `ep`.
-        """
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why `model` cannot be compiled so."""
         found = []
         if self.backend not in ("inductor", "aot_eager"):  # else dynamo would be imported here
             known = torch.compiler.list_backends(exclude_tags=())
             if self.backend not in known:
-                found.append(
-                    f"compile.backend={self.backend!r}: expected one of {', '.join(known)}"
-                )
+                found.append(Problem("backend", self.backend, f"one of {', '.join(known)}"))
         if self.scope == "blocks":
             return found
-        modes = {block.activation_checkpointing for block in model.blocks()}
+        modes = {recomputation(block) for block in blocks_here(model)}
+        split = plan.sizes["tp"] * plan.sizes["ep"] > 1
         for there, why in (
-            (sharded, "parameters are gathered block by block, outside of compiled code"),
-            (pipelined, "ranks of mesh.pp have parts of it"),
+            (plan.copies > 1, "parameters are gathered block by block, outside of compiled code"),
+            (plan.sizes["pp"] > 1, "ranks of pp have parts of it"),
             (
                 "budget" in modes and len(modes) > 1,
                 "only all layers together can have activation_checkpointing='budget'",
             ),
             (
                 split and "full" in modes,
-                "layers split over ranks are recomputed outside of compiled code; take "
-                "tag:ActivationCheckpointing=selective",
+                "layers split over ranks are recomputed outside of compiled code, unless they are "
+                "'selective'",
             ),
         ):
             if there:
-                found.append(f"compile.scope='model': {why}; take scope='blocks'")
+                fix = Fix(None, "scope", "blocks")
+                found.append(Problem("scope", "model", f"'blocks', since {why}", fix))
         return found
 
-    def apply(self, model: Decoder, *, budget: float = 1.0) -> None:
-        """Compiles in place; names of parameters stay.
+    def apply(self, model: nn.Module, *, budget: float = 1.0) -> None:
+        """Compile in place; names of parameters stay.
 
         Args:
             budget: share of the memory for activations that blocks with mode `budget` may take.
         """
-        blocks = [block for block in model.blocks() if block is not None]
-        # What is limited is how often one function is compiled, and all blocks have the same. Each
+        blocks = blocks_here(model)
+        # The limit is on how often one function is compiled, and all blocks have the same. Each
         # could differ from the others, and needs it in training and validation, for whole batches
         # and last ones.
         limit = max(8, 4 * len(blocks))
-        for block in blocks[:1] if self.scope == "model" else blocks:
-            part, name = (model, "forward") if self.scope == "model" else (block, "compute")
+        whole = self.scope == "model"
+        for part, name in [(model, "forward")] if whole else [(b, body(b)) for b in blocks]:
             functorch: dict[str, Any] = {}
-            if block.activation_checkpointing == "budget":
+            first = blocks[0] if whole and blocks else part
+            if recomputation(first) == "budget":
                 functorch["activation_memory_budget"] = budget
                 # The mesh of a DTensor, in which the compiler suspects tensors.
                 functorch["unsafe_treat_script_objects_as_zero_size"] = True
-            # How many tokens experts have, the host learns in the middle of a block: what may be
-            # split would be split there.
+            # The host learns in the middle of a block how many tokens experts have: a graph that
+            # may be split would be split there.
             routed = any(isinstance(module, Experts) for module in part.modules())
             compiled = self._compiled(
                 getattr(part, name), limit=limit, scalars=routed, functorch=functorch

@@ -16,8 +16,11 @@ from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import CAUSAL, Places, Visibility
 from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import head_counts, indivisible
+from nanigpt.parallel.tensor_plan import gaps, parts
 from nanigpt.parallel.waiting import waited
+from nanigpt.problems import Fix, Problem, refuse
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -36,50 +39,52 @@ class ContextParallel:
             there must be enough (Jacobs et al., 2023).
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, method: Method = "all_gather"):
         if method not in get_args(Method):
-            raise ValueError(f"method={method!r}: expected one of {', '.join(get_args(Method))}")
+            refuse("method", method, f"one of {', '.join(get_args(Method))}")
         self.method = method
 
-    def problems(
-        self, model: nn.Module, n: int, *, tp: int, sequence_length: int, mask_documents: bool
-    ) -> list[str]:
-        """Why n ranks, each of them `tp` ranks of tensor parallelism, cannot share sequences."""
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why the ranks of `cp` cannot share sequences."""
+        n, tp = plan.sizes["cp"], plan.sizes["tp"]
         if n == 1:
             return []
-        found = []
+        fix = Fix(plan.mesh, "cp", 1)
+        found = [
+            Problem("", ..., f"a tensor_parallel plan other than 'whole' for cp={n}", fix, module)
+            for module in _of_whole_sequences(model)
+        ]
+        length = plan.sequence_length
+        if length is None:
+            return [Problem("cp", n, "1 for samples without a sequence", fix, plan.mesh)]
         attentions = [module for module in model.modules() if hasattr(module, "core")]
-        if any(isinstance(attention.core, VarLen) for attention in attentions):
-            found.append(
-                "model.layers[*].attention.core: VarLen knows no context parallelism, whose ranks "
-                "have parts of sequences; take another tag:AttentionCore"
-            )
-        if self.method == "ring":
-            if mask_documents or not all(isinstance(a.core, ScaledDotProduct) for a in attentions):
+        for attention in attentions:
+            if isinstance(attention.core, VarLen):
+                expected = f"another core than VarLen for cp={n}: ranks have parts of sequences"
                 found.append(
-                    "context.method='ring' knows neither data.mask_documents nor another attention "
-                    "core; take 'all_gather' or 'ulysses'"
+                    Problem("core", ..., expected, Fix(attention, "core", None), attention)
                 )
-            if any(a.visibility.limits(sequence_length) or a.sink is not None for a in attentions):
-                found.append(
-                    "context.method='ring' knows neither windows nor chunks nor attention sinks, "
-                    "which this model has; take 'all_gather' or 'ulysses'"
-                )
-        if sequence_length % (2 * n * tp):
-            found.append(
-                f"data.sequence_length={sequence_length} is not divisible by 2 x mesh.cp={n} x "
-                f"mesh.tp={tp} = {2 * n * tp}"
-            )
+            if self.method == "ring":
+                found += _problems_of_ring(attention, plan)
+        if length % (2 * n * tp):
+            expected = f"a multiple of 2 x cp={n} x tp={tp} = {2 * n * tp}"
+            found.append(Problem("sequence_length", length, expected, component=plan.data))
         if self.method == "ulysses":
-            for where in indivisible(head_counts(model), n * tp):
-                found.append(
-                    f"{where} is not divisible by mesh.cp={n} x mesh.tp={tp} = {n * tp}, as "
-                    "context.method='ulysses' needs; take 'all_gather'"
-                )
+            divisor = f"cp={n} x tp={tp} = {n * tp}, or method='all_gather'"
+            found += indivisible(head_counts(model), n * tp, divisor)
+        elif self.method == "ring" and plan.mask_documents:
+            found.append(self._instead_of_ring("another method for data with mask_documents=True"))
+        if self.method == "ring" and plan.compiled:
+            found.append(self._instead_of_ring("another method for a compiled model"))
         return found
 
-    def apply(self, model: nn.Module, layout: Layout) -> None:
-        """Exchanges the `core` of every attention module."""
+    def _instead_of_ring(self, expected: str) -> Problem:
+        return Problem("method", "ring", expected, Fix(None, "method", "all_gather"), self)
+
+    def apply(self, model: nn.Module, layout: Layout, /) -> None:
+        """Exchange the `core` of every attention module."""
         if layout.sizes["cp"] == 1:
             return
         core = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}[self.method]
@@ -91,6 +96,28 @@ class ContextParallel:
         """This rank's positions of sequences of `length`."""
         n, r = layout.sizes["cp"], layout.position["cp"]
         return _natural(length, n).view(n, -1)[r]
+
+
+def _of_whole_sequences(model: nn.Module) -> list[nn.Module]:
+    """Return plain modules that may look at more of a sequence than a rank has.
+
+    A module that says `pointwise`, or has a plan of styles, computes each token by itself, or
+    attends by a `core`.
+    """
+    whole = [part.module for part in parts(model) if part.style == "whole"]
+    return [*whole, *(gap.module for gap in gaps(model))]
+
+
+def _problems_of_ring(attention: nn.Module, plan: Plan) -> list[Problem]:
+    found = []
+    if not isinstance(attention.core, ScaledDotProduct):
+        expected = "None, the only core that method='ring' knows"
+        found.append(Problem("core", ..., expected, Fix(attention, "core", None), attention))
+    limited = attention.visibility.limits(plan.sequence_length)
+    if limited or attention.sink is not None:
+        expected = "no window, chunk or sink for method='ring', which knows none; take 'all_gather'"
+        found.append(Problem("", ..., expected, component=attention))
+    return found
 
 
 class _Gathered:

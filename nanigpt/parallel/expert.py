@@ -16,9 +16,12 @@ from torch import nn
 
 from nanigpt.models.moe.dispatch import Dispatched, Dispatcher, count, sorted_rows, weighted_sum
 from nanigpt.models.moe.experts import Experts
+from nanigpt.models.parameters import Places
 from nanigpt.parallel.mesh import Layout
-from nanigpt.parallel.tensor import indivisible, path
+from nanigpt.parallel.plan import Plan
+from nanigpt.parallel.tensor import indivisible
 from nanigpt.parallel.waiting import waited
+from nanigpt.problems import Fix, Problem
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -37,35 +40,37 @@ class ExpertParallel:
         transport: how tokens get to the ranks of their experts; None is `AllToAll`.
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, transport: Transport | None = None):
         self.transport = transport or AllToAll()
 
-    def problems(self, model: nn.Module, ep: int, *, tp: int) -> list[str]:
-        """Why ep x tp ranks cannot divide the experts."""
-        experts = {name: m for name, m in model.named_modules() if isinstance(m, Experts)}
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why the ranks of `ep` and `tp` cannot divide the experts."""
+        ep, tp = plan.sizes["ep"], plan.sizes["tp"]
+        experts = [module for module in model.modules() if isinstance(module, Experts)]
         if ep > 1 and not experts:
-            return [f"mesh.ep={ep}, but no layer is a mixture of experts; set tag:ExpertParallel=1"]
-        numbers = ((path("model", name, "n_experts"), m.n_experts) for name, m in experts.items())
-        widths = ((path("model", name, "hidden_dim"), m.hidden_dim) for name, m in experts.items())
-        return [
-            *(f"{what} is not divisible by mesh.ep={ep}" for what in indivisible(numbers, ep)),
-            *(f"{what} is not divisible by mesh.tp={tp}" for what in indivisible(widths, tp)),
-        ]
+            expected = "1 for a model without a mixture of experts"
+            return [Problem("ep", ep, expected, Fix(plan.mesh, "ep", 1), plan.mesh)]
+        numbers = [(module, "n_experts", module.n_experts) for module in experts]
+        widths = [(module, "hidden_dim", module.hidden_dim) for module in experts]
+        return [*indivisible(numbers, ep, f"ep={ep}"), *indivisible(widths, tp, f"tp={tp}")]
 
-    def apply(self, model: nn.Module, layout: Layout) -> None:
-        """Divides weights, still on meta, and exchanges dispatchers, in place."""
+    def apply(self, model: nn.Module, layout: Layout, /) -> None:
+        """Divide weights, still on meta, and exchange dispatchers, in place."""
         ep, tp = layout.sizes["ep"], layout.sizes["tp"]
         if ep * tp == 1:
             return
         names = [name for name, size in (("ep", ep), ("tp", tp)) if size > 1]
         mesh = (layout.parameters if ep == 1 else layout.experts)[tuple(names)]
+        places = Places(model)
         for experts in model.modules():
             if isinstance(experts, Experts):
                 experts.sharers = tp
                 experts.local = _local
                 if ep > 1:
                     experts.dispatcher = self.transport.dispatcher(layout.experts["ep"])
-                _divide(experts, mesh)
+                _divide(experts, mesh, places)
 
 
 class AllToAll:
@@ -124,18 +129,17 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters()
 
 
-def _divide(experts: Experts, mesh: "DeviceMesh") -> None:
-    """Makes DTensors: experts over `ep`, hidden features over `tp`."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
+    """Make DTensors: experts over `ep`, hidden features over `tp`."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     hidden = {"w1": Shard(1), "w3": Shard(1), "w2": Shard(2), "bias1": Shard(1), "bias3": Shard(1)}
-    for name, weight in experts._parameters.items():
-        if weight is not None:
+    for name, weight in list(experts._parameters.items()):
+        if weight is not None and not isinstance(weight, DTensor):
             along = {"ep": Shard(0), "tp": hidden.get(name, Replicate())}
             placements = [along[axis] for axis in mesh.mesh_dim_names]
             # On meta there is nothing to scatter.
-            divided = distribute_tensor(weight, mesh, placements, src_data_rank=None)
-            experts._parameters[name] = nn.Parameter(divided)
+            places.replace(weight, distribute_tensor(weight, mesh, placements, src_data_rank=None))
 
 
 def _local(weight: torch.Tensor) -> torch.Tensor:

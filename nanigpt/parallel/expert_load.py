@@ -5,20 +5,21 @@ Shapes: I layers, E experts.
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
-from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.protocol import blocks
 from nanigpt.parallel.mesh import Layout
 
 
-def most_experts(model: Decoder) -> int:
+def most_experts(model: nn.Module) -> int:
     """Of all blocks; 0 where none is a mixture."""
     return max((mixture.router.n_experts for mixture in _mixtures(model).values()), default=0)
 
 
 @torch.no_grad()
 def settle_load(
-    model: Decoder, layout: Layout, *, n_experts: int, sequence_parts: int
+    model: nn.Module, layout: Layout, *, n_experts: int, sequence_parts: int
 ) -> dict[str, torch.Tensor]:
     """Moves every router's `expert_bias` once, and starts to count anew.
 
@@ -38,7 +39,7 @@ def settle_load(
     # A row a layer: tokens of each expert, then entropy, tokens, choices, number of experts, and
     # range of the bias. Other pipeline stages' layers are zeros here; float64 counts to 2^53.
     counted = torch.zeros(
-        len(model.blocks()), n_experts + 5, device=layout.world.device, dtype=torch.float64
+        len(blocks(model)), n_experts + 5, device=layout.world.device, dtype=torch.float64
     )
     mixtures = _mixtures(model)
     for i, mixture in mixtures.items():
@@ -61,19 +62,21 @@ def settle_load(
     return _told(counted, n_experts)
 
 
-def forget_load(model: Decoder) -> None:
+def forget_load(model: nn.Module) -> None:
     """Leaves uncounted what was computed, but not to train."""
     for mixture in _mixtures(model).values():
         mixture.reset_buffers()
 
 
-def _mixtures(model: Decoder) -> dict[int, MixtureOfExperts]:
-    """Of this rank, by number of the block."""
-    return {
-        i: block.feed_forward
-        for i, block in enumerate(model.blocks())
-        if block is not None and isinstance(block.feed_forward, MixtureOfExperts)
-    }
+def _mixtures(model: nn.Module) -> dict[int, MixtureOfExperts]:
+    """Return the mixtures of this rank by the numbers of their blocks."""
+    found = {}
+    for i, block in enumerate(blocks(model)):
+        below = [] if block is None else block.modules()
+        mixture = next((m for m in below if isinstance(m, MixtureOfExperts)), None)
+        if mixture is not None:
+            found[i] = mixture
+    return found
 
 
 def _told(counted: torch.Tensor, n_experts: int) -> dict[str, torch.Tensor]:

@@ -8,8 +8,11 @@ import torch
 from torch import nn
 
 from nanigpt import tags
+from nanigpt.models.protocol import compute_dtype, shard_groups
 from nanigpt.parallel.expert import expert_parameters
 from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.plan import Plan
+from nanigpt.problems import Fix, Problem, refuse
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,20 +50,30 @@ class FullyShardedDataParallel:
         cpu_offload: bool = False,
     ):
         if reshard_after_forward not in get_args(Reshard):
-            raise ValueError(
-                f"reshard_after_forward={reshard_after_forward!r}: "
-                f"expected one of {', '.join(get_args(Reshard))}"
-            )
+            expected = f"one of {', '.join(get_args(Reshard))}"
+            refuse("reshard_after_forward", reshard_after_forward, expected)
         if prefetch < 0:
-            raise ValueError(f"prefetch={prefetch}: expected 0 or more")
+            refuse("prefetch", prefetch, "0 or more")
         self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
         self.reshard_after_forward = reshard_after_forward
         self.prefetch = prefetch
         self.cpu_offload = cpu_offload
 
-    def apply(self, model: nn.Module, layout: Layout) -> None:
-        """Shards `model`, still on meta, in place; nothing where one rank would hold all."""
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why parameters cannot be sharded so."""
+        computed = compute_dtype(model)
+        if self.param_dtype == computed:
+            return []
+        expected = (
+            f"{computed}, the model's compute dtype, or losses would depend on the number of "
+            "processes"
+        )
+        fix = Fix(None, "param_dtype", computed)
+        return [Problem("param_dtype", self.param_dtype, expected, fix)]
+
+    def apply(self, model: nn.Module, layout: Layout, /) -> None:
+        """Shard `model`, still on meta, in place; do nothing where one rank would hold all."""
         sizes = layout.sizes
         replicate, shard = sizes["dp_replicate"], sizes["dp_shard"] * sizes["cp"]
         if replicate * shard == 1:
@@ -88,7 +101,7 @@ class FullyShardedDataParallel:
                 cast_forward_inputs=False,  # the embedding decides the activations' dtype
             )
 
-        groups = model.shard_groups()
+        groups = shard_groups(model)
         for i, group in enumerate(groups):
             exact = any(getattr(module, "gathered_in_float32", False) for module in group)
             fully_shard(

@@ -1,54 +1,65 @@
 """Gradients that are spread over ranks in different ways."""
 
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import torch
 from torch import distributed as dist
 from torch import nn
 
+from nanigpt.parallel.mesh import Layout
 
-def settle(parameters: Iterable[nn.Parameter]) -> None:
-    """Sums gradients of which every rank of a DTensor's mesh has a part yet."""
+
+def settle(
+    parameters: Iterable[nn.Parameter],
+    layout: Layout,
+    *,
+    partial: Iterable[nn.Parameter] = (),
+) -> None:
+    """Sum gradients of which every rank has only a part yet.
+
+    Args:
+        partial: parameters that are no DTensors over `tp`, whose gradients are summed over it.
+    """
     for parameter in parameters:
         gradient = parameter.grad
         if hasattr(gradient, "placements") and gradient.placements != parameter.placements:
             parameter.grad = gradient.redistribute(placements=parameter.placements)
+    for parameter in partial:
+        if parameter.grad is not None:
+            dist.all_reduce(_local(parameter.grad), group=layout.parameters["tp"].get_group())
 
 
 def clip_gradients(
     parameters: Iterable[nn.Parameter],
     max_norm: float,
+    layout: Layout,
     *,
     counted_elsewhere: Collection[nn.Parameter] = (),
-    stages: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
-    """Scales gradients down to a global 2-norm of `max_norm`; returns the norm that they had.
+    """Scale gradients down to a global 2-norm of `max_norm`; return the norm that they had.
 
     Args:
         counted_elsewhere: copies of parameters of another pipeline stage.
-        stages: the ranks that have the other parameters.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
-    # Gradients that are split over the same groups of ranks have one sum over them.
-    split: dict[tuple[dist.ProcessGroup, ...], list[torch.Tensor]] = {}
+    total = torch.zeros((), device=layout.world.device)
+    squares = []
+    # Gradients that are split over the same axes have one sum over them. Axes are told apart by
+    # their names: groups and meshes of one set-up may be equal to those of an earlier one.
+    split: dict[tuple[tuple[str, ...], tuple[str, ...]], list[torch.Tensor]] = {}
     for parameter in with_gradient:
         if not any(parameter is other for other in counted_elsewhere):
-            gradient = parameter.grad
-            groups = tuple(
-                gradient.device_mesh.get_group(axis)
-                for axis, placement in enumerate(getattr(gradient, "placements", ()))
-                if not placement.is_replicate()
-            )
-            split.setdefault(groups, []).append(getattr(gradient, "_local_tensor", gradient))
-    squares = []
-    for groups, gradients in split.items():
+            split.setdefault(_axes(parameter.grad), []).append(_local(parameter.grad))
+    for (axes, over), gradients in split.items():
         squared = torch.nn.utils.get_total_norm(gradients).square()
-        for group in groups:
-            dist.all_reduce(squared, group=group)
+        for axis in over:
+            dist.all_reduce(squared, group=layout.group(axes, axis))
         squares.append(squared)
-    total = torch.stack(squares).sum()
-    if stages is not None:
-        dist.all_reduce(total, group=stages)
+    if squares:
+        total = torch.stack(squares).sum()
+    if layout.sizes["pp"] > 1:  # other stages have the other parameters
+        dist.all_reduce(total, group=layout.parameters["pp"].get_group())
     total = total.sqrt()
     meshes: dict[object, list[nn.Parameter]] = {}
     for parameter in with_gradient:
@@ -56,3 +67,16 @@ def clip_gradients(
     for together in meshes.values():  # one kernel's DTensors are of one mesh
         torch.nn.utils.clip_grads_with_norm_(together, max_norm, total)
     return total
+
+
+def _axes(gradient: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the axes of a gradient's mesh, and those along which ranks have different parts."""
+    if not hasattr(gradient, "placements"):
+        return (), ()
+    names = tuple(gradient.device_mesh.mesh_dim_names)
+    placed = zip(names, gradient.placements, strict=True)
+    return names, tuple(name for name, placement in placed if not placement.is_replicate())
+
+
+def _local(gradient: Any) -> torch.Tensor:
+    return getattr(gradient, "_local_tensor", gradient)

@@ -2,19 +2,53 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import distributed as dist
 
 from nanigpt import tags
-from nanigpt.errors import UsageError
 from nanigpt.parallel.world import World
+from nanigpt.problems import Fix, Problem, refuse, refuse_all
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh, described once for everything that goes through all of them.
+
+    Attributes:
+        name: argument of `Mesh` that has its size.
+        tag: knob that sets the size.
+        metric: name of its process group in metrics and traces.
+        one_process: size that lets any number of processes look at a run: 1, or -1 for the axis
+            that takes what the others leave.
+        is_part: whether its ranks are part of other axes' ranks, and it is no factor of the world.
+        needs_new_torch: whether it asks for torch 2.13.
+    """
+
+    name: str
+    tag: type[Any]
+    metric: str
+    one_process: int = 1
+    is_part: bool = False
+    needs_new_torch: bool = True
+
+
+MESH_AXES = (
+    Axis("pp", tags.PipelineParallel, "pp"),
+    Axis("dp_replicate", tags.DataParallelReplicate, "dp_replicate", needs_new_torch=False),
+    Axis("dp_shard", tags.DataParallelShard, "fsdp", one_process=-1, needs_new_torch=False),
+    Axis("cp", tags.ContextParallel, "cp"),
+    Axis("tp", tags.TensorParallel, "tp"),
+    Axis("ep", tags.ExpertParallel, "ep", is_part=True),
+)
+"""Every axis, outermost first."""
+
+AXES = tuple(axis.name for axis in MESH_AXES if not axis.is_part)
+"""Names of the axes whose product is the world."""
 
 
 class Mesh:
@@ -34,6 +68,8 @@ class Mesh:
     One of the axes may be -1: what the others leave of the world.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,
@@ -44,15 +80,18 @@ class Mesh:
         tp: Annotated[int, tags.TensorParallel] = 1,
         ep: Annotated[int, tags.ExpertParallel] = 1,
     ):
-        if ep < 1:
-            raise ValueError(f"ep={ep}: expected at least 1")
         self.ep = ep
         self.axes = dict(zip(AXES, (pp, dp_replicate, dp_shard, cp, tp), strict=True))
-        wrong = {axis: size for axis, size in self.axes.items() if size < 1 and size != -1}
-        if wrong:
-            raise ValueError(f"{_show(wrong)}: expected at least 1, or -1 for what is left")
-        if list(self.axes.values()).count(-1) > 1:
-            raise ValueError(f"{_show(self.axes)}: expected -1 at most once")
+        refuse_all(
+            Problem(axis, size, "at least 1, or -1 for what the other axes leave")
+            for axis, size in self.axes.items()
+            if size < 1 and size != -1
+        )
+        if ep < 1:
+            refuse("ep", ep, "at least 1")
+        inferred = [axis for axis, size in self.axes.items() if size == -1]
+        if len(inferred) > 1:
+            refuse(inferred[1], -1, f"-1 for one axis at most, and {inferred[0]} is -1")
 
     @property
     def least(self) -> int:
@@ -67,30 +106,36 @@ class Mesh:
     def _known(self) -> int:
         return math.prod(size for size in self.axes.values() if size != -1)
 
-    def sizes(self, world_size: int) -> dict[str, int]:
-        """Sizes of all axes, and of `ep`, in a world of so many ranks.
-
-        Raises:
-            UsageError: the axes' product cannot be the world, or `ep` divides no dp_shard x cp.
-        """
+    def problems(self, world_size: int) -> list[Problem]:
+        """Return why so many ranks cannot be arranged in these axes."""
         known, least = self._known, self.least
         inferred = -1 in self.axes.values()
         if world_size % least or (not inferred and world_size != known):
             needed = f"a multiple of {least}" if inferred else str(known)
             axes = self.axes | ({"ep": self.ep} if self.ep > 1 else {})
-            raise UsageError(
-                f"mesh: {_show(axes)} needs {needed} ranks, not {world_size}; "
-                "start another number of processes, or change an axis (tag:TensorParallel=N, "
-                "tag:DataParallelShard=-1, ...)"
-            )
-        sizes = {a: world_size // known if s == -1 else s for a, s in self.axes.items()}
+            advice = "start another number of processes, or change an axis"
+            fix = Fix(None, "dp_shard", -1) if self.axes["dp_shard"] != -1 else advice
+            return [Problem("", ..., f"{needed} ranks for {_show(axes)}, not {world_size}", fix)]
+        sizes = self._inferred(world_size)
         if sizes["dp_shard"] * sizes["cp"] % self.ep:
-            raise UsageError(
-                f"mesh: ep={self.ep} does not divide dp_shard={sizes['dp_shard']} x "
-                f"cp={sizes['cp']}, among whose ranks experts are divided; change one of them "
-                "(tag:ExpertParallel=N, ...)"
+            expected = (
+                f"a divisor of dp_shard={sizes['dp_shard']} x cp={sizes['cp']}, among whose ranks "
+                "experts are divided"
             )
-        return {**sizes, "ep": self.ep}
+            return [Problem("ep", self.ep, expected)]
+        return []
+
+    def sizes(self, world_size: int) -> dict[str, int]:
+        """Return the sizes of all axes, and of `ep`, in a world of so many ranks.
+
+        Raises:
+            ComponentError: the axes' product cannot be the world, or `ep` divides no dp_shard x cp.
+        """
+        refuse_all(self.problems(world_size))
+        return {**self._inferred(world_size), "ep": self.ep}
+
+    def _inferred(self, world_size: int) -> dict[str, int]:
+        return {a: world_size // self._known if s == -1 else s for a, s in self.axes.items()}
 
     def layout(self, world: World) -> "Layout":
         """The place of this rank; all ranks call it together."""
@@ -155,6 +200,19 @@ class Layout:
     def data_rank(self) -> int:
         """Which of them this one is; ranks that differ only in pp, cp or tp are the same."""
         return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
+
+    def group(self, axes: tuple[str, ...], axis: str) -> dist.ProcessGroup:
+        """Return the process group of one axis of the mesh that a parameter is split over.
+
+        A DTensor may carry an equal mesh of an earlier set-up of this process, whose groups are
+        other objects. So the axis is looked up here, by its name.
+
+        Args:
+            axes: names of all axes of the parameter's mesh.
+        """
+        mesh = self.experts if "ep" in axes else self.parameters
+        assert mesh is not None
+        return mesh[axis].get_group()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks that see different tokens, in place."""

@@ -77,13 +77,20 @@ class ParallelModel:
         with common_scales(self.float8):
             for i, batch in enumerate(batches):
                 totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
-        settle(self.parameters)
+        settle(self.parameters, self.layout, partial=self.partial_gradients)
         return dict(zip(names, self.sum(totals).unbind(), strict=True))
 
     @functools.cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Of this rank. A walk through all modules takes as long as several kernels of a step."""
         return list(self.model.parameters())
+
+    @functools.cached_property
+    def partial_gradients(self) -> list[torch.nn.Parameter]:
+        """Parameters of which each rank of `tp` finds a part of the gradient."""
+        if self.layout.sizes["tp"] == 1:
+            return []
+        return self.tensor.partial_gradients(self.model)
 
     @property
     def has_loss(self) -> bool:
@@ -105,7 +112,7 @@ class ParallelModel:
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
         """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""
-        return clip_gradients(self.parameters, max_norm)
+        return clip_gradients(self.parameters, max_norm, self.layout)
 
     def balance(self) -> dict[str, torch.Tensor]:
         """After an optimizer step: routers learn what load experts had in it, and it is told."""

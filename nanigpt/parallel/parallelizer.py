@@ -1,37 +1,44 @@
 """Spreads a model over the processes of the run."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
+from torch import nn
 from torch.torch_version import TorchVersion
 
-from nanigpt.models.decoder import Decoder
+from nanigpt.models.init import uninitialized
 from nanigpt.models.linear import Linear
+from nanigpt.models.protocol import compute_dtype
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert import ExpertParallel
 from nanigpt.parallel.expert_load import most_experts
 from nanigpt.parallel.fsdp import FullyShardedDataParallel
-from nanigpt.parallel.mesh import Layout, Mesh
+from nanigpt.parallel.mesh import MESH_AXES, Layout, Mesh
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.pipelined_model import PipelinedModel
+from nanigpt.parallel.plan import Plan, Policy
 from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
+from nanigpt.problems import Fix, Problem, refuse
 
 
 class Parallelizer:
     """Every kind of parallelism of the run: how many ranks each has, and how it is done.
 
-    One serves every decoder: modules describe themselves (`tensor_parallel`, `shard_groups`,
-    `part`).
+    One serves every model: modules describe themselves (`tensor_parallel`, `shard_groups`, `part`).
 
     Args:
         float8: how layers that have a float8 recipe compute it; None is `Float8()`.
         recomputation: what layers recompute whose `activation_checkpointing` asks for it; None is
             `Recomputation()`.
         compile: how the model is compiled, or None to run it as it is.
+        extra: further policies, applied in this order after tensor, expert and context parallelism
+            and before recomputation, compilation, float8 and FSDP.
     """
 
     def __init__(
@@ -46,11 +53,14 @@ class Parallelizer:
         float8: Float8 | None = None,
         recomputation: Recomputation | None = None,
         compile: Compile | None = None,
+        extra: Sequence[Policy] = (),
     ):
         if tensor.asynchronous and (compile is None or compile.backend != "inductor"):
-            raise ValueError(
-                "tensor.asynchronous=True: expected compile with backend='inductor', which fuses "
-                "products and communication; add --config='set:parallelizer.compile=@compile()'"
+            refuse(
+                "tensor.asynchronous",
+                True,
+                "compile with backend='inductor', which fuses products and communication",
+                Fix(None, "compile", Compile),
             )
         self.mesh = mesh
         self.pipeline = pipeline
@@ -61,60 +71,65 @@ class Parallelizer:
         self.float8 = float8 or Float8()
         self.recomputation = recomputation or Recomputation()
         self.compile = compile
+        self.extra = extra
 
-    def problems(
+    def plan(
         self,
-        model: Decoder,
         ranks: int,
         *,
-        sequence_length: int,
-        mask_documents: bool,
         local_batch: int,
-    ) -> list[str]:
-        """Everything for which `model` cannot run on so many ranks.
+        sequence_length: int | None = None,
+        mask_documents: bool = False,
+        data: object | None = None,
+        trainer: object | None = None,
+    ) -> Plan:
+        """Return the plan of a run on so many ranks.
 
         Raises:
-            UsageError: the mesh itself cannot have so many ranks.
+            ComponentError: the mesh cannot have so many ranks.
         """
-        sizes = self.mesh.sizes(ranks)
-        found = _problems_of_torch(sizes, torch.__version__)
-        cp, tp = sizes["cp"], sizes["tp"]
-        copies = sizes["dp_replicate"] * sizes["dp_shard"] * cp
-        # Where sequences are split twice, the second split is the context's to tell.
-        found += self.tensor.problems(model, tp, sequence_length=sequence_length if cp == 1 else 0)
-        found += self.expert.problems(model, sizes["ep"], tp=tp)
-        if model.multi_token is not None:
-            for axis, why in (("cp", "tokens ahead are"), ("pp", "the embedding is")):
-                if sizes[axis] > 1:
-                    found.append(
-                        f"model.multi_token predicts further tokens, but with mesh.{axis}="
-                        f"{sizes[axis]} {why} on other ranks; set mesh.{axis}=1, or "
-                        "model.multi_token=None"
-                    )
-        found += self.context.problems(
-            model, cp, tp=tp, sequence_length=sequence_length, mask_documents=mask_documents
+        return Plan(
+            self.mesh.sizes(ranks),
+            local_batch=local_batch,
+            sequence_length=sequence_length,
+            mask_documents=mask_documents,
+            compiled=self.compile is not None,
+            splits_backward=self.pipeline.splits_backward,
+            mesh=self.mesh,
+            data=data,
+            trainer=trainer,
         )
-        found += self.recomputation.problems(model, compiled=self.compile is not None)
-        if self.compile is not None:
-            found += self.compile.problems(
-                model, sharded=copies > 1, pipelined=sizes["pp"] > 1, split=tp * sizes["ep"] > 1
-            )
-        if cp > 1 and self.context.method == "ring" and self.compile is not None:
-            found.append("context.method='ring' cannot be compiled; set parallelizer.compile=None")
-        if (
-            sizes["pp"] > 1
-            and copies > 1
-            and self.pipeline.splits_backward
-            and self.fsdp.reshard_after_forward == "always"
-        ):
-            found.append(
-                f"fsdp.reshard_after_forward='always' would lose gradients of weights that "
-                f"pipeline.schedule={self.pipeline.schedule!r} computes later; take 'default'"
-            )
-        found += self.pipeline.problems(model, sizes["pp"], copies=copies, local_batch=local_batch)
+
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return everything for which `model` cannot run by this plan."""
+        found = uninitialized(model)
+        found += _problems_of_torch(plan, torch.__version__)
+        for policy in self._policies():
+            for problem in policy.problems(model, plan):
+                found.append(_about(policy, problem))
+        found += _unsplit_modules(model, plan)
+        found += self._problems_of_pairs(plan)
         return found
 
-    def parallelize(self, model: Decoder, layout: Layout, *, local_batch: int) -> ParallelModel:
+    def _policies(self) -> list[Policy]:
+        policies = [self.tensor, self.expert, self.context, *self.extra, self.recomputation]
+        if self.compile is not None:
+            policies.append(self.compile)
+        return [*policies, self.fsdp, self.pipeline]
+
+    def _problems_of_pairs(self, plan: Plan) -> list[Problem]:
+        """Return what two policies cannot do together."""
+        split = plan.sizes["pp"] > 1 and plan.copies > 1 and plan.splits_backward
+        if not split or self.fsdp.reshard_after_forward != "always":
+            return []
+        expected = (
+            f"'default' with pipeline.schedule={self.pipeline.schedule!r}, which computes "
+            "gradients of weights later and would lose them"
+        )
+        fix = Fix(self.fsdp, "reshard_after_forward", "default")
+        return [Problem("reshard_after_forward", "always", expected, fix, self.fsdp)]
+
+    def parallelize(self, model: nn.Module, layout: Layout, *, local_batch: int) -> ParallelModel:
         """Splits and shards `model`, still on meta; modules that stay here change in place."""
         policies = {"tensor": self.tensor, "context": self.context}
         policies["n_experts"] = most_experts(model)
@@ -131,18 +146,20 @@ class Parallelizer:
             stages,
             layout,
             **policies,
-            dim=model.embedding.dim,
+            dim=model.dim,
             vocab_size=model.vocab_size,
-            dtype=model.embedding.compute_dtype,
+            dtype=compute_dtype(model),
             keeps_buffers=self.compile is not None and self._splits_backward(layout),
         )
 
-    def _split(self, model: Decoder, layout: Layout) -> list[Linear]:
+    def _split(self, model: nn.Module, layout: Layout) -> list[Linear]:
         """All that comes before shards are made, of what it leaves to a rank; returns what is to
         be gathered in float8."""
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
         self.context.apply(model, layout)
+        for policy in self.extra:
+            policy.apply(model, layout)
         compile = None
         if self.compile is not None:
             compile = partial(self.compile.apply, budget=self.recomputation.budget)
@@ -154,17 +171,40 @@ class Parallelizer:
         return layout.sizes["pp"] > 1 and self.pipeline.splits_backward
 
 
-def _problems_of_torch(sizes: dict[str, int], version: str) -> list[str]:
-    """What an older torch cannot do.
+def _about(policy: Policy, problem: Problem) -> Problem:
+    """Return the problem with the component that it is about."""
+    return problem if problem.component is not None else replace(problem, component=policy)
 
-    With 2.11 (setup.cfg has the oldest) data parallelism gives what one process does; of the other
-    axes some fail, and some give other numbers.
+
+def _unsplit_modules(model: nn.Module, plan: Plan) -> list[Problem]:
+    """Return the axes of more than one rank that a module says it does not support.
+
+    It says so in `unsplit_axes`, a dict from names of axes to reasons.
+    """
+    return [
+        Problem("", ..., f"{axis}=1, since {why}", Fix(plan.mesh, axis, 1), module)
+        for module in model.modules()
+        for axis, why in getattr(module, "unsplit_axes", {}).items()
+        if plan.sizes[axis] > 1
+    ]
+
+
+def _problems_of_torch(plan: Plan, version: str) -> list[Problem]:
+    """Return what an older torch cannot do.
+
+    With 2.11 (setup.cfg has the oldest) data parallelism computes the same as one process; of the
+    other axes some fail, and some give other numbers.
     """
     if TorchVersion(version) >= (2, 13):
         return []
     return [
-        f"mesh.{axis}={sizes[axis]}: expected torch 2.13 or newer, this is {version}; upgrade it, "
-        f"or set mesh.{axis}=1"
-        for axis in ("pp", "cp", "tp", "ep")
-        if sizes[axis] > 1
+        Problem(
+            axis.name,
+            plan.sizes[axis.name],
+            f"torch 2.13 or newer, this is {version}; upgrade it",
+            Fix(plan.mesh, axis.name, 1),
+            plan.mesh,
+        )
+        for axis in MESH_AXES
+        if axis.needs_new_torch and plan.sizes[axis.name] > 1
     ]

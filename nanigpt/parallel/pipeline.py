@@ -6,11 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from torch import nn
+
 from nanigpt import tags
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.mesh import Layout
-from nanigpt.parallel.schedule import SCHEDULES, Plan, Timeline, plan, simulate
+from nanigpt.parallel.plan import Plan
+from nanigpt.parallel.schedule import SCHEDULES, Timeline, Timetable, arrange, simulate
+from nanigpt.problems import ComponentError, Fix, Problem, refuse
 
 
 class PipelineParallel:
@@ -33,6 +37,8 @@ class PipelineParallel:
             stage 0's forward pass of microbatch 2 (B backward, I and W of inputs and weights).
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,
@@ -45,11 +51,11 @@ class PipelineParallel:
     ):
         if schedule not in (*SCHEDULES, "CSV"):
             expected = ", ".join((*SCHEDULES, "CSV"))
-            raise ValueError(f"schedule={schedule!r}: expected one of {expected}")
+            refuse("schedule", schedule, f"one of {expected}")
         if microbatches is not None and microbatches < 1:
-            raise ValueError(f"microbatches={microbatches}: expected at least 1, or None")
+            refuse("microbatches", microbatches, "at least 1, or None")
         if embedding_blocks < 0:
-            raise ValueError(f"embedding_blocks={embedding_blocks}: expected 0 or more")
+            refuse("embedding_blocks", embedding_blocks, "0 or more")
         self.schedule = schedule
         self.microbatches = microbatches
         self.stages_per_rank = stages_per_rank
@@ -57,45 +63,42 @@ class PipelineParallel:
         self.embedding_blocks = embedding_blocks
         self.csv = csv
 
-    def problems(self, model: Decoder, ranks: int, *, copies: int, local_batch: int) -> list[str]:
-        """Why `ranks` ranks cannot be a pipeline for `model`.
-
-        Args:
-            copies: ranks that have the same layers, sharded or replicated.
-            local_batch: sequences that a rank has in one pass.
-        """
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why the ranks of `pp` cannot be a pipeline for `model`."""
+        ranks, local_batch = plan.sizes["pp"], plan.local_batch
         if ranks == 1:
             return []
+        if not hasattr(model, "part"):
+            expected = f"a method `part` of {type(model).__name__}, which gives a stage's modules"
+            return [Problem("pp", ranks, expected, Fix(plan.mesh, "pp", 1), plan.mesh)]
         found, layers = [], len(model.layers)
         if self.microbatches and local_batch % self.microbatches:
-            found.append(
-                f"pipeline.microbatches={self.microbatches} does not divide the local batch of "
-                f"{local_batch} sequences"
-            )
+            expected = f"a divisor of the local batch of {local_batch} samples"
+            found.append(Problem("microbatches", self.microbatches, expected))
         try:
-            placement = self.plan(ranks, local_batch).placement
+            placement = self.timetable(ranks, local_batch).placement
         except ValueError as error:
-            return [*found, f"pipeline: {error}"]
+            if isinstance(error, ComponentError):
+                return [*found, *error.problems]
+            return [*found, Problem("schedule", self.schedule, f"one that can be: {error}")]
         stages = sum(map(len, placement))
         if stages > layers:
-            found.append(
-                f"{stages} pipeline stages (mesh.pp={ranks} x {stages // ranks} per rank), but "
-                f"model.layers are only {layers}"
-            )
+            expected = f"at most {layers} stages, one a layer, not {stages} (pp={ranks} x "
+            expected += f"{stages // ranks} per rank)"
+            found.append(Problem("", ..., expected, Fix(plan.mesh, "pp", 1)))
         sizes = self.layers_per_stage
         if sizes is not None and (
             len(sizes) != stages or sum(sizes) != layers or min(sizes, default=0) < 1
         ):
-            found.append(
-                f"pipeline.layers_per_stage={sizes}: expected {stages} positive numbers that add "
-                f"up to {layers}"
+            expected = f"{stages} positive numbers that add up to {layers}"
+            found.append(Problem("layers_per_stage", sizes, expected))
+        both_ends = {0, stages - 1} <= set(placement[0])
+        if isinstance(model.head, TiedHead) and both_ends and plan.copies > 1:
+            expected = (
+                "one that has the first and the last stage on different ranks, or a head of its "
+                "own: a tied embedding cannot be sharded for both stages"
             )
-        if isinstance(model.head, TiedHead) and {0, stages - 1} <= set(placement[0]) and copies > 1:
-            found.append(
-                f"pipeline.schedule={self.schedule!r} has the first and the last stage on one "
-                "rank, whose tied embedding cannot be sharded for both; take another schedule, or "
-                "a head of its own"
-            )
+            found.append(Problem("schedule", self.schedule, expected))
         return found
 
     @property
@@ -103,13 +106,13 @@ class PipelineParallel:
         """Whether gradients of weights are computed apart from those of inputs."""
         return self.schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "CSV")
 
-    def plan(self, ranks: int, local_batch: int) -> Plan:
+    def timetable(self, ranks: int, local_batch: int) -> Timetable:
         """Which stages each rank has, and in which order it computes them.
 
         Raises:
             ValueError: the schedule cannot have so many ranks, stages or microbatches.
         """
-        return plan(
+        return arrange(
             schedule=self.schedule,
             ranks=ranks,
             microbatches=self.microbatches or local_batch,
@@ -123,14 +126,14 @@ class PipelineParallel:
         Raises:
             ValueError: the schedule cannot have so many ranks, stages or microbatches.
         """
-        order = self.plan(ranks, local_batch)
+        timetable = self.timetable(ranks, local_batch)
         blocks = model.block_flops(model.max_sequence_length)
         costs = [
             sum(blocks[i] for i in layers)
-            for layers in self.split(model, ranks * order.stages_per_rank)
+            for layers in self.split(model, ranks * timetable.stages_per_rank)
         ]
         costs[-1] += model.head_flops()
-        timeline = simulate(order, stage_costs=[cost * ranks / sum(costs) for cost in costs])
+        timeline = simulate(timetable, stage_costs=[cost * ranks / sum(costs) for cost in costs])
         return replace(timeline, unit="a rank's mean forward pass of a microbatch, by FLOPs")
 
     def split(self, model: Decoder, n_stages: int) -> list[range]:
@@ -145,11 +148,11 @@ class PipelineParallel:
 
     def stages(self, model: Decoder, layout: Layout, *, local_batch: int) -> "Stages":
         """What this rank has of the model; modules are shared with it."""
-        order = self.plan(layout.sizes["pp"], local_batch)
-        rank_of = {stage: r for r, stages in enumerate(order.placement) for stage in stages}
+        timetable = self.timetable(layout.sizes["pp"], local_batch)
+        rank_of = {stage: r for r, stages in enumerate(timetable.placement) for stage in stages}
         last = len(rank_of) - 1
         split = self.split(model, last + 1)
-        mine = order.placement[layout.position["pp"]]
+        mine = timetable.placement[layout.position["pp"]]
         tied = isinstance(model.head, TiedHead)
         return Stages(
             # The last stage has a tied weight too, under the name that it has in the whole model.
@@ -159,7 +162,7 @@ class PipelineParallel:
             ),
             parts={stage: model.part(split[stage]) for stage in mine},
             rank_of=[rank_of[stage] for stage in range(last + 1)],
-            plan=order,
+            timetable=timetable,
             csv=self.csv,
             tied=tied,
         )
@@ -180,7 +183,7 @@ class Stages:
     model: Decoder
     parts: dict[int, Decoder]
     rank_of: list[int]
-    plan: Plan
+    timetable: Timetable
     csv: str | None
     tied: bool
 

@@ -65,7 +65,8 @@ class PipelinedModel(ParallelModel):
 
     def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
         losses = super().forward_backward(batches, loss)
-        lost = [name for name, p in self.model.named_parameters() if p.grad is None]
+        trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        lost = [name for name, p in trained if p.grad is None]
         if lost:  # the norm and the optimizer would pass them over
             raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
@@ -89,8 +90,8 @@ class PipelinedModel(ParallelModel):
         return clip_gradients(
             self.parameters,
             max_norm,
+            self.layout,
             counted_elsewhere=[self.model.embedding.weight] if self.stages.has_copy else (),
-            stages=self.group,
         )
 
     def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
@@ -126,16 +127,16 @@ class PipelinedModel(ParallelModel):
             get_schedule_class,
         )
 
-        plan, device = self.stages.plan, self.layout.world.device
+        timetable, device = self.stages.timetable, self.layout.world.device
         self._stages = stages = [
             _stage(self._within, part, index, len(self.stages.rank_of), device, group=self.group)
             for index, part in self.stages.parts.items()
         ]
         csv = self.stages.csv
-        kind = _PipelineScheduleRuntime if csv else get_schedule_class(plan.schedule)
+        kind = _PipelineScheduleRuntime if csv else get_schedule_class(timetable.schedule)
         schedule = kind(
             stages[0] if issubclass(kind, PipelineScheduleSingle) else stages,
-            plan.microbatches,
+            timetable.microbatches,
             loss_fn=lambda loss, _: loss,
             scale_grads=False,  # the loss is divided by the tokens of all microbatches already
         )
@@ -158,6 +159,8 @@ class PipelinedModel(ParallelModel):
             return
         other = stages.rank_of[-1] if stages.has_first else stages.rank_of[0]
         gradient = self.model.embedding.weight.grad
+        if gradient is None:  # the weight is frozen
+            return
         mine = getattr(gradient, "_local_tensor", gradient)
         theirs = torch.empty_like(mine)
         operations = [

@@ -27,12 +27,11 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from nanigpt.models.decoder import Decoder, TransformerBlock
-from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.moe.experts import Experts
-from nanigpt.models.moe.mixture import Load, MixtureOfExperts
-from nanigpt.models.visibility import Places
-from nanigpt.parallel.tensor import path
+from nanigpt.models.moe.mixture import MixtureOfExperts
+from nanigpt.models.protocol import blocks_here, body, recomputation
+from nanigpt.parallel.plan import Plan
+from nanigpt.problems import Fix, Problem, refuse
 
 # Operators by name, since some are registered only where a package of theirs is imported.
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.linear", "aten._scaled_mm", "aten._scaled_mm_v2")
@@ -80,44 +79,46 @@ class Recomputation:
         ValueError: `save_every` or `budget` is out of range.
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, save_every: int = 2, recomputed: Sequence[str] = (), budget: float = 0.5):
         if save_every < 1:
-            raise ValueError(f"save_every={save_every}: expected at least 1")
+            refuse("save_every", save_every, "at least 1")
         if not 0 <= budget <= 1:
-            raise ValueError(f"budget={budget}: expected a share from 0 to 1")
+            refuse("budget", budget, "a share from 0 to 1")
         self.save_every = save_every
         self.recomputed = recomputed
         self.budget = budget
 
-    def problems(self, model: Decoder, *, compiled: bool) -> list[str]:
-        """Why layers of `model` cannot recompute what they should."""
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return why layers of `model` cannot recompute what they should."""
         found = []
-        modes = {name: block.activation_checkpointing for name, block in _blocks(model)}
-        budgeted = [name for name, mode in modes.items() if mode == "budget"]
-        if budgeted and not compiled:
-            found.append(
-                f"{path('model', budgeted[0], 'activation_checkpointing')}='budget': it is the "
-                "compiler that keeps to a budget; add --config=fiddler:compile, or take 'selective'"
-            )
-        selective = [name for name, mode in modes.items() if mode == "selective"]
+        selective = []
+        for name, block in _blocks(model):
+            mode = recomputation(block)
+            if mode == "budget" and not plan.compiled:
+                expected = "'selective' without a compiler, which is what keeps to a budget"
+                fix = Fix(block, "activation_checkpointing", "selective")
+                found.append(Problem("activation_checkpointing", mode, expected, fix, block))
+            elif mode == "selective":
+                selective.append(name)
         products = [name for name, _ in _products(model)]
         for pattern in self.recomputed:
-            where = f"recomputation.recomputed: {pattern!r} is "
             if not any(_within(pattern, name) for name, _ in model.named_modules()):
-                found.append(where + "no module of the model; expected a name as in 'show'")
+                expected = "names of modules as `show` prints them, or patterns of names"
             elif not any(_within(pattern, name) for name in products):
-                found.append(where + "a module without a matrix product")
+                expected = "modules with a matrix product"
             elif not any(_within(pattern, p) for b in selective for p in products if _in(p, b)):
-                found.append(
-                    where + "of no layer that is selective; set its activation_checkpointing "
-                    "to 'selective'"
-                )
+                expected = "modules of layers with activation_checkpointing='selective'"
+            else:
+                continue
+            found.append(Problem("recomputed", pattern, expected))
         return found
 
     def apply(
         self,
-        model: Decoder,
-        compile: Callable[[Decoder], None] | None = None,
+        model: nn.Module,
+        compile: Callable[[nn.Module], None] | None = None,
         *,
         lasting: bool = False,
     ) -> None:
@@ -133,19 +134,19 @@ class Recomputation:
         outside = [
             block
             for _, block in _blocks(model)
-            if compile and block.activation_checkpointing == "full" and _has_dtensors(block)
+            if compile and recomputation(block) == "full" and _has_dtensors(block)
         ]
         for name, block in _blocks(model):
-            if block.activation_checkpointing == "full" and block not in outside:
+            if recomputation(block) == "full" and block not in outside:
                 _recompute(block, lasting)
-            elif block.activation_checkpointing == "selective":
+            elif recomputation(block) == "selective":
                 self._select(block, name, lasting)
         if compile is not None:
             compile(model)
         for block in outside:
             _recompute(block, lasting)
 
-    def _select(self, block: TransformerBlock, name: str, lasting: bool) -> None:
+    def _select(self, block: nn.Module, name: str, lasting: bool) -> None:
         experts, again = [], []
         for inner, module in _products(block):
             if any(_within(pattern, f"{name}.{inner}") for pattern in self.recomputed):
@@ -154,9 +155,8 @@ class Recomputation:
                 experts.append(inner)
             if inner in (*again, *experts):
                 _annotate(module, inner)
-        block.compute = _recomputing(
-            block.compute, contexts(lasting, self.save_every, tuple(again), tuple(experts))
-        )
+        kept = contexts(lasting, self.save_every, tuple(again), tuple(experts))
+        setattr(block, body(block), _recomputing(getattr(block, body(block)), kept))
 
 
 @functools.cache
@@ -249,24 +249,23 @@ def _goes_to_host(args: tuple, kwargs: dict) -> bool:
     return torch.device(kwargs["device"]).type == "cpu" and args[0].device.type != "cpu"
 
 
-def _recompute(block: TransformerBlock, lasting: bool) -> None:
-    """All of it, but for the choice of experts."""
-    routed = isinstance(block.feed_forward, MixtureOfExperts)
-    block.compute = _recomputing(block.compute, contexts(lasting) if routed else None)
+def _recompute(block: nn.Module, lasting: bool) -> None:
+    """Recompute all of a block, but for the choice of experts."""
+    routed = any(isinstance(module, MixtureOfExperts) for module in block.modules())
+    kept = contexts(lasting) if routed else None
+    setattr(block, body(block), _recomputing(getattr(block, body(block)), kept))
 
 
 def _recomputing(compute: Callable, context_fn: Callable | None) -> Callable:
-    # Nothing in a block takes random numbers.
+    # Nothing in a block takes random numbers of torch's own generator.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if context_fn is not None:
         options["context_fn"] = context_fn
 
-    def recomputing(
-        x_BLD: torch.Tensor, cache: LayerCache | None = None, places: Places | None = None
-    ) -> tuple[torch.Tensor, Load | None]:
+    def recomputing(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return compute(x_BLD, cache, places)
-        return checkpoint(compute, x_BLD, cache, places, **options)
+            return compute(*args, **kwargs)
+        return checkpoint(compute, *args, **options, **kwargs)
 
     return recomputing
 
@@ -282,21 +281,22 @@ def _annotate(module: nn.Module, name: str) -> None:
     module.forward = annotated
 
 
-def _blocks(model: Decoder) -> Iterator[tuple[str, TransformerBlock]]:
-    """Blocks that are here, and their names."""
-    here = [block for block in model.blocks() if block is not None]
+def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the names and blocks of this rank."""
+    here = blocks_here(model)
     for name, module in model.named_modules():
         if any(module is block for block in here):
             yield name, module
 
 
 def _products(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that multiply by weights of their own, and their names."""
-    found = [
-        (n, m)
-        for n, m in module.named_modules()
-        if hasattr(m, "active_weights") or isinstance(m, Experts)
-    ]
+    """Return names and modules that multiply by weights of their own."""
+
+    def multiplies(module: nn.Module) -> bool:
+        own = [p for p in module._parameters.values() if p is not None]
+        return hasattr(module, "active_weights") or any(p.ndim > 1 for p in own)
+
+    found = [(n, m) for n, m in module.named_modules() if multiplies(m) or isinstance(m, Experts)]
     return [(n, m) for n, m in found if not any(o != n and _in(o, n) for o, _ in found)]
 
 

@@ -40,7 +40,7 @@ _UNIT_OF_COSTS = "that of the stage costs"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timetable:
     """Who computes what, and in which order.
 
     Attributes:
@@ -79,7 +79,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A plan in time.
+    """A timetable with the time of each action.
 
     Attributes:
         slots: by rank and start.
@@ -87,7 +87,7 @@ class Timeline:
         unit: what times count, in words.
     """
 
-    plan: Plan
+    timetable: Timetable
     slots: list[Slot]
     length: float
     unit: str
@@ -96,7 +96,7 @@ class Timeline:
     def idle(self) -> list[float]:
         """The fraction of the length for which each rank does nothing."""
         spans = {(slot.rank, slot.start, slot.end) for slot in self.slots}
-        busy = [0.0] * self.plan.ranks
+        busy = [0.0] * self.timetable.ranks
         for rank, start, end in sorted(spans):
             busy[rank] += end - start
         return [1 - each / self.length for each in busy]
@@ -104,7 +104,7 @@ class Timeline:
     @property
     def bubble(self) -> float:
         """The idle fraction of all ranks' time."""
-        return sum(self.idle) / self.plan.ranks
+        return sum(self.idle) / self.timetable.ranks
 
 
 def default_stages_per_rank(schedule: str) -> int:
@@ -127,14 +127,14 @@ def stage_placement(schedule: str, ranks: int, stages_per_rank: int) -> list[lis
     return [stages[rank] for rank in range(ranks)]
 
 
-def plan(
+def arrange(
     *,
     schedule: str,
     ranks: int,
     microbatches: int,
     stages_per_rank: int | None = None,
     csv: str | PathLike[str] | None = None,
-) -> Plan:
+) -> Timetable:
     """The work of all ranks.
 
     Args:
@@ -149,7 +149,7 @@ def plan(
     if schedule == "CSV":
         if csv is None:
             raise ValueError("csv=None: expected the path of a file with schedule='CSV'")
-        return _plan_of_file(csv, ranks, microbatches, stages_per_rank)
+        return _timetable_of_file(csv, ranks, microbatches, stages_per_rank)
     if csv is not None:
         raise ValueError(
             f"schedule={schedule!r}: expected 'CSV' with csv={str(csv)!r}, or csv=None"
@@ -162,10 +162,10 @@ def plan(
         orders = _orders_1f1b(ranks, microbatches)
     else:
         orders = _orders(schedule, ranks, microbatches, stages_per_rank)
-    return Plan(schedule, ranks, stages_per_rank, microbatches, placement, orders)
+    return Timetable(schedule, ranks, stages_per_rank, microbatches, placement, orders)
 
 
-def simulate(plan: Plan, *, stage_costs: list[float] | None = None) -> Timeline:
+def simulate(timetable: Timetable, *, stage_costs: list[float] | None = None) -> Timeline:
     """When everything happens if each rank works as early as its order and its inputs permit.
 
     A forward pass waits for that of the stage before, a backward pass for that of the stage after,
@@ -180,14 +180,14 @@ def simulate(plan: Plan, *, stage_costs: list[float] | None = None) -> Timeline:
     Raises:
         ValueError: wrong costs, or ranks that wait for each other forever.
     """
-    costs = _check_costs(plan, stage_costs)
+    costs = _check_costs(timetable, stage_costs)
     ended: dict[tuple[int, str, int], float] = {}
-    clock, place = [0.0] * plan.ranks, [0] * plan.ranks
+    clock, place = [0.0] * timetable.ranks, [0] * timetable.ranks
     slots: list[Slot] = []
     going = True
     while going:
         going = False
-        for rank, order in enumerate(plan.orders):
+        for rank, order in enumerate(timetable.orders):
             while place[rank] < len(order):
                 parts = _parts(order[place[rank]])
                 needs = [need for part in parts for need in _needs(part, len(costs))]
@@ -201,10 +201,10 @@ def simulate(plan: Plan, *, stage_costs: list[float] | None = None) -> Timeline:
                 clock[rank] = end
                 place[rank] += 1
                 going = True
-    _check_finished(plan, place, ended)
+    _check_finished(timetable, place, ended)
     slots.sort(key=lambda slot: (slot.rank, slot.start))
     unit = _UNIT if stage_costs is None else _UNIT_OF_COSTS
-    return Timeline(plan, slots, max(clock), unit)
+    return Timeline(timetable, slots, max(clock), unit)
 
 
 def _parts(action: "Action") -> list[tuple[int, Kind, int]]:
@@ -258,9 +258,9 @@ def _orders_1f1b(ranks: int, microbatches: int) -> "list[list[Action]]":
     return [order(rank) for rank in range(ranks)]
 
 
-def _plan_of_file(
+def _timetable_of_file(
     csv: str | PathLike[str], ranks: int, microbatches: int, stages_per_rank: int | None
-) -> Plan:
+) -> Timetable:
     _check_counts(ranks, microbatches)
     try:
         orders = read_csv(csv)
@@ -272,7 +272,7 @@ def _plan_of_file(
         found = len(placement[0])
         if stages_per_rank not in (None, found):
             raise ValueError(f"has {found} stages per rank; expected {stages_per_rank}")
-        result = Plan("CSV", ranks, found, microbatches, placement, orders)
+        result = Timetable("CSV", ranks, found, microbatches, placement, orders)
         simulate(result)
     except ValueError as error:
         raise ValueError(f"csv={str(csv)!r}: {error}") from error
@@ -315,10 +315,12 @@ def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[lis
     return placement
 
 
-def _check_finished(plan: Plan, place: list[int], ended: dict[tuple[int, str, int], float]) -> None:
+def _check_finished(
+    timetable: Timetable, place: list[int], ended: dict[tuple[int, str, int], float]
+) -> None:
     waits = []
-    n_stages = sum(map(len, plan.placement))
-    for rank, order in enumerate(plan.orders):
+    n_stages = sum(map(len, timetable.placement))
+    for rank, order in enumerate(timetable.orders):
         if place[rank] < len(order):
             action = order[place[rank]]
             needs = [need for part in _parts(action) for need in _needs(part, n_stages)]
@@ -329,10 +331,10 @@ def _check_finished(plan: Plan, place: list[int], ended: dict[tuple[int, str, in
         raise ValueError(f"the order never finishes: {'; '.join(waits)}")
 
 
-def _check_costs(plan: Plan, costs: list[float] | None) -> list[float]:
-    n_stages = sum(map(len, plan.placement))
+def _check_costs(timetable: Timetable, costs: list[float] | None) -> list[float]:
+    n_stages = sum(map(len, timetable.placement))
     if costs is None:
-        return [1 / plan.stages_per_rank] * n_stages
+        return [1 / timetable.stages_per_rank] * n_stages
     if len(costs) != n_stages:
         raise ValueError(f"stage_costs has {len(costs)} values; expected {n_stages}, one per stage")
     for stage, cost in enumerate(costs):

@@ -52,12 +52,13 @@ svg:root { color-scheme: light dark; }
 
 def summary(timeline: Timeline) -> str:
     """The timeline in a line: `1F1B, 4 ranks, 8 microbatches: bubble 27.3%`."""
-    plan = timeline.plan
-    each = plan.stages_per_rank
+    timetable = timeline.timetable
+    each = timetable.stages_per_rank
     stages = f", {each} stages per rank" if each > 1 else ""
-    plural = "es" if plan.microbatches > 1 else ""
+    plural = "es" if timetable.microbatches > 1 else ""
     return (
-        f"{plan.schedule}, {plan.ranks} ranks{stages}, {plan.microbatches} microbatch{plural}: "
+        f"{timetable.schedule}, {timetable.ranks} ranks{stages}, "
+        f"{timetable.microbatches} microbatch{plural}: "
         f"bubble {timeline.bubble:.1%}"
     )
 
@@ -78,7 +79,7 @@ def to_text(timeline: Timeline, *, width: int = 100, color: bool = False) -> str
     """
     if width < _NARROWEST:
         raise ValueError(f"width={width}: expected at least {_NARROWEST} characters")
-    labels = [f"rank {rank} " for rank in range(timeline.plan.ranks)]
+    labels = [f"rank {rank} " for rank in range(timeline.timetable.ranks)]
     margin = max(map(len, labels))
     room = width - margin
     full = 1 + _digits(timeline)
@@ -138,7 +139,7 @@ def _paint(text: str, colors: _Colors | None) -> str:
 
 
 def _legend_text(timeline: Timeline, *, color: bool, joined: bool) -> Iterator[str]:
-    stages = timeline.plan.stages_per_rank
+    stages = timeline.timetable.stages_per_rank
     kinds = [
         f"{_paint(kind, _colors(kind, 0, stages) if color else None)} {name}"
         for kind, name in _used(timeline).items()
@@ -166,7 +167,7 @@ def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True
     Raises:
         ValueError: a width that leaves too little room.
     """
-    plan, left = timeline.plan, _left(timeline)
+    timetable, left = timeline.timetable, _left(timeline)
     narrowest = math.ceil(left + _SHORTEST_AXIS / 2 + _IDLE + _MARGIN)
     width = natural_width(timeline) if width is None else width
     if width < narrowest:
@@ -182,7 +183,7 @@ def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True
     y += 44
     body.append(_text(_MARGIN, y, "rank", "faint"))
     body.append(
-        _text(_MARGIN + _RANK, y, "stages" if plan.stages_per_rank > 1 else "stage", "faint")
+        _text(_MARGIN + _RANK, y, "stages" if timetable.stages_per_rank > 1 else "stage", "faint")
     )
     body.append(_text(right + _IDLE, y, "idle", "faint end"))
     y += 8
@@ -190,7 +191,7 @@ def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True
         middle = y + _BOX / 2 + 4
         body.append('<g class="rank">')
         body.append(_text(_MARGIN, middle, str(rank), "ink"))
-        body.append(_text(_MARGIN + _RANK, middle, _stages(plan.placement[rank]), "faint"))
+        body.append(_text(_MARGIN + _RANK, middle, _stages(timetable.placement[rank]), "faint"))
         body.append(_text(right + _IDLE, middle, f"{idle:.1%}", "ink end"))
         body.append(_rect(left, y, right - left, _BOX, 'class="idle"'))
         for block in blocks:
@@ -220,7 +221,7 @@ def natural_width(timeline: Timeline) -> int:
 
 def _left(timeline: Timeline) -> float:
     """Where the axis begins."""
-    columns = max(len("stages"), *(len(_stages(s)) for s in timeline.plan.placement))
+    columns = max(len("stages"), *(len(_stages(s)) for s in timeline.timetable.placement))
     return _MARGIN + _RANK + columns * _CHARACTER + _MARGIN
 
 
@@ -255,7 +256,7 @@ def _box(
 
 def _legend(timeline: Timeline, y: float) -> tuple[list[str], int]:
     """The legend and the width that it needs."""
-    x, stages, parts = float(_MARGIN), timeline.plan.stages_per_rank, []
+    x, stages, parts = float(_MARGIN), timeline.timetable.stages_per_rank, []
     entries = [
         (name, [f'fill="{_hex(_colors(kind, local, stages)[0])}"' for local in range(stages)])
         for kind, name in _used(timeline).items()
@@ -306,7 +307,7 @@ def _shortest(timeline: Timeline) -> float:
 
 
 def _digits(timeline: Timeline) -> int:
-    return len(str(timeline.plan.microbatches - 1))
+    return len(str(timeline.timetable.microbatches - 1))
 
 
 def _at_once(timeline: Timeline) -> bool:
@@ -320,7 +321,7 @@ def _used(timeline: Timeline) -> dict[str, str]:
 
 def _local(slot: Slot, timeline: Timeline) -> tuple[int, int]:
     """Which of its rank's stages a slot is of, and how many those are."""
-    stages = timeline.plan.placement[slot.rank]
+    stages = timeline.timetable.placement[slot.rank]
     return stages.index(slot.stage), len(stages)
 
 

@@ -1,26 +1,7 @@
-"""Tensor and sequence parallelism: matrices split over ranks.
+"""Tensor and sequence parallelism: matrices split over the mesh axis `tp`.
 
-Between modules activations are plain tensors; inside a module that is split they are DTensors. What
-is split how, each module says itself: `tensor_parallel` maps its children, or "" for its own input,
-to one of
-
-    gather      the input is gathered along the sequence, once for all projections that read it
-    column      a Linear of which each rank computes some outputs
-    row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
-    replicated  computed on every rank alike
-    shared      computed on every rank alike, and read by its heads: gradients are summed
-    each_head   computed on the rank's heads, weights on every rank: their gradients are summed
-    heads       of its weights each rank has those of its heads
-    sequence    computed on the sequence's shards, weights on every rank
-    vocabulary  an Embedding of which each rank has some rows
-    tokens      as sequence, of a router, whose results are plain tensors of the rank's tokens
-    experts     inputs are gathered along the sequence, and sums go back to its shards; the weights
-                are divided by `nanigpt.parallel.expert`
-    logits      a head of which each rank has some outputs, which stay apart for the loss
-
-(Shoeybi et al., 2019; sequence parallelism: Korthikanti et al., 2022.)
-
-Shapes: B batch, L sequence, D dim; heads are dim 2 of x_BLHK.
+Between modules activations are plain tensors; inside a module that is split they are DTensors. Each
+module says itself how it is split (`tensor_plan.py`); `tensor_styles.py` does it.
 """
 
 import contextlib
@@ -34,17 +15,22 @@ from torch import nn
 from nanigpt.models.float8 import multiple
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
+from nanigpt.models.parameters import Places
 from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.plan import Plan
+from nanigpt.parallel.tensor_plan import Part, gaps, parts
+from nanigpt.parallel.tensor_styles import Splitter
+from nanigpt.problems import Fix, Problem, refuse
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# The argument of a module of which a rank has a part, by style.
+# The argument of a module, and the dim of its weight, of which a rank has a part, by style.
 _SPLIT_SIZE = {
-    "column": "out_dim",
-    "row": "in_dim",
-    "vocabulary": "vocab_size",
-    "logits": "out_dim",
+    "column": ("out_dim", 0),
+    "row": ("in_dim", 1),
+    "vocabulary": ("vocab_size", 0),
+    "logits": ("out_dim", 0),
 }
 
 
@@ -52,15 +38,17 @@ class TensorParallel:
     """Splits matrices over the mesh axis `tp`.
 
     Args:
-        sequence_parallel: between the matrices each rank has a part of the sequence, so that norms
+        sequence_parallel: give each rank a part of the sequence between the matrices, so that norms
             and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
             are short and of any length, every rank has them whole, and all logits.
-        loss_parallel: the loss is computed on the parts of the logits, which nobody gathers.
+        loss_parallel: compute the loss on the parts of the logits, which nobody gathers.
             `LinearCrossEntropy` never gathers them.
-        asynchronous: matrix products overlap with the communication before and after them, piece by
-            piece, where GPUs of a node see each other's memory. It is inductor that rewrites the
-            two into one, so blocks must be compiled by it.
+        asynchronous: overlap matrix products with the communication before and after them, piece by
+            piece, where GPUs of a node see each other's memory. Inductor rewrites the two into one,
+            so it must compile the blocks.
     """
+
+    may_change_on_resume = True
 
     def __init__(
         self,
@@ -70,42 +58,64 @@ class TensorParallel:
         asynchronous: bool = False,
     ):
         if asynchronous and not sequence_parallel:
-            raise ValueError(
-                "asynchronous=True: expected sequence_parallel=True, which it overlaps"
+            refuse(
+                "asynchronous",
+                True,
+                "sequence_parallel=True, which it overlaps",
+                Fix(None, "sequence_parallel", True),
             )
         self.sequence_parallel = sequence_parallel
         self.loss_parallel = loss_parallel
         self.asynchronous = asynchronous
         self._splitting = False
 
-    def problems(self, model: nn.Module, n: int, *, sequence_length: int) -> list[str]:
-        """What n ranks cannot divide."""
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return what the ranks of `tp` cannot divide, and modules that do not say how."""
+        n = plan.sizes["tp"]
+        if n == 1:
+            return []
         found = [
-            f"{w} is not divisible by mesh.tp={n}" for w in indivisible(_split_sizes(model), n)
+            Problem("", ..., f"{gap.expected}, for tp={n}", Fix(plan.mesh, "tp", 1), gap.module)
+            for gap in gaps(model)
         ]
+        found += indivisible(_split_sizes(model), n, f"tp={n}")
         found += _float8_problems(model, n)
-        if self.sequence_parallel and sequence_length % n:
-            found.append(f"data.sequence_length={sequence_length} is not divisible by mesh.tp={n}")
+        length = plan.sequence_length
+        # Where sequences are split twice, context parallelism reports the second split.
+        if self.sequence_parallel and plan.sizes["cp"] == 1 and length is not None and length % n:
+            found.append(
+                Problem("sequence_length", length, f"a multiple of tp={n}", component=plan.data)
+            )
         return found
 
-    def apply(self, model: nn.Module, layout: Layout) -> None:
-        """Splits `model`, still on meta, in place."""
+    def apply(self, model: nn.Module, layout: Layout, /) -> None:
+        """Split `model`, still on meta, in place."""
         if layout.sizes["tp"] == 1:
             return
         mesh = layout.parameters["tp"]
         if self.asynchronous:
             _overlap(mesh)
-        aliases = _aliases(model)
-        for module in list(model.modules()):
-            for child, style in getattr(module, "tensor_parallel", {}).items():
-                target = getattr(module, child) if child else module
-                if target is not None:
-                    self._split(target, style, mesh)
-        for module, name, owner, owned in aliases:  # a tied weight was split under one name
-            module._parameters[name] = owner._parameters[owned]
+        splitter = Splitter(
+            mesh,
+            Places(model),
+            splits_sequence=lambda: self.sequence_parallel and self._splits(),
+            splits_logits=lambda: self.loss_parallel and self._splits(),
+        )
+        for part in parts(model):
+            splitter.split(part)
+
+    def partial_gradients(self, model: nn.Module) -> list[nn.Parameter]:
+        """Return the trained parameters of which each rank of `tp` finds a part of the gradient.
+
+        They are those of `pointwise` modules, which get a part of the sequence in training.
+        """
+        if not self.sequence_parallel:
+            return []
+        modules = [part.module for part in parts(model) if part.style == "pointwise"]
+        return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def loss_context(self, layout: Layout) -> Any:
-        """Within it a loss may be computed on parts of logits, and its backward pass run."""
+        """Return a context in which a loss may be computed, and differentiated, on split logits."""
         if layout.sizes["tp"] == 1 or not self.loss_parallel:
             return contextlib.nullcontext()
         from torch.distributed.tensor.parallel import loss_parallel
@@ -114,7 +124,7 @@ class TensorParallel:
 
     @contextlib.contextmanager
     def splitting(self) -> Iterator[None]:
-        """Within it sequences and logits are split without gradients too, as for evaluation."""
+        """Split sequences and logits without gradients too, as an evaluation wants."""
         self._splitting = True
         try:
             yield
@@ -122,75 +132,15 @@ class TensorParallel:
             self._splitting = False
 
     def parts(self, layout: Layout) -> int:
-        """Ranks that a sequence is split over between modules now."""
+        """Return over how many ranks a sequence is split between modules now."""
         return layout.sizes["tp"] if self.sequence_parallel and self._splits() else 1
 
     def _splits(self) -> bool:
         return self._splitting or torch.is_grad_enabled()
 
-    def _split(self, module: nn.Module, style: str, mesh: "DeviceMesh") -> None:
-        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-
-        def wrap(x: torch.Tensor, placement: Any) -> DTensor:
-            return DTensor.from_local(x, mesh, [placement], run_check=False)
-
-        def place(y: DTensor, placement: Any) -> torch.Tensor:
-            return y.redistribute(mesh, [placement]).to_local()
-
-        def between() -> Any:
-            """Where activations are between modules."""
-            return Shard(1) if self.sequence_parallel and self._splits() else Replicate()
-
-        def here(y: DTensor) -> torch.Tensor:
-            return y.to_local()  # called as a method, or torch.compile does not know it
-
-        def to_heads(y: DTensor) -> torch.Tensor:
-            return y.to_local(grad_placements=[Partial()])
-
-        def gathered(x: torch.Tensor) -> DTensor:
-            return wrap(x, between()).redistribute(mesh, [Replicate()])
-
-        def kept_apart(y: torch.Tensor) -> torch.Tensor:
-            apart = self.loss_parallel and self._splits()
-            if apart or not isinstance(y, DTensor):  # a loss was made where the logits would be
-                return y
-            return place(y, Replicate())
-
-        def to_between(y: DTensor) -> torch.Tensor:
-            return place(y, between())
-
-        if style == "tokens":
-            module.local = here
-        if style == "experts":
-            # Each rank has a part of every expert's features, and so finds a part of gradients.
-            def whole(x: torch.Tensor) -> torch.Tensor:
-                return gathered(x).to_local(grad_placements=[Partial()])
-
-            module.register_forward_pre_hook(lambda _, args: tuple(map(whole, args)))
-            module.register_forward_hook(lambda _, args, y: to_between(wrap(y, Partial())))
-            return
-        weight, before, after = {
-            "gather": (Replicate(), gathered, None),
-            "column": (Shard(0), None, here),
-            "row": (Shard(1), lambda x: wrap(x, Shard(-1)), to_between),
-            "replicated": (Replicate(), None, None),
-            "shared": (Replicate(), None, to_heads),
-            "each_head": (Replicate(), lambda x: wrap(x, Shard(2)), here),
-            "heads": (Shard(0), None, here),
-            "sequence": (Replicate(), lambda x: wrap(x, between()), here),
-            "tokens": (Replicate(), lambda x: wrap(x, between()), None),
-            "vocabulary": (Shard(0), lambda x: wrap(x, Replicate()), to_between),
-            "logits": (Shard(0), gathered, kept_apart),
-        }[style]
-        _distribute(module, mesh, weight)
-        if before is not None:
-            module.register_forward_pre_hook(lambda _, args: (before(args[0]), *args[1:]))
-        if after is not None:
-            module.register_forward_hook(lambda _, args, output: after(output))
-
 
 def _overlap(mesh: "DeviceMesh") -> None:
-    """Has inductor fuse products with communication over symmetric memory."""
+    """Make inductor fuse products with communication over symmetric memory."""
     import torch._inductor.config as inductor
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 
@@ -198,90 +148,70 @@ def _overlap(mesh: "DeviceMesh") -> None:
     enable_symm_mem_for_group(mesh.get_group().group_name)
 
 
-def indivisible(sizes: Iterable[tuple[str, int]], n: int) -> list[str]:
-    """Sizes that n does not divide; those that are alike in several layers are told once."""
-    places: dict[tuple[str, int], list[str]] = {}
-    for path, size in sizes:
-        if size % n:
-            places.setdefault((re.sub(r"\d+", "*", path), size), []).append(path)
+Size = tuple[nn.Module, str, int]
+"""A module, the name of one of its sizes, and the size."""
+
+
+def indivisible(sizes: Iterable[Size], n: int, divisor: str) -> list[Problem]:
+    """Return a problem for each size that n does not divide; `divisor` says what n is."""
     return [
-        f"{paths[0]}={size}" + (f" (and {len(paths) - 1} others like it)" if paths[1:] else "")
-        for (_, size), paths in places.items()
+        Problem(argument, size, f"a multiple of {divisor}", component=module)
+        for module, argument, size in sizes
+        if size % n
     ]
 
 
-def head_counts(model: nn.Module) -> Iterator[tuple[str, int]]:
-    """Paths and numbers of heads."""
-    for name, module in model.named_modules():
+def head_counts(model: nn.Module) -> Iterator[Size]:
+    """Yield the numbers of heads of each attention module."""
+    for module in model.modules():
         for argument, size in getattr(module, "heads", dict)().items():
-            yield path("model", name, argument), size
+            yield module, argument, size
 
 
-def _split_sizes(model: nn.Module) -> Iterator[tuple[str, int]]:
+def _split_sizes(model: nn.Module) -> Iterator[Size]:
     yield from head_counts(model)
-    for name, module in model.named_modules():
-        if hasattr(module, "heads"):  # its projections are divisible where its heads are
-            continue
-        for child, style in getattr(module, "tensor_parallel", {}).items():
-            if style in _SPLIT_SIZE:
-                size = getattr(getattr(module, child), _SPLIT_SIZE[style])
-                yield path("model", name, child, _SPLIT_SIZE[style]), size
+    # The projections of attention are divisible where its heads are.
+    attention = [f"{n}." for n, m in model.named_modules() if hasattr(m, "heads")]
+    for part in parts(model):
+        if part.style in _SPLIT_SIZE and not part.name.startswith(tuple(attention)):
+            yield from _split_size(part)
 
 
-def _float8_problems(model: nn.Module, n: int) -> Iterator[str]:
-    """Parts of projections that have other sizes than their float8 recipe wants, or no recipe for
-    parts."""
-    if n == 1:
+def _split_size(part: Part) -> Iterator[Size]:
+    argument, dim = _SPLIT_SIZE[part.style]
+    size = getattr(part.module, argument, None)
+    if isinstance(size, int):
+        yield part.module, argument, size
         return
-    sizes: dict[int, list[tuple[str, int]]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Experts) and module.float8 is not None:
-            whole = path("model", name, "hidden_dim"), module.hidden_dim
-            sizes.setdefault(multiple(module.float8), []).append(whole)
-        for child, style in getattr(module, "tensor_parallel", {}).items():
-            layer = getattr(module, child) if child else module
-            if not isinstance(layer, Linear) or layer.float8 is None:
-                continue
-            if layer.float8 == "mxfp8":
-                yield (
-                    f"{path('model', name, child)}.float8='mxfp8' cannot be split over mesh.tp={n};"
-                    " take another recipe, or set mesh.tp=1"
-                )
-                return
-            argument = _SPLIT_SIZE.get(style)
-            if argument is not None:
-                whole = path("model", name, child, argument), getattr(layer, argument)
-                sizes.setdefault(multiple(layer.float8), []).append(whole)
-    for m, wholes in sizes.items():
-        for what in indivisible(wholes, n * m):
-            yield f"{what} is not divisible by mesh.tp={n} x {m}, which float8 wants of a part"
+    for name, parameter in part.module._parameters.items():
+        if parameter is not None and parameter.ndim > dim:
+            yield part.module, f"{name}.shape[{dim}]", parameter.shape[dim]
+
+
+def _float8_problems(model: nn.Module, n: int) -> Iterator[Problem]:
+    """Yield parts of projections whose sizes do not suit their float8 recipe, or that have no
+    recipe for parts."""
+    experts = [m for m in model.modules() if isinstance(m, Experts) and m.float8 is not None]
+    sizes = [(multiple(m.float8), (m, "hidden_dim", m.hidden_dim)) for m in experts]
+    for part in parts(model):
+        layer = part.module
+        if not isinstance(layer, Linear) or layer.float8 is None:
+            continue
+        if layer.float8 == "mxfp8":
+            yield Problem(
+                "float8",
+                "mxfp8",
+                f"another recipe with tp={n}, which cannot split it",
+                Fix(layer, "float8", "rowwise"),
+                component=layer,
+            )
+        elif part.style in _SPLIT_SIZE:
+            argument = _SPLIT_SIZE[part.style][0]
+            sizes.append((multiple(layer.float8), (layer, argument, getattr(layer, argument))))
+    for m, size in sizes:
+        yield from indivisible([size], n * m, f"tp={n} x {m}, which float8 wants of a part")
 
 
 def path(*parts: str) -> str:
-    """As in a config: `model.layers[0].attention`."""
+    """Join names of modules as a config writes them: `model.layers[0].attention`."""
     return re.sub(r"\.(\d+)\b", r"[\1]", ".".join(part for part in parts if part))
-
-
-def _distribute(module: nn.Module, mesh: "DeviceMesh", placement: Any) -> None:
-    """Makes DTensors of a module's own parameters; a bias is split where the outputs are."""
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            split = placement if parameter.ndim > 1 or placement == Shard(0) else Replicate()
-            # On meta there is nothing to scatter.
-            split_parameter = distribute_tensor(parameter, mesh, [split], src_data_rank=None)
-            module._parameters[name] = nn.Parameter(split_parameter)
-
-
-def _aliases(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module, str]]:
-    """(module, name, owner, its name) of parameters that stand under a second name."""
-    first: dict[nn.Parameter, tuple[nn.Module, str]] = {}
-    found = []
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                owner, owned = first.setdefault(parameter, (module, name))
-                if (owner, owned) != (module, name):
-                    found.append((module, name, owner, owned))
-    return found

@@ -23,6 +23,7 @@ from nanigpt.logs import import_torchao
 from nanigpt.models.float8 import Product, multiple, with_local
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts, GroupedProduct
+from nanigpt.models.parameters import Places
 
 # NVIDIA's Ada and Hopper have float8, Hopper the grouped product, Blackwell scales of 32 numbers.
 _CAPABILITY = {"mxfp8": (10, 0), "experts": (9, 0)}
@@ -86,6 +87,7 @@ class Float8:
         """
         products: dict[str, tuple[Product, Product]] = {}
         gathered = []
+        places = Places(model)
         for _, layer in _layers(model):
             recipe = layer.float8
             if recipe not in products:  # one for all, so that one compilation serves them
@@ -100,7 +102,9 @@ class Float8:
             elif recipe == "tensorwise" and self.all_gather and shards > 1:
                 rows = getattr(layer.weight, "_local_tensor", layer.weight).shape[0]
                 if rows % shards == 0:
-                    layer.weight = _gathered_in_float8(layer.weight, emulate=self.emulate)
+                    places.replace(
+                        layer.weight, _gathered_in_float8(layer.weight, emulate=self.emulate)
+                    )
                     gathered.append(layer)
         return gathered
 
@@ -188,8 +192,8 @@ def _configs(recipe: str, *, emulate: bool) -> tuple[Any, Any]:
     )
 
 
-def _gathered_in_float8(weight: nn.Parameter, *, emulate: bool) -> nn.Parameter:
-    """A weight, still on meta, whose shards are cast before FSDP gathers them."""
+def _gathered_in_float8(weight: nn.Parameter, *, emulate: bool) -> torch.Tensor:
+    """Return a weight, still on meta, whose shards are cast before FSDP gathers them."""
     from torchao.float8.fsdp_utils import WeightWithDynamicFloat8CastTensor
 
     config, mm_config = _configs("tensorwise", emulate=emulate)
@@ -197,7 +201,7 @@ def _gathered_in_float8(weight: nn.Parameter, *, emulate: bool) -> nn.Parameter:
     cast = WeightWithDynamicFloat8CastTensor(
         local, mm_config, config.cast_config_weight.target_dtype
     )
-    return nn.Parameter(with_local(weight.detach(), cast))
+    return with_local(weight.detach(), cast)
 
 
 def _float8(config: Any, mm_config: Any, *, casts_master: bool) -> Product:

@@ -21,6 +21,7 @@ from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
+from nanigpt.problems import ComponentError
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.device_checks import check_device
 from nanigpt.training.evaluation import Evaluation
@@ -92,7 +93,8 @@ class Trainer:
             )
         if max_grad_norm <= 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}: expected more than 0")
-        if data.sequence_length > model.max_sequence_length:
+        longest = model.max_sequence_length
+        if longest is not None and data.sequence_length > longest:
             raise ValueError(
                 f"data.sequence_length={data.sequence_length} exceeds the model's "
                 f"{model.max_sequence_length} positions; set both with "
@@ -282,17 +284,21 @@ class Trainer:
         mesh, asked, found = self.parallelizer.mesh, ranks, []
         try:
             mesh.sizes(ranks)
-        except UsageError as error:  # what else is wrong is wrong on any number of ranks
+        except ComponentError as error:  # the rest is wrong on any number of ranks
             found.append(str(error))
             ranks = mesh.least
+            if mesh.problems(ranks):
+                raise UsageError(f"on {asked} ranks: {error}") from error
         readers, local = self._readers(ranks), self.local_batch(ranks)
-        found += self.parallelizer.problems(
-            self.model,
+        plan = self.parallelizer.plan(
             ranks,
+            local_batch=local,
             sequence_length=self.data.sequence_length,
             mask_documents=self.data.mask_documents,
-            local_batch=local,
+            data=self.data,
+            trainer=self,
         )
+        found += dict.fromkeys(map(str, self.parallelizer.problems(self.model, plan)))
         if self.global_batch_size % (local * readers):
             found.append(
                 f"global_batch_size={self.global_batch_size} is not a multiple of local batch "

@@ -180,13 +180,13 @@ def test_layers_with_rope_are_those_of_llama4(normed):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"q_norm": parts.norm(8)}, "q_norm.dim=8, expected 16"),
-        ({"k_norm": parts.norm(32)}, "k_norm.dim=32, expected 16"),
+        ({"q_norm": parts.norm(8)}, "q_norm.dim=8: expected 16"),
+        ({"k_norm": parts.norm(32)}, "k_norm.dim=32: expected 16"),
         ({"window": 0}, "window=0: expected at least 1 position"),
         ({"chunk": -4}, "chunk=-4: expected at least 1 position"),
         (
             {"sink": fdl.Config(AttentionSink, n_heads=2, initializer=fdl.Config(FanInNormal))},
-            "sink.n_heads=2, expected 4",
+            "sink.n_heads=2: expected 4",
         ),
     ],
 )

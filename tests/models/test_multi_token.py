@@ -247,14 +247,14 @@ def test_the_rope_of_an_only_layer_is_shared_too():
         (["fiddler:multi_token", "tag:MultiTokenLossWeight=-1"], "loss_weight=-1.0: expected 0"),
         (
             ["fiddler:multi_token", "set:model.multi_token.depths[0].projection.in_dim=128"],
-            r"depths\[0\]: norm.dim=128: projection.in_dim=128, expected 256",
+            r"depths\[0\]: projection.in_dim=128: expected 256 for norm.dim=128",
         ),
         (
             [
                 "fiddler:multi_token",
                 "set:model.multi_token.depths[0].block.attention.wo.out_dim=64",
             ],
-            r"multi_token.depths\[0\].block.attention.wo.out_dim=64, expected 128",
+            r"multi_token.depths\[0\].block.attention.wo.out_dim=64: expected 128",
         ),
     ],
 )
@@ -269,6 +269,6 @@ def test_a_block_of_another_kind_is_refused():
     depth.block = depth.block.feed_forward
     assert fdl.get_callable(depth.block) is FeedForward
     with pytest.raises(
-        UsageError, match=r"depths\[0\].block is a FeedForward: expected a Transfor"
+        UsageError, match=r"depths\[0\].block=FeedForward: expected a module that is called with"
     ):
         build(cfg)

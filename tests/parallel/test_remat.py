@@ -14,6 +14,8 @@ from torch.utils.checkpoint import SelectiveCheckpointContext, checkpoint
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.parallel.compile import Compile, _graphs
+from nanigpt.parallel.mesh import AXES
+from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.remat import Recomputation, contexts
 from tests.support import built_model, tiny
 
@@ -29,7 +31,8 @@ def model_of(*edits, recipe="llama3_debug", mode="none", backend=None, **policy)
     compile = None
     if backend is not None:
         compile = partial(Compile(backend=backend).apply, budget=recomputation.budget)
-    assert recomputation.problems(model, compiled=backend is not None) == []
+    plan = Plan(dict.fromkeys(AXES, 1), local_batch=1, compiled=backend is not None)
+    assert recomputation.problems(model, plan) == []
     recomputation.apply(model, compile)
     return model
 
@@ -403,11 +406,23 @@ def test_layers_that_ask_alike_share_their_policy():
 @pytest.mark.parametrize(
     "edits, message",
     [
-        (["tag:ActivationCheckpointing=budget"], "layers.0..activation_checkpointing='budget'"),
-        ([RECOMPUTED.format("layers[7]")], "'layers.7.' is no module of the model"),
-        ([SELECTIVE, RECOMPUTED.format("layers[0].attention_norm")], "without a matrix product"),
-        ([RECOMPUTED.format("layers[0].attention")], "of no layer that is selective"),
-        ([SELECTIVE, RECOMPUTED.format("head")], "of no layer that is selective"),
+        (
+            ["tag:ActivationCheckpointing=budget"],
+            "activation_checkpointing='budget': expected 'selective' without a compiler",
+        ),
+        ([RECOMPUTED.format("layers[7]")], r"recomputed='layers\[7\]': expected names of modules"),
+        (
+            [SELECTIVE, RECOMPUTED.format("layers[0].attention_norm")],
+            "expected modules with a matrix product",
+        ),
+        (
+            [RECOMPUTED.format("layers[0].attention")],
+            "expected modules of layers with activation_checkpointing='selective'",
+        ),
+        (
+            [SELECTIVE, RECOMPUTED.format("head")],
+            "expected modules of layers with activation_checkpointing='selective'",
+        ),
         (["set:parallelizer.recomputation.save_every=0"], "save_every=0: expected at least 1"),
         (["set:parallelizer.recomputation.budget=2"], "budget=2.0: expected a share from 0 to 1"),
         (
@@ -427,5 +442,5 @@ def test_what_cannot_be_recomputed_is_refused(edits, message):
 
 def test_the_whole_model_is_refused_where_it_is_sharded_or_pipelined():
     for edits in (["fiddler:fsdp(2)"], ["fiddler:pipeline(2, '1F1B', 2)"]):
-        with pytest.raises(UsageError, match="compile.scope='model'"):
+        with pytest.raises(UsageError, match="scope='model': expected 'blocks'"):
             build(tiny("fiddler:compile(scope='model')", *edits)).check_ranks(2)

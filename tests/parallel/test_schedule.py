@@ -11,8 +11,8 @@ import pytest
 
 from nanigpt.parallel.schedule import (
     SCHEDULES,
+    arrange,
     default_stages_per_rank,
-    plan,
     simulate,
     stage_placement,
 )
@@ -38,7 +38,9 @@ UNEVEN = [  # too few to fill the pipeline, or no multiple of the ranks
 
 
 def make(schedule, ranks, microbatches, stages=None):
-    return plan(schedule=schedule, ranks=ranks, microbatches=microbatches, stages_per_rank=stages)
+    return arrange(
+        schedule=schedule, ranks=ranks, microbatches=microbatches, stages_per_rank=stages
+    )
 
 
 def write(path, *rows):
@@ -216,7 +218,7 @@ def test_a_written_order_is_read_back_and_pytorch_takes_it(schedule, tmp_path):
 
     made = make(schedule, 4, 8)
     path = dump([[None, *order, ""] for order in made.orders], tmp_path / "order.csv")
-    read = plan(schedule="CSV", ranks=4, microbatches=8, csv=str(path))
+    read = arrange(schedule="CSV", ranks=4, microbatches=8, csv=str(path))
     assert read.orders == made.orders
     assert read.placement == made.placement
     assert read.stages_per_rank == made.stages_per_rank
@@ -229,7 +231,7 @@ def test_a_written_order_is_read_back_and_pytorch_takes_it(schedule, tmp_path):
 
 def test_a_file_may_place_stages_as_it_likes(tmp_path):
     path = write(tmp_path / "order.csv", "1F0,1I0,1W0", ",0F0,,0B0")
-    read = plan(schedule="CSV", ranks=2, microbatches=1, csv=path)
+    read = arrange(schedule="CSV", ranks=2, microbatches=1, csv=path)
     assert read.placement == [[1], [0]]
     assert simulate(read).length == 5  # F0, F1, I1, then B0 beside W1
 
@@ -269,7 +271,7 @@ GOOD = ("0F0,0F1,0B0,0B1", "1F0,1B0,1F1,1B1")
 def test_refused_files(rows, message, tmp_path):
     path = write(tmp_path / "order.csv", *rows)
     with pytest.raises(ValueError) as raised:
-        plan(schedule="CSV", ranks=2, microbatches=2, csv=str(path))
+        arrange(schedule="CSV", ranks=2, microbatches=2, csv=str(path))
     assert str(raised.value).startswith(f"csv={str(path)!r}: ")
     assert message in str(raised.value)
 
@@ -277,7 +279,7 @@ def test_refused_files(rows, message, tmp_path):
 def test_files_that_are_none(tmp_path):
     def refused(**arguments):
         with pytest.raises(ValueError) as raised:
-            plan(**{"schedule": "CSV", "ranks": 2, "microbatches": 2, **arguments})
+            arrange(**{"schedule": "CSV", "ranks": 2, "microbatches": 2, **arguments})
         return str(raised.value)
 
     absent, binary = tmp_path / "absent.csv", tmp_path / "order.csv"

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from nanigpt.cli.schedule_page import to_html
-from nanigpt.parallel.schedule import SCHEDULES, plan, simulate
+from nanigpt.parallel.schedule import SCHEDULES, arrange, simulate
 from nanigpt.parallel.schedule_picture import natural_width, to_svg, to_text
 from tests.config.browser import needs_browser, run_script
 
@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def timeline(schedule="1F1B", ranks=4, microbatches=8, *, costs=None, **arguments):
-    made = plan(schedule=schedule, ranks=ranks, microbatches=microbatches, **arguments)
+    made = arrange(schedule=schedule, ranks=ranks, microbatches=microbatches, **arguments)
     return simulate(made, stage_costs=costs)
 
 

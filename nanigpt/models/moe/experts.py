@@ -166,7 +166,10 @@ class Experts(nn.Module):
     def _loop(
         self, x_RD: torch.Tensor, rows_E: torch.Tensor, weights: list[torch.Tensor | None]
     ) -> torch.Tensor:
-        rows = rows_E.tolist()
+        if x_RD.is_meta:  # nobody knows how many rows each has, and shapes are the same anyhow
+            rows = [x_RD.shape[0], *[0] * (rows_E.shape[0] - 1)]
+        else:
+            rows = rows_E.tolist()
         for n in rows:
             # Under torch.compile these are numbers of which it knows nothing. That they are sizes,
             # and of no more than all rows, is told here, so that no question about them has to

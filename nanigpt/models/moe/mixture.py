@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from nanigpt.models.counts import active_weights
-from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.moe.dispatch import count
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.router import Router
-from nanigpt.models.sizes import misfits
+from nanigpt.models.sizes import misfits, size
+from nanigpt.problems import refuse_all
 
 
 class Load(NamedTuple):
@@ -42,21 +42,18 @@ class MixtureOfExperts(nn.Module):
         tokens_E, entropy, tokens: sums of `Load` over forward passes, until `reset_buffers`.
     """
 
-    tensor_parallel = {"router": "tokens"}
+    tensor_parallel = {"router": "tokens", "shared": "own"}
 
-    def __init__(self, *, router: Router, experts: Experts, shared: FeedForward | None = None):
+    def __init__(self, *, router: Router, experts: Experts, shared: nn.Module | None = None):
         super().__init__()
         expected = {
             "experts.n_experts": (experts.n_experts, router.n_experts),
             "experts.dim": (experts.dim, router.dim),
         }
         if shared is not None:
-            expected["shared.dim"] = (shared.dim, router.dim)
-        wrong = misfits(expected)
-        if wrong:
-            raise ValueError(
-                f"router.n_experts={router.n_experts}, router.dim={router.dim}: {'; '.join(wrong)}"
-            )
+            expected["shared.dim"] = (size(shared, "dim"), router.dim)
+        why = f"router.n_experts={router.n_experts}, router.dim={router.dim}"
+        refuse_all(misfits(expected, why))
         self.router = router
         self.experts = experts
         self.shared = shared

@@ -1,0 +1,108 @@
+"""What a decoder costs: parameters, FLOPs of training, bytes of the KV cache."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nanigpt.models.counts import (
+    ParameterCounts,
+    declared_flops,
+    measured_flops,
+    parameter_counts,
+    undeclared,
+)
+from nanigpt.models.protocol import blocks_here, compute_dtype
+
+
+class DecoderCosts(nn.Module):
+    """Costs of a `Decoder`, which inherits from this class.
+
+    Modules say what they multiply (`nanigpt.models.counts`); plain modules are run on meta.
+    """
+
+    embedding: Any
+    layers: nn.ModuleList
+    head: Any
+    multi_token: Any
+
+    def n_parameters(self) -> int:
+        """Count distinct parameters, a tied weight once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def parameter_counts(self) -> ParameterCounts:
+        """Count the parameters of the whole decoder, and those that a token uses."""
+        return parameter_counts(self, self.embedding, self.head)
+
+    def cache_bytes(
+        self, *, positions: int, batch_size: int = 1, dtype: torch.dtype | None = None
+    ) -> int:
+        """Return the bytes that `new_caches(capacity=positions)` hold as soon as they are filled.
+
+        Windows and chunks save nothing here: caches keep all positions. A layer that keeps no cache
+        counts nothing.
+
+        Args:
+            dtype: dtype of keys and values; None is the compute dtype.
+        """
+        elements = sum(
+            attention.cache_elements()
+            for block in self.layers
+            for attention in [getattr(block, "attention", None)]
+            if hasattr(attention, "cache_elements")
+        )
+        dtype = dtype or compute_dtype(self)
+        return batch_size * positions * elements * dtype.itemsize
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Return the FLOPs of matrix products per token, forward and backward.
+
+        They are `6 N + 12 L d S` for a dense model, where d is the width of all query heads
+        (Chowdhery et al., 2022, appendix B). N counts the weights that a token is multiplied with:
+        the head, but no embedding, whose look-up is no product, and of the experts those that the
+        token is sent to. A multiply-add is two FLOPs, and the backward pass costs twice the
+        forward, or as much as the forward for frozen weights. The second term is attention's two
+        products, with the mean of the keys' and values' width for d where they differ. Causality,
+        windows and chunks are not discounted; recomputation is not counted.
+        """
+        main = sum(self.block_flops(sequence_length)) + self.head_flops()
+        return main + self.multi_token_flops(sequence_length)
+
+    def block_flops(self, sequence_length: int) -> list[int]:
+        """Return the share of each layer in `flops_per_token`."""
+        measured = self._measured(sequence_length)
+        return [self._flops(block, sequence_length, measured) for block in self.layers]
+
+    def head_flops(self) -> int:
+        """Return the share of the head in `flops_per_token`."""
+        return self._flops(self.head, 1, self._measured(1))
+
+    def multi_token_flops(self, sequence_length: int) -> int:
+        """Return the share of predictions of further tokens, each of which uses the head, too."""
+        depths = [] if self.multi_token is None else self.multi_token.depths
+        measured = self._measured(sequence_length) if depths else {}
+        return sum(
+            self._flops(depth, sequence_length, measured) + self.head_flops() for depth in depths
+        )
+
+    def _flops(self, module: nn.Module, length: int, measured: dict[nn.Module, int]) -> int:
+        scores = sum(
+            attention.score_flops(length)
+            for attention in _attentions(module)
+            if attention not in measured
+        )
+        return declared_flops(module) + scores + sum(measured[m] for m in undeclared(module))
+
+    def _measured(self, length: int) -> dict[nn.Module, int]:
+        """Return FLOPs per token of all modules that do not say what they multiply."""
+        blocks = [*blocks_here(self), self.head]
+        modules = {module for block in blocks for module in undeclared(block)}
+        tokens_BL = torch.zeros(1, length, dtype=torch.int64, device="meta")
+        flops = measured_flops(self, modules, lambda: self(tokens_BL))
+        return {module: total // length for module, total in flops.items()}
+
+
+def _attentions(module: nn.Module) -> list[Any]:
+    """Return the modules at or below one that say the cost of their scores."""
+    outside = {m for foreign in undeclared(module) for m in foreign.modules()}
+    return [m for m in module.modules() if hasattr(m, "score_flops") and m not in outside]

@@ -1,0 +1,166 @@
+"""How one module is split over ranks of tensor parallelism, by its style.
+
+Shapes: B batch, L sequence, D dim; heads are dim 2 of x_BLHK.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from nanigpt.models.parameters import Places
+from nanigpt.parallel.tensor_plan import Part
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+class Splitter:
+    """Splits modules, one by one, over the ranks of a mesh of one axis.
+
+    Args:
+        places: all places of the model's parameters.
+        splits_sequence: says whether each rank has a part of the sequence between modules now.
+        splits_logits: says whether logits stay apart on their ranks now.
+    """
+
+    def __init__(
+        self,
+        mesh: "DeviceMesh",
+        places: Places,
+        *,
+        splits_sequence: Callable[[], bool],
+        splits_logits: Callable[[], bool],
+    ):
+        self.mesh = mesh
+        self.places = places
+        self.splits_sequence = splits_sequence
+        self.splits_logits = splits_logits
+
+    def split(self, part: Part) -> None:
+        """Split one module in place: its parameters, and hooks around its forward pass."""
+        if part.style in ("pointwise", "whole"):
+            self._keep_whole(part)
+            return
+        weight, before, after = self._style(part.style)
+        if part.style == "tokens":
+            part.module.local = _local
+        if weight is not None:
+            self._distribute(part.module, weight)
+        _add_hooks(part.module, before, after, every_input=part.style == "experts")
+
+    def _style(self, style: str) -> tuple[Any, Callable | None, Callable | None]:
+        """Return the placement of weights, what is done to the input, and to the output."""
+        from torch.distributed.tensor import Partial, Replicate, Shard
+
+        table: dict[str, tuple[Any, Callable | None, Callable | None]] = {
+            "gather": (Replicate(), self._gathered, None),
+            "column": (Shard(0), None, _local),
+            "row": (Shard(1), lambda x: self._wrap(x, Shard(-1)), self._to_between),
+            "replicated": (Replicate(), None, None),
+            "shared": (Replicate(), None, lambda y: y.to_local(grad_placements=[Partial()])),
+            "each_head": (Replicate(), lambda x: self._wrap(x, Shard(2)), _local),
+            "heads": (Shard(0), None, _local),
+            "sequence": (Replicate(), lambda x: self._wrap(x, self._between()), _local),
+            "tokens": (Replicate(), lambda x: self._wrap(x, self._between()), None),
+            "vocabulary": (Shard(0), lambda x: self._wrap(x, Replicate()), self._to_between),
+            "logits": (Shard(0), self._gathered, self._kept_apart),
+            # Each rank has a part of every expert's features, and so finds a part of gradients.
+            "experts": (
+                None,
+                lambda x: self._gathered(x).to_local(grad_placements=[Partial()]),
+                lambda y: self._to_between(self._wrap(y, Partial())),
+            ),
+        }
+        return table[style]
+
+    def _keep_whole(self, part: Part) -> None:
+        """Bring a plain module the sequence that it asks for; its weights stay as they are."""
+        if not part.name:  # the whole model, whose batches are whole on every rank
+            return
+
+        # Tokens come whole, and logits go whole.
+        comes_split = part.slot != "vocabulary"
+        goes_split = part.slot != "logits"
+        if part.style == "whole":
+            before = self._whole if comes_split else None
+            after = self._part if goes_split else None
+        else:
+            before = None if comes_split else self._part
+            after = None
+        splits = self.splits_sequence
+        _add_hooks(
+            part.module,
+            before and (lambda x: before(x) if splits() else x),
+            after and (lambda y: after(y) if splits() else y),
+        )
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather the sequence; every rank finds the same gradient, and keeps its part of it."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        return self._wrap(x, Shard(1)).redistribute(self.mesh, [Replicate()]).to_local()
+
+    def _part(self, y: torch.Tensor) -> torch.Tensor:
+        """Take this rank's part of the sequence; the parts of the gradient are gathered."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        return self._wrap(y, Replicate()).redistribute(self.mesh, [Shard(1)]).to_local()
+
+    def _wrap(self, x: torch.Tensor, placement: Any) -> Any:
+        from torch.distributed.tensor import DTensor
+
+        return DTensor.from_local(x, self.mesh, [placement], run_check=False)
+
+    def _between(self) -> Any:
+        """Return where activations are between modules."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        return Shard(1) if self.splits_sequence() else Replicate()
+
+    def _gathered(self, x: torch.Tensor) -> Any:
+        from torch.distributed.tensor import Replicate
+
+        return self._wrap(x, self._between()).redistribute(self.mesh, [Replicate()])
+
+    def _to_between(self, y: Any) -> torch.Tensor:
+        return y.redistribute(self.mesh, [self._between()]).to_local()
+
+    def _kept_apart(self, y: Any) -> Any:
+        from torch.distributed.tensor import DTensor, Replicate
+
+        if self.splits_logits() or not isinstance(y, DTensor):  # a loss was made of the logits
+            return y
+        return y.redistribute(self.mesh, [Replicate()]).to_local()
+
+    def _distribute(self, module: nn.Module, placement: Any) -> None:
+        """Make DTensors of a module's own parameters; a bias is split where the outputs are."""
+        from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+        for parameter in list(module._parameters.values()):
+            if parameter is None or isinstance(parameter, DTensor):  # split under another name
+                continue
+            split = placement if parameter.ndim > 1 or placement == Shard(0) else Replicate()
+            # On meta there is nothing to scatter.
+            tensor = distribute_tensor(parameter, self.mesh, [split], src_data_rank=None)
+            self.places.replace(parameter, tensor)
+
+
+def _local(y: Any) -> torch.Tensor:
+    return y.to_local()  # called as a method, or torch.compile does not know it
+
+
+def _add_hooks(
+    module: nn.Module,
+    before: Callable | None,
+    after: Callable | None,
+    *,
+    every_input: bool = False,
+) -> None:
+    if before is not None and every_input:
+        module.register_forward_pre_hook(lambda _, args: tuple(map(before, args)))
+    elif before is not None:
+        module.register_forward_pre_hook(lambda _, args: (before(args[0]), *args[1:]))
+    if after is not None:
+        module.register_forward_hook(lambda _, args, output: after(output))
