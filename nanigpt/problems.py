@@ -63,8 +63,11 @@ class Problem:
         return self.fix if isinstance(self.fix, tuple) else ()
 
     def __str__(self) -> str:
-        fix = self.fix if isinstance(self.fix, str) else " and ".join(map(str, self.fixes))
-        return f"{self.message()}; try {fix}" if fix else self.message()
+        return f"{self.message()}; try {self.words()}" if self.words() else self.message()
+
+    def words(self) -> str:
+        """Return the fix as words; none where there is no fix."""
+        return self.fix if isinstance(self.fix, str) else " and ".join(map(str, self.fixes))
 
     def message(self, argument: str | None = None) -> str:
         """Return the problem without its fix, under another name of the argument if given."""

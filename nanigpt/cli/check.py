@@ -3,15 +3,17 @@
 nanigpt check --config=config:llama3_405b --config=set:global_batch_size=100 --ranks=512
 """
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from absl import flags
 
-from nanigpt.config.blame import blaming
-from nanigpt.config.build import check
+from nanigpt.config.assembly import Assembly
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
 from nanigpt.errors import UsageError
+from nanigpt.problems import Problem
 from nanigpt.training.trainer import Trainer
 
 
@@ -23,15 +25,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    with blaming(values.config, values["config"].directives):
-        built = check(values.config)
-        if isinstance(built, Trainer):
-            built.check_ranks(values.ranks or built.parallelizer.mesh.least)
-            built.check_optimizer()
-        elif values.ranks is not None:
-            raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
+    with torch.device("meta"):
+        assembly = Assembly(values.config, directives=values["config"].directives)
+        assembly.check(lambda built: _cross_checks(built, values.ranks))
+        built = assembly.root
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0
+
+
+def _cross_checks(built: Any, ranks: int | None) -> Iterator[Problem]:
+    if isinstance(built, Trainer):
+        yield from built.check_ranks(ranks or built.parallelizer.mesh.least) or ()
+        yield from built.check_optimizer() or ()
+    elif ranks is not None:
+        raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
 
 
 def _describe(built: Any) -> str:

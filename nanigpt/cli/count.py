@@ -47,7 +47,10 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     lengths = {name: values[name].value for name in _LENGTHS if values[name].value is not None}
     if values["config"].directives:
-        found, as_text = costs(build_trainer(values.config), **lengths), _text
+        found, as_text = (
+            costs(build_trainer(values.config, directives=values["config"].directives), **lengths),
+            _text,
+        )
     elif lengths:
         name, value = next(iter(lengths.items()))
         raise UsageError(f"--{name}={value} goes with --config\n  try: nanigpt count --help")

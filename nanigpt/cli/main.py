@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 
 from nanigpt.errors import RankError, UnknownName, UsageError
+from nanigpt.problems import ComponentError
 
 COMMANDS = {
     "train": "train a run, or resume it",
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
         status = _run(argv[0], argv[1:])
         sys.stdout.flush()
         return status
-    except UsageError as error:
+    except (UsageError, ComponentError) as error:
         # Ranks of one node mostly make the same mistake: the first speaks for them.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
             print(f"nanigpt: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     from nanigpt.parallel.simulate import shards
 
-    trainer = build_trainer(values.config)
+    trainer = build_trainer(values.config, directives=values["config"].directives)
     ranks = values.ranks or trainer.parallelizer.mesh.least
     if values.rank >= ranks:
         raise UsageError(f"--rank={values.rank}: expected 0 to {ranks - 1}, there are {ranks}")

@@ -200,7 +200,7 @@ def _told(problems: dict[str, list[str]]) -> Iterator[str]:
 def _search(
     directory: SweepDirectory, axes: dict[str, Space], values: flags.FlagValues
 ) -> TpeTrials:
-    steps = build_trainer(values.config).steps
+    steps = build_trainer(values.config, directives=values["config"].directives).steps
     search = Search(
         axes,
         goal=directory.settings["goal"],

@@ -9,8 +9,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
-from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.blame import blaming
+from nanigpt.cli.trainer import assemble_trainer
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
 from nanigpt.config.run_config import choose_run, claim_run
@@ -50,9 +49,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     cfg = values.config
-    with blaming(cfg, values["config"].directives):
-        trainer = build_trainer(cfg, ranks=launched_ranks())
-    path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
+    directives = values["config"].directives
+    assembly = assemble_trainer(cfg, ranks=launched_ranks(), directives=directives)
+    trainer = assembly.root
+    path = values.run or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
     world = start_world(trainer.device)
     identity = fingerprint(cfg)
@@ -61,7 +61,8 @@ def run(values: flags.FlagValues) -> int:
             f"rank {world.rank} has a config of fingerprint {identity}, other ranks have another: "
             "start all with the same command line and the same code"
         )
-    trainer.check(world, directory)
+    with assembly.located():
+        trainer.check(world, directory)
     recorded = None
     if world.is_main:
         directory.lock()

@@ -2,18 +2,20 @@
 
 import copy
 import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from absl import flags
 
 from nanigpt import tags
-from nanigpt.config.build import build
+from nanigpt.config.assembly import Assembly
 from nanigpt.config.check import problems
 from nanigpt.config.run_config import load_run
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.world import start_world
+from nanigpt.problems import Problem
 from nanigpt.training.checkpoint import Progress
 from nanigpt.training.device_checks import check_device
 from nanigpt.training.run_directory import RunDirectory
@@ -22,21 +24,35 @@ from nanigpt.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def build_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
-    """Builds a config whose root is a Trainer.
+def build_trainer(
+    cfg: Any, *, ranks: int | None = None, directives: Sequence[str] | None = None
+) -> Trainer:
+    """Build a config whose root is a Trainer.
 
     Args:
         ranks: processes that it is to run on, by default as few as its mesh permits.
+        directives: what the command line said, for the commands in messages.
 
     Raises:
         UsageError: a component refuses its arguments, the root is something else, or model and
-            batch cannot be divided among the ranks.
+            batch cannot be divided among the ranks; the message has everything that is wrong.
     """
-    trainer = build(cfg)
-    if not isinstance(trainer, Trainer):
-        raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
-    trainer.check_ranks(ranks or trainer.parallelizer.mesh.least)
-    return trainer
+    return assemble_trainer(cfg, ranks=ranks, directives=directives).root
+
+
+def assemble_trainer(
+    cfg: Any, *, ranks: int | None = None, directives: Sequence[str] | None = None
+) -> Assembly:
+    """Build a trainer as `build_trainer` does, and keep the path of each object in the config."""
+    assembly = Assembly(cfg, directives=directives)
+
+    def check_ranks(trainer: Any) -> Iterable[Problem] | None:
+        if not isinstance(trainer, Trainer):
+            raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
+        return trainer.check_ranks(ranks or trainer.parallelizer.mesh.least)
+
+    assembly.check(check_ranks)
+    return assembly
 
 
 # A model is looked at on any number of processes, however many trained it.
@@ -76,7 +92,7 @@ def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None 
     if found := problems(cfg):  # when it was recorded it had none
         raise UsageError(
             f"--run: {values.run} was recorded by another version of its components: "
-            f"{'; '.join(found)}. Train it by the command that began it (see "
+            f"{'; '.join(map(str, found))}. Train it by the command that began it (see "
             f"{values.run}/launches.jsonl) with --allow_config_change, which records its config "
             "anew, also where no step is left"
         )

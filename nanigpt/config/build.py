@@ -5,28 +5,23 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from nanigpt.config.check import collect_build, problems
-from nanigpt.errors import UsageError
+from nanigpt.config.assembly import Assembly
 
 
 def build(cfg: fdl.Buildable) -> Any:
-    """`fdl.build` after a check: what is wrong is reported all at once, by its place in the config.
+    """Build what `fdl.build` would, after a check.
 
     Raises:
-        UsageError: arguments are missing, of a wrong type or refused; one line for each.
+        UsageError: arguments are missing, of a wrong type or refused; the message has them all, by
+            their places in the config.
     """
-    found = problems(cfg)
-    if not found:
-        built, found = collect_build(cfg)
-    if found:
-        many = len(found) > 1
-        raise UsageError("\n  ".join([f"{len(found)} problems:", *found]) if many else found[0])
-    return built
+    assembly = Assembly(cfg)
+    assembly.check()
+    return assembly.root
 
 
 def check(cfg: fdl.Buildable) -> Any:
-    """What `build` would return, but with every tensor on meta: a config of any size is checked
-    without memory for it.
+    """Build with every tensor on meta, so that a config of any size is checked without memory.
 
     Raises:
         UsageError: as `build`.

@@ -33,7 +33,7 @@ from nanigpt.errors import UnknownName, UsageError
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """An argument of a node, or what lies inside of it in lists, tuples and dicts."""
 
     node: fdl.Buildable | None
@@ -42,12 +42,12 @@ class _Place:
     path: str
     annotation: Any
 
-    def below(self, value: Any, element: Element) -> "_Place":
+    def below(self, value: Any, element: Element) -> "Place":
         """The place of a child of `value`, which is what stands here."""
         path = join(self.path, element)
         if isinstance(value, fdl.Buildable):
             annotation = argument_annotation(fdl.get_callable(value), element)
-            return _Place(value, element, (), path, annotation)
+            return Place(value, element, (), path, annotation)
         key = element[0] if isinstance(element, tuple) else element
         annotation = element_annotation(self.annotation, type(value), key)
         return replace(self, keys=(*self.keys, key), path=path, annotation=annotation)
@@ -70,7 +70,7 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
         UsageError: the path leads nowhere, or the value is not of the argument's type.
     """
     path, text = _split(assignment, "PATH=VALUE")
-    _set_all(_places(cfg, path), lambda annotation: _value(text, annotation), text)
+    _set_all(places(cfg, path), lambda annotation: read_value(text, annotation), text)
 
 
 def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
@@ -84,7 +84,7 @@ def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
     if name not in by_name:
         problem = f"no argument of this config has the tag {name!r}"
         raise UnknownName(problem, name, sorted(by_name))
-    _set_all(_tagged(cfg, by_name[name]), lambda annotation: _value(text, annotation), text)
+    _set_all(tagged(cfg, by_name[name]), lambda annotation: read_value(text, annotation), text)
 
 
 def set_value(cfg: fdl.Buildable, key: str | type[fdl.Tag], value: Any) -> None:
@@ -95,24 +95,29 @@ def set_value(cfg: fdl.Buildable, key: str | type[fdl.Tag], value: Any) -> None:
         UsageError: the path leads nowhere, nothing has the tag, or a plain value is not of an
             argument's type.
     """
-    targets = _places(cfg, key) if isinstance(key, str) else _tagged(cfg, key)
+    targets = places(cfg, key) if isinstance(key, str) else tagged(cfg, key)
     if not targets:
         raise UsageError(f"no argument of this config has the tag {key.__name__!r}")
     _set_all(targets, lambda annotation: convert(copy.deepcopy(value), annotation), repr(value))
 
 
-def _places(cfg: fdl.Buildable, path: str) -> list[_Place]:
+def places(cfg: fdl.Buildable, path: str) -> list[Place]:
+    """Find all that a path matches.
+
+    Raises:
+        UsageError: the path leads nowhere.
+    """
     *parents, last = parse_path(path)
-    places = [(cfg, _Place(None, "", (), "", Any))]
+    found = [(cfg, Place(None, "", (), "", Any))]
     try:
         for element in parents:
-            places = [
+            found = [
                 (child(value, e, place.path), place.below(value, e))
-                for value, place in places
+                for value, place in found
                 for e in expand(value, element, place.path)
             ]
         targets = []
-        for value, place in places:
+        for value, place in found:
             for e in expand(value, last, place.path):
                 check_element(value, e, place.path)
                 targets.append(place.below(value, e))
@@ -121,18 +126,19 @@ def _places(cfg: fdl.Buildable, path: str) -> list[_Place]:
     return targets
 
 
-def _tagged(cfg: fdl.Buildable, wanted: type[fdl.Tag]) -> list[_Place]:
+def tagged(cfg: fdl.Buildable, wanted: type[fdl.Tag]) -> list[Place]:
+    """Find every argument that has the tag, or a tag derived from it."""
     targets = []
     for node, path in daglish.iterate(cfg):
         if isinstance(node, fdl.Buildable):
             for argument, tags in node.__argument_tags__.items():
                 if any(issubclass(tag, wanted) for tag in tags):
-                    place = _Place(None, "", (), daglish.path_str(path).removeprefix("."), Any)
+                    place = Place(None, "", (), daglish.path_str(path).removeprefix("."), Any)
                     targets.append(place.below(node, argument))
     return targets
 
 
-def _set_all(targets: list[_Place], value_for: Callable[[Any], Any], text: str) -> None:
+def _set_all(targets: list[Place], value_for: Callable[[Any], Any], text: str) -> None:
     values = []
     for target in targets:  # all are read before any is set
         try:
@@ -144,7 +150,12 @@ def _set_all(targets: list[_Place], value_for: Callable[[Any], Any], text: str) 
         target.set(value)
 
 
-def _value(text: str, annotation: Any) -> Any:
+def read_value(text: str, annotation: Any) -> Any:
+    """Read what a directive sets an argument to: a value, or `@COMPONENT`.
+
+    Raises:
+        ValueError: it is not of the annotated type.
+    """
     if not text.startswith("@"):
         return parse_value(text, annotation)
     allowed = types_of(annotation)

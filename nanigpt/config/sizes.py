@@ -6,11 +6,8 @@ from typing import Any
 
 import fiddle as fdl
 import torch
-from fiddle import daglish
 
-from nanigpt.config.check import call, problems
-from nanigpt.config.depth import TOO_DEEP
-from nanigpt.errors import UsageError
+from nanigpt.config.assembly import Assembly
 
 
 @dataclass(frozen=True)
@@ -32,15 +29,9 @@ def sizes(cfg: fdl.Buildable) -> dict[int, Size]:
     Raises:
         UsageError: the config does not build; the message says where and why.
     """
-    found = problems(cfg)
-    if found:
-        raise UsageError("; ".join(found))
     meter = _Meter()
-    try:
-        with torch.device("meta"):
-            daglish.MemoizedTraversal.run(meter.build, cfg)
-    except RecursionError as error:
-        raise UsageError(f"the config {TOO_DEEP}") from error
+    with torch.device("meta"):
+        Assembly(cfg, on_built=meter.measure).check()
     return meter.sizes
 
 
@@ -53,26 +44,15 @@ def n_parameters(parts: Iterable[Size]) -> int:
 
 
 class _Meter:
-    """Builds nodes from the leaves up and measures each."""
+    """Measures nodes as they are built, from the leaves up."""
 
     def __init__(self):
         self.sizes: dict[int, Size] = {}
         self._numbers: dict[int, int] = {}  # of tensors, by id
-        self._built: list[Any] = []  # kept, so that no id is used twice
 
-    def build(self, value: Any, state: daglish.State) -> Any:
-        if not isinstance(value, fdl.Buildable):
-            return state.map_children(value) if state.is_traversable(value) else value
-        children = state.flattened_map_children(value)
-        try:
-            made = call(value, children.metadata.arguments(children.values))
-        except Exception as error:  # a constructor may raise anything
-            where = daglish.path_str(state.current_path).removeprefix(".")
-            raise UsageError(f"{where or 'the root'}: {error}") from error
-        self._built.append(made)
-        below = [self.sizes[id(node)] for node in _nodes(fdl.ordered_arguments(value))]
-        self.sizes[id(value)] = self._size(made, below)
-        return made
+    def measure(self, node: fdl.Buildable, made: Any) -> None:
+        below = [self.sizes[id(child)] for child in _nodes(fdl.ordered_arguments(node))]
+        self.sizes[id(node)] = self._size(made, below)
 
     def _size(self, made: Any, below: list[Size]) -> Size:
         parameters = {number: n for size in below for number, n in size.parameters.items()}

@@ -14,6 +14,7 @@ from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.protocols import class_lacks, is_protocol
 from nanigpt.config.registry import components
 
 _DTYPES = {
@@ -133,16 +134,18 @@ def types_of(annotation: Any) -> list[Any]:
 def takes_anything(allowed: list[Any]) -> bool:
     """Whether no value is of a wrong type, or none can be known to be."""
     return any(
-        t is Any or t is object or isinstance(t, typing.TypeVar) or _is_protocol(t) for t in allowed
+        t is Any or t is object or isinstance(t, typing.TypeVar) or is_protocol(t) for t in allowed
     )
-
-
-def _is_protocol(annotation: Any) -> bool:
-    return getattr(typing.get_origin(annotation) or annotation, "_is_protocol", False)
 
 
 def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool:
     """Whether a node of `made` may stand where one of the types is asked for."""
+    protocols = [t for t in allowed if is_protocol(t)]
+    if protocols and (not isinstance(made, type) or issubclass(kind, fdl.Partial)):
+        return True  # a function, and what it returns, are compared by a check
+    if any(class_lacks(made, t) is None for t in protocols):
+        return True
+    allowed = [t for t in allowed if t not in protocols]
     if takes_anything(allowed):
         return True
     classes = [typing.get_origin(t) or t for t in allowed]
@@ -249,7 +252,7 @@ def _parameter(function: Any, name: str | int) -> str:
 def _takes(annotation: Any, container: type) -> bool:
     """Whether a list, tuple or dict is of the annotated type: `list[int]`, `Sequence[int]`."""
     origin = typing.get_origin(annotation) or annotation
-    known = isinstance(origin, type) and origin is not object and not _is_protocol(origin)
+    known = isinstance(origin, type) and origin is not object and not is_protocol(origin)
     return known and issubclass(container, origin)
 
 

@@ -2,7 +2,6 @@
 
 from nanigpt.cli.trainer import build_trainer, recorded_config
 from nanigpt.errors import UnknownName, UsageError
-from nanigpt.training.trainer import Trainer
 
 _LAUNCHED = ("train", "eval", "generate")  # those that work on several processes
 
@@ -24,18 +23,7 @@ def check_command(arguments: list[str], *, world_size: int) -> None:
             f"{', '.join(_LAUNCHED)}"
         )
     _, values, _ = parse(name, arguments[1:])
-    trainer = build_trainer(values.config if name == "train" else recorded_config(values))
-    if name != "generate":  # which has no batch to divide
-        check_world_size(trainer, world_size)
-
-
-def check_world_size(trainer: Trainer, world_size: int) -> None:
-    """Checks what can be told of a run on so many processes without starting them.
-
-    Raises:
-        UsageError: the mesh, or the batch, cannot be divided among them.
-    """
-    try:
-        trainer.check_ranks(world_size)
-    except UsageError as error:
-        raise error.within("launch") from error
+    directives = values["config"].directives if name == "train" else None
+    cfg = values.config if name == "train" else recorded_config(values)
+    ranks = None if name == "generate" else world_size  # it has no batch to divide
+    build_trainer(cfg, ranks=ranks, directives=directives)

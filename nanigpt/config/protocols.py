@@ -1,0 +1,184 @@
+"""Whether a class, or an object, has what a protocol asks for.
+
+Methods are compared by how they can be called: a positional-only parameter of the protocol matches
+a parameter of any name. typeguard, which checks other types, compares names.
+"""
+
+import collections.abc
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import typing_extensions
+
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_BUILTIN = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.MethodWrapperType)
+
+
+def is_protocol(annotation: Any) -> bool:
+    """Whether an annotation is a protocol, also one with type arguments."""
+    return typing_extensions.is_protocol(typing.get_origin(annotation) or annotation)
+
+
+def is_callable(annotation: Any) -> bool:
+    """Whether an annotation is `Callable` or `Callable[[A], B]`."""
+    return (typing.get_origin(annotation) or annotation) is collections.abc.Callable
+
+
+def class_lacks(made: type, annotation: Any) -> str | None:
+    """Say what objects of a class lack for a protocol or `Callable`; None where nothing is missing.
+
+    Attributes are left out, since a constructor may set them: `object_lacks` checks them.
+    """
+    if is_callable(annotation):
+        if "__call__" not in dir(made):
+            return f"{made.__name__} cannot be called"
+        return _differs(_method(made, "__call__"), _asked_by_callable(annotation), "__call__")
+    for name, asked in _methods(annotation):
+        if name not in dir(made):  # hasattr would look at the metaclass too
+            return f"{made.__name__} has no method {name!r}"
+        if problem := _differs(_method(made, name), asked, name):
+            return problem
+    return None
+
+
+def object_lacks(value: Any, annotation: Any) -> str | None:
+    """Say what an object lacks for a protocol or `Callable`; None where nothing is missing."""
+    if is_callable(annotation):
+        if not callable(value):
+            return f"{_name(value)} cannot be called"
+        return _differs(_bound(value, "__call__"), _asked_by_callable(annotation), "__call__")
+    methods = dict(_methods(annotation))
+    for name in sorted(_members(annotation)):
+        if not _has(value, name):
+            kind = "method" if name in methods else "attribute"
+            return f"{_name(value)} has no {kind} {name!r}"
+    for name, asked in methods.items():
+        if problem := _differs(_bound(value, name), asked, name):
+            return problem
+    return None
+
+
+def _members(annotation: Any) -> frozenset[str]:
+    protocol = typing.get_origin(annotation) or annotation
+    return frozenset(typing_extensions.get_protocol_members(protocol))
+
+
+def _methods(annotation: Any) -> Iterator[tuple[str, inspect.Signature]]:
+    """The methods that a protocol asks for, without `self`."""
+    protocol = typing.get_origin(annotation) or annotation
+    for name in sorted(_members(annotation)):
+        if isinstance(inspect.getattr_static(protocol, name, None), types.FunctionType):
+            yield name, _without_first(inspect.signature(getattr(protocol, name)))
+
+
+def _method(made: type, name: str) -> inspect.Signature | None:
+    """How a method of an object of the class is called; None where that cannot be known."""
+    if name == "__call__" and _is_module(made):
+        name = "forward"  # a module's __call__ takes anything
+    method = inspect.getattr_static(made, name, None)
+    if isinstance(method, staticmethod):
+        return _signature(method.__func__)
+    if isinstance(method, classmethod):
+        method = method.__func__
+    if not isinstance(method, types.FunctionType):
+        return None
+    signature = _signature(method)
+    return signature and _without_first(signature)
+
+
+def _bound(value: Any, name: str) -> inspect.Signature | None:
+    """How a method of this object is called; None where that cannot be known."""
+    if name == "__call__":
+        if _is_module(type(value)):
+            return _signature(value.forward)
+        return _signature(value)
+    return _signature(getattr(value, name))
+
+
+def _is_module(made: type) -> bool:
+    torch = sys.modules.get("torch")  # without it there is none
+    return torch is not None and issubclass(made, torch.nn.Module)
+
+
+def _signature(function: Any) -> inspect.Signature | None:
+    if isinstance(function, _BUILTIN):
+        return None  # those that have a signature often have a wrong one
+    try:
+        return inspect.signature(function)
+    except (ValueError, TypeError):
+        return None
+
+
+def _without_first(signature: inspect.Signature) -> inspect.Signature:
+    parameters = list(signature.parameters.values())
+    if parameters and parameters[0].kind not in _VARIADIC:
+        parameters = parameters[1:]
+    return signature.replace(parameters=parameters)
+
+
+def _asked_by_callable(annotation: Any) -> inspect.Signature | None:
+    """The signature that `Callable[[A, B], C]` asks for; None where it takes any."""
+    given = typing.get_args(annotation)
+    if not given or not isinstance(given[0], list):
+        return None
+    parameters = [
+        inspect.Parameter(f"_{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(given[0]))
+    ]
+    return inspect.Signature(parameters)
+
+
+def _differs(
+    has: inspect.Signature | None, asked: inspect.Signature | None, name: str
+) -> str | None:
+    """Say how a method cannot be called as asked for; None where it can, or nobody knows."""
+    if has is None or asked is None:
+        return None
+    for args, kwargs, bind in _calls(has, asked):
+        try:
+            bind(*args, **kwargs)
+        except TypeError as error:
+            return f"{name}{_form(has)} cannot be called as {name}{_form(asked)}: {error}"
+    return None
+
+
+def _calls(
+    has: inspect.Signature, asked: inspect.Signature
+) -> Iterator[tuple[list[None], dict[str, None], Any]]:
+    """The ways in which callers may call the asked method: without and with its optional
+    arguments, and those that have names also by name."""
+    parameters = list(asked.parameters.values())
+    open_ended = any(p.kind in _VARIADIC for p in parameters)
+    bind = has.bind_partial if open_ended else has.bind
+    for optional in (False, True):
+        given = [p for p in parameters if p.kind not in _VARIADIC]
+        given = [p for p in given if optional or p.default is p.empty]
+        for by_name in (False, True):
+            positional = [
+                p
+                for p in given
+                if p.kind is p.POSITIONAL_ONLY
+                or (p.kind is p.POSITIONAL_OR_KEYWORD and not by_name)
+            ]
+            named = {p.name: None for p in given if p not in positional}
+            yield [None] * len(positional), named, bind
+
+
+def _form(signature: inspect.Signature) -> str:
+    """A signature's parameters, without their annotations."""
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty))
+
+
+def _has(value: Any, name: str) -> bool:
+    try:
+        return hasattr(value, name)
+    except Exception:  # a property may raise anything before the run has begun
+        return True
+
+
+def _name(value: Any) -> str:
+    return getattr(value, "__name__", None) or type(value).__name__
