@@ -132,14 +132,17 @@ class Assembly:
         return (*nodes[0], *below) if nodes else None
 
     def _held(self, component: object) -> list[Path]:
-        """Paths to an object that no node built, but that an attribute of a built one holds."""
-        return [
-            (*path, name)
-            for made in self._kept
-            for _, path in self._nodes[id(made)]
-            for name, value in getattr(made, "__dict__", {}).items()
-            if value is component
-        ]
+        """Paths to an object that no node built, but that a built one holds, the nearest first."""
+        found = []
+        for made in self._kept:
+            inside: dict[str, Any] = dict(getattr(made, "__dict__", {}))
+            if isinstance(made, torch.nn.Module):
+                inside |= dict(made.named_modules())
+            names = [name for name, value in inside.items() if value is component]
+            for _, path in self._nodes[id(made)] if names else ():
+                steps = [int(step) if step.isdigit() else step for step in names[0].split(".")]
+                found.append((len(steps), (*path, *steps)))
+        return [path for _, path in sorted(found, key=lambda pair: pair[0])]
 
     def _build(self, value: Any, state: daglish.State) -> Any:
         if not isinstance(value, fdl.Buildable):

@@ -67,6 +67,18 @@ def a_compiler() -> fdl.Config[Compiler]:
     return fdl.Config(Compiler)
 
 
+class Plain(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+
+
+class Held(torch.nn.Module):
+    def __init__(self, *, inner: torch.nn.Module):
+        super().__init__()
+        self.inner = inner
+
+
 def make():
     return fdl.Config(
         Root,
@@ -206,6 +218,12 @@ def test_objects_that_no_node_built_are_found_by_who_holds_them():
     message = told(make(), lambda root: Problem("tp", 1, "2", component=root.built_itself))
     assert message == "built_itself.tp=1: expected 2"
     assert told(make(), Problem("tp", 1, "2", component=Mesh())) == "Mesh.tp=1: expected 2"
+
+
+def test_modules_inside_of_a_built_module_are_found():
+    cfg = fdl.Config(Held, inner=fdl.Config(Plain))
+    problem = lambda held: Problem("", ..., "wider", component=held.inner.layers[1])  # noqa: E731
+    assert told(cfg, problem) == "inner.layers[1]: expected wider"
 
 
 def test_problems_of_the_whole_component_and_of_several_arguments():

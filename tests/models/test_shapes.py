@@ -1,0 +1,154 @@
+"""A forward pass on meta names plain modules that do not fit where they stand."""
+
+import pytest
+import torch
+from torch import nn
+
+from nanigpt.models.shapes import shape_problems
+from nanigpt.problems import Problem
+
+DIM = 8
+
+
+class Block(nn.Module):
+    shape_preserving = ("norm", "attention", "feed_forward")
+
+    def __init__(self, *, norm=None, attention=None, feed_forward=None):
+        super().__init__()
+        self.norm = norm or nn.LayerNorm(DIM)
+        self.attention = attention or Attention()
+        self.feed_forward = feed_forward or feed_forward_of(DIM, DIM)
+
+    def forward(self, x, places=None):
+        x = x + self.attention(self.norm(x), places=places)
+        return x + self.feed_forward(self.norm(x))
+
+
+class Model(nn.Module):
+    shape_preserving = ("layers",)
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.embedding = nn.Embedding(16, DIM)
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Linear(DIM, 16)
+
+    def forward(self, ids, places=None):
+        x = self.embedding(ids)
+        for layer in self.layers:
+            x = layer(x, places=places)
+        return self.head(x)
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wq = nn.Linear(DIM, DIM)
+
+    def forward(self, x, places=None):
+        return self.wq(x)
+
+
+class WithoutPlaces(nn.Module):
+    def forward(self, x):
+        return x
+
+
+class Mean(nn.Module):
+    """Its output is added to the stream without an error, as it is broadcast."""
+
+    def forward(self, x):
+        return x.mean(-1, keepdim=True)
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return None
+
+
+class Counts(nn.Module):
+    def forward(self, x):
+        return x[x > 0].reshape(x.shape) if x.sum().item() else x
+
+
+def feed_forward_of(first, last):
+    return nn.Sequential(nn.Linear(first, 32), nn.ReLU(), nn.Linear(32, last))
+
+
+def ids():
+    return torch.empty(2, 4, dtype=torch.long, device="meta")
+
+
+def problems(*layers, places=None):
+    model = Model(*layers)
+    return model, shape_problems(model, ids(), places=places)
+
+
+def test_a_model_that_fits_has_no_problems_and_is_left_as_it_was():
+    model, found = problems(Block(), Block())
+    assert found == []
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert model(torch.zeros(2, 4, dtype=torch.long)).shape == (2, 4, 16)
+    assert not model.head.weight.is_meta
+
+
+@pytest.mark.parametrize(
+    "slot, module, at, expected",
+    [
+        ("feed_forward", feed_forward_of(DIM, 6), lambda m: m,
+         "an output of its input's shape [2, 4, 8], not [2, 4, 6]"),
+        ("norm", Mean(), lambda m: m, "an output of its input's shape [2, 4, 8], not [2, 4, 1]"),
+        ("norm", Nothing(), lambda m: m, "an output of its input's shape [2, 4, 8], not NoneType"),
+        ("feed_forward", feed_forward_of(6, DIM), lambda m: m[0],
+         "to work in a forward pass of Sequential of [2, 4, 8], but it raised RuntimeError: "),
+        ("norm", nn.LayerNorm(6), lambda m: m,
+         "to work in a forward pass of [2, 4, 8], but it raised RuntimeError: "),
+        ("attention", WithoutPlaces(), lambda m: m,
+         "to work in a forward pass of [2, 4, 8], but it raised TypeError: "),
+    ],
+)  # fmt: skip
+def test_the_module_that_does_not_fit_is_named(slot, module, at, expected):
+    _, found = problems(Block(), Block(**{slot: module}))
+    assert found
+    assert all(problem.component is at(module) for problem in found)
+    assert found[0].message().startswith(f"expected {expected}")
+
+
+def test_every_module_that_does_not_fit_is_named_once_a_pass():
+    wide, mean = feed_forward_of(DIM, 6), Mean()
+    _, found = problems(
+        Block(feed_forward=wide), Block(attention=WithoutPlaces()), Block(norm=mean)
+    )
+    assert [type(problem.component) for problem in found] == [
+        nn.Sequential,
+        WithoutPlaces,
+        Mean,
+        Mean,
+    ]
+
+
+def test_a_module_outside_of_any_block_ends_the_pass():
+    model = Model(Block())
+    model.head = nn.Linear(6, 16)
+    [problem] = shape_problems(model, ids())
+    assert problem.component is model.head
+
+
+def test_what_depends_on_values_is_no_problem():
+    assert problems(Block(feed_forward=Counts()))[1] == []
+
+
+def test_weights_in_memory_are_not_used():
+    model = Model(Block())
+    with torch.device("meta"):
+        on_meta = Model(Block())
+    assert shape_problems(model, ids()) == shape_problems(on_meta, ids()) == []
+
+
+def test_shared_modules_are_guarded_once():
+    norm = Mean()
+    _, found = problems(Block(norm=norm), Block(norm=norm))
+    assert [problem.component for problem in found] == [norm] * 4
+    assert isinstance(found[0], Problem)
+    assert "forward" not in vars(norm)
