@@ -18,23 +18,6 @@ from nanigpt.files import write_atomically
 from nanigpt.parallel.world import launched_ranks, start_world
 from nanigpt.training.run_directory import RunDirectory
 
-# What a resumed run may change without becoming another run: what it shows and keeps, how it is
-# spread over ranks, and what it computes again to keep less in memory.
-MAY_CHANGE = (
-    "metrics",
-    "profiling",
-    "loader",
-    "garbage_collection",
-    "sampler",
-    "evaluation",
-    "checkpointer",
-    "device",
-    "local_batch_size",
-    *(f"parallelizer.{name}" for name in ("mesh", "pipeline", "context", "tensor", "compile")),
-    "parallelizer.recomputation",
-    "model.*.activation_checkpointing",
-)
-
 
 def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values, default_directive="config:llama3_debug")
@@ -71,7 +54,6 @@ def run(values: flags.FlagValues) -> int:
             directory.config,
             cfg,
             started=directory.started,
-            may_change=MAY_CHANGE,
             allow_config_change=values.allow_config_change,
         )
         print(f"run {directory.path}, config {identity[:8]}", flush=True)

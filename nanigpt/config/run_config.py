@@ -1,13 +1,14 @@
 """Which config a run directory belongs to."""
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
 
+from nanigpt.config.findings import value_at
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.paths import arguments
+from nanigpt.config.fold import Path as ConfigPath
+from nanigpt.config.paths import arguments, parse_path
 from nanigpt.config.record import differences, dump, is_record, load
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
@@ -31,15 +32,15 @@ def claim_run(
     cfg: fdl.Buildable,
     *,
     started: bool,
-    may_change: tuple[str, ...] = (),
     allow_config_change: bool = False,
 ) -> list[str]:
     """Records `cfg` at `path`, unless a run of another config started there.
 
+    A component says itself what of it may change without the run becoming another, by an attribute
+    of its class: `may_change_on_resume = True`, or the names of arguments.
+
     Args:
         started: something was trained; before that any config may take the place.
-        may_change: paths, which may have a `*`, where or below which a change is no other run, such
-            as logging.
         allow_config_change: the user said that every change is meant.
 
     Returns:
@@ -55,7 +56,7 @@ def claim_run(
         if fingerprint(old) != fingerprint(cfg):
             # Whatever a difference does not tell is refused all the same.
             changed = differences(old, cfg) or ["fingerprints differ"]
-        allowed = [d for d in changed if _may_change(d, may_change) or _grows(d, old, cfg)]
+        allowed = [d for d in changed if _may_change(d, old, cfg) or _grows(d, old, cfg)]
         refused = [d for d in changed if d not in allowed]
         if refused and not allow_config_change:
             others = f" (allowed would be: {_some(allowed)})" if allowed else ""
@@ -68,9 +69,28 @@ def claim_run(
     return changed
 
 
-def _may_change(difference: str, paths: tuple[str, ...]) -> bool:
-    changed = difference.split(": ")[0]
-    return any(fnmatchcase(changed, path) or changed.startswith(f"{path}.") for path in paths)
+def _may_change(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:
+    """Whether a component at or above what differs says that it may, in the old or the new."""
+    text = difference.partition(": ")[0]
+    try:
+        path = tuple(parse_path(text))
+    except UsageError:  # no path, but words
+        return False
+    return any(may_change_on_resume(cfg, path) for cfg in (old, new))
+
+
+def may_change_on_resume(cfg: fdl.Buildable, path: ConfigPath) -> bool:
+    """Whether a component at or above a path says that it may change when a run resumes."""
+    nodes = [(cfg, path[0] if path else None)]
+    for depth in range(1, len(path) + 1):
+        value = value_at(cfg, path[:depth])
+        if isinstance(value, fdl.Buildable):
+            nodes.append((value, path[depth] if depth < len(path) else None))
+    for node, argument in nodes:
+        declared = getattr(fdl.get_callable(node), "may_change_on_resume", False)
+        if declared is True or (declared and argument in declared):
+            return True
+    return False
 
 
 def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:

@@ -27,6 +27,8 @@ class Loader:
             where a GPU computes, and 0 on a CPU, which the thread would take from the model.
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, prefetch: Annotated[int | None, Unit("steps")] = None):
         if prefetch is not None and prefetch < 0:
             raise ValueError(f"prefetch={prefetch}: expected 0 or more")

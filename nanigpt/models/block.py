@@ -31,6 +31,7 @@ class TransformerBlock(nn.Module):
             memory asks for. `nanigpt.parallel.remat` says what that means, and does it.
     """
 
+    may_change_on_resume = ("activation_checkpointing",)
     multiplies_below = True
 
     tensor_parallel = {

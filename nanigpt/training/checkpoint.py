@@ -49,6 +49,8 @@ class Checkpointer:
         keep: how many of the newest are kept; None keeps all.
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, interval: Annotated[int, Unit("steps")] = 1000, keep: int | None = 3):
         if interval < 1 or (keep is not None and keep < 1):
             raise ValueError(f"interval={interval}, keep={keep}: expected at least 1")

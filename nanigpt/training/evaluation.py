@@ -22,6 +22,8 @@ class Evaluation:
         batch_size: sequences in one forward pass of one rank.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,

@@ -19,6 +19,8 @@ class GarbageCollection:
         interval: steps between collections; None leaves the time to Python.
     """
 
+    may_change_on_resume = True
+
     def __init__(self, *, interval: Annotated[int | None, Unit("steps")] = 50):
         if interval is not None and interval < 1:
             raise ValueError(f"interval={interval}: expected at least 1, or None")

@@ -55,6 +55,8 @@ class Metrics:
             float32 on a CPU and in bfloat16 on a GPU.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,

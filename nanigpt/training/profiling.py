@@ -131,6 +131,8 @@ class Profiling:
         memory: records the memory of some steps, or None.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,

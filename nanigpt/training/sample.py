@@ -20,6 +20,8 @@ class Sampler:
         seed: of the random stream.
     """
 
+    may_change_on_resume = True
+
     def __init__(
         self,
         *,

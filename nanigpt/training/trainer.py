@@ -55,6 +55,8 @@ class Trainer:
             random ones.
     """
 
+    may_change_on_resume = ("device", "local_batch_size")
+
     def __init__(
         self,
         *,

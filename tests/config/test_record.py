@@ -12,7 +12,6 @@ import fiddle as fdl
 import pytest
 import torch
 
-from nanigpt.cli.train import MAY_CHANGE
 from nanigpt.config import names
 from nanigpt.config.check import problems
 from nanigpt.config.fingerprint import fingerprint
@@ -300,12 +299,12 @@ def test_a_run_directory_belongs_to_one_config(tmp_path):
     with pytest.raises(UsageError, match="the root: Trainer -> Linear; "):
         claim_run(recorded, fdl.Config(Linear, in_dim=1), started=True)
     logging = tiny("set:steps=40", "set:metrics.log_interval=3")
-    assert claim_run(recorded, logging, started=True, may_change=("metrics",)) == [
+    assert claim_run(recorded, logging, started=True) == [
         "metrics.log_interval: 10 -> 3",
         "steps: 30 -> 40",
     ]
     with pytest.raises(UsageError, match=r"allowed would be: metrics.log_interval: 3 -> 10"):
-        claim_run(recorded, other, started=True, may_change=("metrics",))
+        claim_run(recorded, other, started=True)
     assert load_run(str(tmp_path / "a")) == logging
     claim_run(recorded, other, started=True, allow_config_change=True)
     assert load_run(str(tmp_path / "a")) == other
@@ -321,12 +320,12 @@ def test_a_run_goes_on_with_another_recomputation_but_not_another_number_format(
     path = tmp_path / "config.json"
     claim_run(path, tiny(), started=False)
     with pytest.raises(UsageError, match="wq.float8: None -> 'tensorwise'"):
-        claim_run(path, tiny("fiddler:float8"), started=True, may_change=MAY_CHANGE)
+        claim_run(path, tiny("fiddler:float8"), started=True)
     edits = ("tag:ActivationCheckpointing=selective", "fiddler:multi_token(1)")
     with pytest.raises(UsageError, match="of another config: model.multi_token"):
-        claim_run(path, tiny(*edits), started=True, may_change=MAY_CHANGE)
+        claim_run(path, tiny(*edits), started=True)
     recomputed = tiny(edits[0], "set:parallelizer.recomputation.save_every=1")
-    assert claim_run(path, recomputed, started=True, may_change=MAY_CHANGE) == [
+    assert claim_run(path, recomputed, started=True) == [
         "model.layers[0].activation_checkpointing: 'none' -> 'selective'",
         "model.layers[1].activation_checkpointing: 'none' -> 'selective'",
         "parallelizer.recomputation.save_every: 2 -> 1",
