@@ -5,8 +5,9 @@ of the argument, who set it, and the flag that mends it. Without a config, as in
 problem reads well by itself: `lr=-1: expected more than 0`.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 
@@ -43,6 +44,8 @@ class Problem:
         expected: end of the sentence "expected ...": `a multiple of tp=4`.
         fix: how to mend it: one Fix, several that belong together, or words.
         component: object whose argument it is; None stands for the component that reports.
+        given: further arguments of the component that the expectation follows from; the config
+            layer says who set them.
     """
 
     argument: str
@@ -50,6 +53,7 @@ class Problem:
     expected: str
     fix: Fix | tuple[Fix, ...] | str | None = None
     component: object | None = None
+    given: tuple[str, ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.argument, str):
@@ -102,15 +106,50 @@ def refuse(
     fix: Fix | tuple[Fix, ...] | str | None = None,
     *,
     component: object | None = None,
+    given: tuple[str, ...] = (),
 ) -> NoReturn:
     """Raise the ComponentError of one problem; the arguments are those of `Problem`."""
-    raise ComponentError(Problem(argument, value, expected, fix, component))
+    raise ComponentError(Problem(argument, value, expected, fix, component, given))
 
 
 def refuse_all(problems: Iterable[Problem]) -> None:
     """Raise the ComponentError of the given problems, unless there are none."""
     if found := tuple(problems):
         raise ComponentError(*found)
+
+
+def require_positive(**values: float) -> None:
+    """Raise a ComponentError that names each argument that is not more than 0."""
+    refuse_all(Problem(k, v, "more than 0") for k, v in values.items() if not v > 0)
+
+
+def require_not_negative(**values: float) -> None:
+    """Raise a ComponentError that names each argument that is below 0, or no number."""
+    refuse_all(Problem(k, v, "0 or more") for k, v in values.items() if not v >= 0)
+
+
+def require_choice(choices: Iterable[Any], **values: Any) -> None:
+    """Raise a ComponentError that names each argument that is none of the choices."""
+    known = tuple(choices)
+    expected = f"one of {', '.join(map(show, known))}"
+    refuse_all(Problem(k, v, expected) for k, v in values.items() if v not in known)
+
+
+@contextlib.contextmanager
+def on_behalf_of(component: object) -> Iterator[None]:
+    """Attribute problems that name no component to this one, such as a function's to its partial.
+
+    A function that is called with further arguments, such as an optimizer's, has no object that
+    could report for it.
+    """
+    try:
+        yield
+    except ComponentError as error:
+        owned = (
+            replace(problem, component=component) if problem.component is None else problem
+            for problem in error.problems
+        )
+        raise ComponentError(*owned) from error.__cause__
 
 
 def show(value: Any) -> str:

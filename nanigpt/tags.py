@@ -68,6 +68,8 @@ class Width(Tag):
     """A feature dimension of the model: for fiddlers, which scale each by its own size. A model has
     several sizes, so that one value for all of them passes no check."""
 
+    several_values = True  # no message proposes to set them all to one
+
 
 class Initializer(Tag):
     """Initial distribution of a weight matrix."""

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from nanigpt.problems import ComponentError, Fix, Problem, refuse, refuse_all, show
+from nanigpt.problems import ComponentError, Fix, Problem, on_behalf_of, refuse, refuse_all, show
 
 
 def test_a_refused_argument_reads_well_by_itself():
@@ -52,6 +52,16 @@ def test_values_without_a_short_form_are_shown_by_their_class():
 def test_an_error_crosses_processes():
     error = ComponentError(Problem("a", 1, "2", Fix(None, "a", 2)))
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_problems_of_a_function_belong_to_its_partial():
+    outer, inner = object(), object()
+    with pytest.raises(ComponentError) as caught, on_behalf_of(outer), on_behalf_of(inner):
+        refuse("lr", -1, "more than 0")
+    assert caught.value.problems[0].component is inner
+    with pytest.raises(ComponentError) as caught, on_behalf_of(outer):
+        refuse("lr", -1, "more than 0")
+    assert caught.value.problems[0].component is outer
 
 
 def test_mistaken_use_is_found():

@@ -105,6 +105,9 @@ class Assembly:
             elif path:
                 text = f": {text}"
             blamed = _with_arguments(self.cfg, path)
+        if problem.given:
+            further = (self._place(problem.component, name, reporter) for name in problem.given)
+            blamed = (*(blamed or (path,)), *(place for place in further if place is not None))
         settings = []
         for fix in problem.fixes:
             component = problem.component if fix.component is None else fix.component

@@ -109,8 +109,8 @@ def _who(cfg: fdl.Buildable, finding: Finding) -> tuple[str, ...]:
         if place := owner(cfg, path):
             origins.append(explain(*place).partition(", was ")[0])
     directives = [origin for origin in origins if origin.startswith("--config=")]
-    if finding.blamed is None and not directives:
-        directives = [origin for origin in origins if origin]
+    if not directives and (finding.blamed is None or finding.text.startswith("=")):
+        directives = [origin for origin in origins[:1] if origin]
     return tuple(dict.fromkeys(directives))
 
 

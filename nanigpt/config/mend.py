@@ -76,6 +76,8 @@ def _tag(cfg: fdl.Buildable, targets: list[Place]) -> type[fdl.Tag] | None:
     )
     known = tagging.list_tags(cfg, add_superclasses=True)
     for tag in sorted(candidates & set(known), key=lambda tag: tag.__name__):
+        if getattr(tag, "several_values", False):
+            continue
         others = [p for p in tagged(cfg, tag) if (id(p.node), p.argument) not in wanted]
         if all(_plain(other) in current for other in others):
             return tag

@@ -5,10 +5,17 @@ from typing import Annotated, Literal, get_args
 import torch
 
 from nanigpt import tags
-from nanigpt.errors import UsageError
 from nanigpt.logs import import_torchao
 from nanigpt.optim.groups import NamedParameters, ParameterGroup, parameter_groups
 from nanigpt.optim.upstream import without_dynamo
+from nanigpt.problems import (
+    ComponentError,
+    Fix,
+    Problem,
+    refuse,
+    require_choice,
+    require_not_negative,
+)
 
 State = Literal["float32", "bfloat16", "8bit"]
 Kernel = Literal["fused", "foreach"]
@@ -35,26 +42,23 @@ def adamw(
             a CPU too; `foreach` goes through the parameters once for each operation.
 
     Raises:
-        UsageError: an argument is out of range, or torchao is not installed.
+        ComponentError: an argument is out of range, or torchao is not installed.
     """
     require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise UsageError(f"optimizer.betas={betas}: expected two numbers from 0 to below 1")
-    if state not in get_args(State):
-        choices = ", ".join(get_args(State))
-        raise UsageError(f"optimizer.state={state!r}: expected one of {choices}")
-    if kernel not in get_args(Kernel):
-        choices = ", ".join(get_args(Kernel))
-        raise UsageError(f"optimizer.kernel={kernel!r}: expected one of {choices}")
+        refuse("betas", betas, "two numbers from 0 to below 1")
+    require_choice(get_args(State), state=state)
+    require_choice(get_args(Kernel), kernel=kernel)
     if kernel != "fused" and state != "float32":
-        raise UsageError(
-            f"optimizer.kernel={kernel!r}: expected 'fused' with state={state!r}, which has an "
-            "update of its own"
-        )
+        expected = f"'fused' with state={state!r}, which has an update of its own"
+        refuse("kernel", kernel, expected, Fix(None, "kernel", "fused"), given=("state",))
     if state == "bfloat16" and max(betas) > 0.99:
-        raise UsageError(
-            f"optimizer.betas={betas}: expected at most 0.99 with state='bfloat16', whose 8 bits "
-            "would lose smaller steps; take lower betas, or state='8bit'"
+        refuse(
+            "betas",
+            betas,
+            "at most 0.99 with state='bfloat16', whose 8 bits would lose smaller steps",
+            Fix(None, "state", "8bit"),
+            given=("state",),
         )
     every = parameter_groups(named_parameters, weight_decay, groups)
     if state == "float32":
@@ -68,19 +72,7 @@ def adamw(
             import_torchao()
             from nanigpt.optim.eight_bit import EightBitAdamW as LowPrecisionAdamW
         except ImportError as error:
-            raise UsageError(
-                f"optimizer.state='8bit' needs torchao ({error}); install it by "
-                "pip install 'nanigpt[float8]', or take state='bfloat16'"
-            ) from error
+            expected = f"another state where torchao cannot be imported ({error})"
+            advice = "pip install 'nanigpt[float8]', or state='bfloat16'"
+            raise ComponentError(Problem("state", state, expected, advice)) from error
     return without_dynamo(LowPrecisionAdamW)(every, lr=lr, betas=betas, eps=eps)
-
-
-def require_not_negative(**values: float) -> None:
-    """Checks arguments of an optimizer.
-
-    Raises:
-        UsageError: one is below 0, or no number.
-    """
-    for name, value in values.items():
-        if not value >= 0:
-            raise UsageError(f"optimizer.{name}={value}: expected 0 or more")

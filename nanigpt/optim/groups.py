@@ -11,13 +11,14 @@ or a pattern of the names that parameters have in a config: `layers[0]`, `layers
 `*.bias`. `*` is any text, `?` any character; what names a module selects all that is below it.
 """
 
+import ast
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from nanigpt.errors import UsageError
+from nanigpt.problems import Problem, refuse, refuse_all, require_not_negative
 
 KINDS = ("matrices", "embedding", "head", "vectors")
 
@@ -41,10 +42,9 @@ class ParameterGroup:
         weight_decay: float | None = None,
     ):
         if not select or not all(selectors(select)):
-            raise ValueError(f"select={select!r}: expected a selector, such as 'embedding'")
-        for name, value in {"lr": lr, "weight_decay": weight_decay}.items():
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
+            refuse("select", select, "a selector, such as 'embedding'")
+        given = {"lr": lr, "weight_decay": weight_decay}
+        require_not_negative(**{k: v for k, v in given.items() if v is not None})
         self.select = select
         self.lr = lr
         self.weight_decay = weight_decay
@@ -130,17 +130,17 @@ def require_matches(optimizer: torch.optim.Optimizer) -> None:
     several optimizers have in common, in one of them.
 
     Raises:
-        UsageError: one did not; the message names all such.
+        ComponentError: one did not; its problems name all such.
     """
     every = optimizer.param_groups
     found = {g["select"] for g in every if "select" in g and g["params"]}
     unmatched = [g["unmatched"] for g in every if "unmatched" in g and g.get("select") not in found]
-    if unmatched:
-        raise UsageError(
-            f"optimizer: {', '.join(unmatched)}: no trained parameter is left for it; expected one "
-            f"of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq', of "
-            "what no group before it selects"
-        )
+    expected = (
+        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq', of "
+        "trained parameters that no group before it selects, but none is left for it"
+    )
+    parts = [text.partition("=") for text in unmatched]
+    refuse_all(Problem(name, ast.literal_eval(value), expected) for name, _, value in parts)
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:

@@ -10,8 +10,6 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 
 from nanigpt import tags
-from nanigpt.errors import UsageError
-from nanigpt.optim.adamw import require_not_negative
 from nanigpt.optim.batched import BatchedOptimizer, Parameters, local
 from nanigpt.optim.groups import (
     NamedParameters,
@@ -22,6 +20,7 @@ from nanigpt.optim.groups import (
 )
 from nanigpt.optim.upstream import without_dynamo
 from nanigpt.optim.whole_matrices import on_whole_matrices
+from nanigpt.problems import Fix, on_behalf_of, refuse, require_choice, require_not_negative
 
 AdjustLR = Literal["match_rms_adamw", "original"]
 
@@ -57,29 +56,31 @@ def muon(
             ones, of which each takes what is its own.
 
     Raises:
-        UsageError: an argument is out of range, or `select` selects what is no matrix.
+        ComponentError: an argument is out of range, or `select` selects what is no matrix.
     """
     require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if ns_steps < 1:
-        raise UsageError(f"optimizer.ns_steps={ns_steps}: expected at least 1")
+        refuse("ns_steps", ns_steps, "at least 1")
     if not 0 <= momentum < 1:
-        raise UsageError(f"optimizer.momentum={momentum}: expected a number from 0 to below 1")
-    if adjust_lr not in get_args(AdjustLR):
-        choices = ", ".join(get_args(AdjustLR))
-        raise UsageError(f"optimizer.adjust_lr={adjust_lr!r}: expected one of {choices}")
+        refuse("momentum", momentum, "a number from 0 to below 1")
+    require_choice(get_args(AdjustLR), adjust_lr=adjust_lr)
     mine, rest = [], []
     for name, parameter in named_parameters:
         chosen = selects(select, name, parameter)
         if chosen and (kind(name, parameter) == "vectors" or parameter.ndim > 3):
-            raise UsageError(
-                f"optimizer.select={select!r} selects {name}, of shape {list(parameter.shape)}: "
-                "Muon takes matrices and stacks of them; narrow it down, or take 'matrices'"
+            refuse(
+                "select",
+                select,
+                "selectors of matrices and stacks of them, but it selects "
+                f"{name}, of shape {list(parameter.shape)}",
+                Fix(None, "select", "matrices"),
             )
         (mine if chosen else rest).append((name, parameter))
     every = parameter_groups(mine, weight_decay, groups, metric="lr_muon")
     if not any(parameter.requires_grad for _, parameter in mine):
         every[0]["unmatched"] = f"select={select!r}"
-    other = others(rest)
+    with on_behalf_of(others):
+        other = others(rest)
     for group in other.param_groups:
         if "unmatched" in group:
             group["unmatched"] = f"others.{group['unmatched']}"

@@ -8,6 +8,7 @@ import abc
 import math
 from typing import Annotated
 
+from nanigpt.problems import refuse
 from nanigpt.tags import Unit
 
 
@@ -21,9 +22,9 @@ class Schedule(abc.ABC):
 
     def __init__(self, *, warmup_steps: Annotated[int, Unit("steps")] = 0, final: float = 0.1):
         if warmup_steps < 0:
-            raise ValueError(f"warmup_steps={warmup_steps}: expected 0 or more")
+            refuse("warmup_steps", warmup_steps, "0 or more")
         if not 0 <= final <= 1:
-            raise ValueError(f"final={final}: expected a fraction of the peak, 0 to 1")
+            refuse("final", final, "a fraction of the peak, 0 to 1")
         self.warmup_steps = warmup_steps
         self.final = final
 
@@ -68,7 +69,7 @@ class WarmupStableDecay(Schedule):
     ):
         super().__init__(warmup_steps=warmup_steps, final=final)
         if not 0 < decay_fraction <= 1:
-            raise ValueError(f"decay_fraction={decay_fraction}: expected more than 0, at most 1")
+            refuse("decay_fraction", decay_fraction, "more than 0, at most 1")
         self.decay_fraction = decay_fraction
 
     def decay(self, progress: float) -> float:

@@ -21,7 +21,7 @@ from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
-from nanigpt.problems import ComponentError
+from nanigpt.problems import ComponentError, on_behalf_of
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.device_checks import check_device
 from nanigpt.training.evaluation import Evaluation
@@ -327,7 +327,8 @@ class Trainer:
         Raises:
             UsageError: it refuses an argument, or a selector selects nothing.
         """
-        require_matches(self.optimizer(self.model.named_parameters()))
+        with on_behalf_of(self.optimizer):
+            require_matches(self.optimizer(self.model.named_parameters()))
 
     def check(self, world: World, run: RunDirectory | None = None) -> "Pretrained | None":
         """Makes the text ready on every rank, and checks what only processes and files can tell.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nanigpt.cli.main import main
+from nanigpt.config.assembly import Assembly
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.errors import UsageError
@@ -19,7 +20,6 @@ from nanigpt.optim.groups import (
     parameter_groups,
     selects,
 )
-from nanigpt.parallel.world import start_world
 from tests.support import tiny, train
 
 
@@ -161,17 +161,26 @@ def test_learning_rates_by_tag():
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        (["fiddler:parameter_group('layrs[0]')"], r"groups[0].select='layrs[0]': no trained"),
+        (
+            ["fiddler:parameter_group('layrs[0]')"],
+            r"groups[0].select='layrs[0]': expected one of matrices",
+        ),
         (
             ["fiddler:parameter_group(head)", "fiddler:parameter_group('head.weight', lr=1)"],
-            "groups[1].select='head.weight': no trained",
+            "groups[1].select='head.weight': expected one of matrices",
         ),
-        (["fiddler:muon", "set:optimizer.select=w9"], "optimizer: select='w9': no trained"),
+        (
+            ["fiddler:muon", "set:optimizer.select=w9"],
+            "optimizer.select='w9': expected one of matrices",
+        ),
         (
             ["fiddler:parameter_group(w9)", "fiddler:muon"],
-            "optimizer: groups[0].select='w9', others.groups[0].select='w9': no trained",
+            "optimizer.groups[0].select, optimizer.others.groups[0].select='w9': expected one of",
         ),
-        (["fiddler:muon", "set:optimizer.select=layers[0]"], "selects layers.0.attention_norm"),
+        (
+            ["fiddler:muon", "set:optimizer.select=layers[0]"],
+            "optimizer.select='layers[0]': expected selectors of matrices and stacks",
+        ),
         (["fiddler:parameter_group('layers[0]', lr=-1)"], "lr=-1.0: expected 0 or more"),
         (["fiddler:parameter_group('')"], "select='': expected a selector"),
         (["fiddler:muon", "fiddler:muon"], "the run has Muon already"),
@@ -185,7 +194,7 @@ def test_learning_rates_by_tag():
 )
 def test_mistakes_are_told_before_training(edits, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        build(tiny(*edits)).check(start_world("cpu"))
+        Assembly(tiny(*edits)).check(lambda trainer: trainer.check_optimizer())
 
 
 def test_check_tells_a_selector_that_matches_nothing(capsys):

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from nanigpt.errors import UsageError
 from nanigpt.optim import bfloat16
 from nanigpt.optim.adamw import adamw
+from nanigpt.problems import ComponentError
 
 
 def trained(state, *, steps=60, **arguments):
@@ -62,13 +62,15 @@ def test_the_first_step_is_the_fused_kernels():
 
 
 def test_an_unknown_state_is_refused():
-    with pytest.raises(UsageError, match="state='fp4': expected one of float32, bfloat16, 8bit"):
+    with pytest.raises(
+        ComponentError, match="state='fp4': expected one of 'float32', 'bfloat16', '8bit'"
+    ):
         trained("fp4")
 
 
 def test_a_kernel_of_another_state_is_refused():
     with pytest.raises(
-        UsageError, match="kernel='foreach': expected 'fused' with state='bfloat16'"
+        ComponentError, match="kernel='foreach': expected 'fused' with state='bfloat16'"
     ):
         trained("bfloat16", kernel="foreach")
 
@@ -82,5 +84,7 @@ def test_kernels_agree():
 def test_without_torchao_it_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     monkeypatch.delitem(sys.modules, "nanigpt.optim.eight_bit", raising=False)
-    with pytest.raises(UsageError, match=r"needs torchao .*pip install 'nanigpt\[float8\]'"):
+    with pytest.raises(
+        ComponentError, match=r"torchao cannot be imported .*pip install 'nanigpt\[float8\]'"
+    ):
         trained("8bit", steps=1)

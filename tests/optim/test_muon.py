@@ -11,6 +11,7 @@ from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.muon import muon, orthogonalize
 from nanigpt.parallel.world import start_world
+from nanigpt.problems import ComponentError
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import built_model, tiny, train
@@ -142,5 +143,5 @@ def test_the_checkpoint_of_another_optimizer_is_refused(tmp_path):
 
 
 def test_no_iterations_are_refused():
-    with pytest.raises(UsageError, match="ns_steps=0: expected at least 1"):
+    with pytest.raises(ComponentError, match="ns_steps=0: expected at least 1"):
         muon([], others=adamw, ns_steps=0)
