@@ -16,7 +16,7 @@ from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.sizes import misfits, size
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
-from nanigpt.problems import Fix, refuse, refuse_all
+from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 
 
 class Attention(SelfAttention):
@@ -70,9 +70,10 @@ class Attention(SelfAttention):
         core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
     ):
         super().__init__()
-        if n_heads < 1 or n_kv_heads < 1 or n_heads % n_kv_heads:
-            expected = f"a positive divisor of n_heads={n_heads}, which is positive, too"
-            refuse("n_kv_heads", n_kv_heads, expected)
+        require_positive(n_heads=n_heads, n_kv_heads=n_kv_heads)
+        if n_heads % n_kv_heads:
+            expected = f"a divisor of n_heads={n_heads}"
+            refuse("n_kv_heads", n_kv_heads, expected, given=("n_heads",))
         dim, width = size(wq, "in_dim"), n_heads * head_dim
         expected = {
             "wq.out_dim": (size(wq, "out_dim"), width),
@@ -91,9 +92,9 @@ class Attention(SelfAttention):
                 "another core than VarLen with a sink, since its kernel gives no gradient of the "
                 "sums that a sink is added to"
             )
-            refuse("core", core, expected, Fix(None, "core", None))
-        why = f"n_heads={n_heads}, n_kv_heads={n_kv_heads}, head_dim={head_dim}"
-        refuse_all(misfits(expected, why))
+            refuse("core", core, expected, Fix(None, "core", None), given=("sink",))
+        sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
+        refuse_all(misfits(expected, sizes))
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
         self.head_dim = self.qk_head_dim = self.v_head_dim = head_dim

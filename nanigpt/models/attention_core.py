@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from nanigpt.models.visibility import CAUSAL, Places, Visibility, last_of
+from nanigpt.problems import refuse
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -111,9 +112,7 @@ class ScaledDotProduct:
         if kernels is not None:
             unknown = [kernel for kernel in kernels if kernel not in get_args(Kernel)]
             if unknown or not kernels:
-                raise ValueError(
-                    f"kernels={list(kernels)}: expected some of {', '.join(get_args(Kernel))}"
-                )
+                refuse("kernels", list(kernels), f"some of {', '.join(get_args(Kernel))}")
         self.kernels = None if kernels is None else tuple(kernels)
 
     def __call__(

@@ -10,6 +10,7 @@ from torch import nn
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
+from nanigpt.problems import require_not_negative, require_positive
 
 
 class AttentionSink(nn.Module):
@@ -23,8 +24,7 @@ class AttentionSink(nn.Module):
 
     def __init__(self, *, n_heads: int, initializer: Annotated[Initializer, tags.SinkInitializer]):
         super().__init__()
-        if n_heads < 1:
-            raise ValueError(f"n_heads={n_heads}: expected at least 1")
+        require_positive(n_heads=n_heads)
         self.n_heads = n_heads
         self.initializer = initializer
         self.weight = nn.Parameter(torch.empty(n_heads, device="meta"))
@@ -56,10 +56,8 @@ class AttentionTemperature:
         scale: float = 0.1,
         floor_scale: Annotated[int, tags.Unit("tokens")] = 8192,
     ):
-        if scale < 0 or floor_scale < 1:
-            raise ValueError(
-                f"scale={scale}, floor_scale={floor_scale}: expected scale >= 0, floor_scale >= 1"
-            )
+        require_not_negative(scale=scale)
+        require_positive(floor_scale=floor_scale)
         self.scale = scale
         self.floor_scale = floor_scale
 

@@ -86,9 +86,9 @@ class Decoder(DecoderCosts):
             dims = getattr(block, "stream_dims", dict)()
             sizes |= {f"{where}.{name}": width for name, width in dims.items()}
         expected = {name: (width, dim) for name, width in sizes.items()}
-        wrong = misfits(expected, f"embedding.dim={dim}")
+        wrong = misfits(expected, {"embedding.dim": dim})
         rows = {"head.out_dim": (size(head, "out_dim"), vocab_size)}
-        wrong += misfits(rows, f"embedding.vocab_size={vocab_size}")
+        wrong += misfits(rows, {"embedding.vocab_size": vocab_size})
         if isinstance(head, TiedHead) and head.weight is not getattr(embedding, "weight", None):
             wrong.append(Problem("head", head, "one that is tied to the decoder's own embedding"))
         refuse_all(wrong)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nanigpt import tags
 from nanigpt.models.float8 import Product
 from nanigpt.models.init import Initializer
+from nanigpt.problems import Fix, refuse, require_positive
 
 
 class Embedding(nn.Module):
@@ -30,12 +31,11 @@ class Embedding(nn.Module):
         compute_dtype: Annotated[torch.dtype, tags.ComputeDType] = torch.float32,
     ):
         super().__init__()
-        if vocab_size <= 0 or dim <= 0:
-            raise ValueError(f"vocab_size={vocab_size}, dim={dim}: expected positive sizes")
+        require_positive(vocab_size=vocab_size, dim=dim)
         if compute_dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(
-                f"compute_dtype={compute_dtype}: expected float32 or bfloat16 (float16 would need "
-                "loss scaling, which there is not)"
+            expected = "float32 or bfloat16, since nothing scales losses as float16 needs"
+            refuse(
+                "compute_dtype", compute_dtype, expected, Fix(None, "compute_dtype", torch.bfloat16)
             )
         self.vocab_size = vocab_size
         self.dim = dim

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.models.linear import Linear
+from nanigpt.models.sizes import misfits, size
+from nanigpt.problems import refuse_all
 
 
 class FeedForward(nn.Module):
@@ -19,12 +21,14 @@ class FeedForward(nn.Module):
 
     def __init__(self, *, w1: Linear, w2: Linear, w3: Linear):
         super().__init__()
-        if not (w1.in_dim == w3.in_dim == w2.out_dim and w1.out_dim == w3.out_dim == w2.in_dim):
-            sizes = ", ".join(
-                f"{name} {w.in_dim} -> {w.out_dim}"
-                for name, w in {"w1": w1, "w2": w2, "w3": w3}.items()
-            )
-            raise ValueError(f"{sizes}: expected w1 and w3 dim -> hidden, w2 hidden -> dim")
+        dim, hidden = size(w1, "in_dim"), size(w1, "out_dim")
+        expected = {
+            "w3.in_dim": (size(w3, "in_dim"), dim),
+            "w3.out_dim": (size(w3, "out_dim"), hidden),
+            "w2.in_dim": (size(w2, "in_dim"), hidden),
+            "w2.out_dim": (size(w2, "out_dim"), dim),
+        }
+        refuse_all(misfits(expected, {"w1.in_dim": dim, "w1.out_dim": hidden}))
         self.w1 = w1
         self.w2 = w2
         self.w3 = w3

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 import torch
 
+from nanigpt.problems import Fix, refuse
+
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8"]
 ExpertRecipe = Literal["rowwise", "mxfp8"]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -17,29 +19,28 @@ def multiple(recipe: str) -> int:
 
 
 def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> None:
-    """Raises ValueError where the layer has no such recipe, or its sizes are none for it."""
+    """Raise a ComponentError where a layer has no such recipe, or its sizes do not fit it."""
     if recipe is None:
         return
     if recipe not in recipes:
-        raise ValueError(f"float8={recipe!r}: expected None or one of {', '.join(recipes)}")
+        refuse("float8", recipe, f"None or one of {', '.join(recipes)}")
     n = multiple(recipe)
     if any(size % n for size in sizes.values()):
         told = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(
-            f"float8={recipe!r}, {told}: expected multiples of {n}; set this layer's float8=None"
-        )
+        expected = f"None with {told}, or sizes that are multiples of {n}"
+        refuse("float8", recipe, expected, Fix(None, "float8", None), given=tuple(sizes))
 
 
 def unprepared(recipe: str) -> Any:
     """The product of a layer that is called before it was given its own."""
 
-    def refuse(*_: Any) -> torch.Tensor:
+    def fail(*_: Any) -> torch.Tensor:
         raise RuntimeError(
             f"float8={recipe!r}, but nothing computes it yet: call "
             "nanigpt.precision.float8.Float8(...).apply(model) first, as a Parallelizer does"
         )
 
-    return refuse
+    return fail
 
 
 def ordinary(weight: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from nanigpt.models.decoder import Decoder
+from nanigpt.problems import refuse
 
 
 @torch.no_grad()
@@ -39,17 +40,18 @@ def generate(
         use_cache: keep keys and values of past positions; without, each step recomputes them all.
 
     Raises:
-        ValueError: an argument is out of range, or the text would exceed the model's context.
+        ComponentError: an argument is out of range, or the text would exceed the model's context.
     """
     if not prompt:
-        raise ValueError("the prompt is empty: expected at least one token")
+        refuse("prompt", prompt, "at least one token")
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
     context = model.max_sequence_length
     if len(prompt) + max_new_tokens > context:
-        raise ValueError(
-            f"prompt of {len(prompt)} tokens + max_new_tokens={max_new_tokens} exceeds the model's "
-            f"context of {context} tokens; max_new_tokens can be {max(context - len(prompt), 0)}"
+        expected = (
+            f"at most {max(context - len(prompt), 0)} after a prompt of {len(prompt)} tokens, "
+            f"since the model has a context of {context}"
         )
+        refuse("max_new_tokens", max_new_tokens, expected)
     # Parameters may be offloaded, buffers are where is computed.
     device = next(itertools.chain(model.buffers(), model.parameters())).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -70,13 +72,13 @@ def generate(
 
 
 def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None) -> None:
-    """Raises ValueError where an argument of `generate` is out of range."""
+    """Raise a ComponentError where an argument of `generate` is out of range."""
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: expected at least 1")
+        refuse("max_new_tokens", max_new_tokens, "at least 1")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature={temperature}: expected 0 (greedy) or more")
+        refuse("temperature", temperature, "0 (greedy) or more")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k}: expected at least 1, or None")
+        refuse("top_k", top_k, "at least 1, or None")
 
 
 def _uncompiled() -> contextlib.AbstractContextManager:

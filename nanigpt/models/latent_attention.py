@@ -20,7 +20,7 @@ from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places, Visibility
-from nanigpt.problems import refuse_all
+from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 
 
 class LatentAttention(SelfAttention):
@@ -84,22 +84,15 @@ class LatentAttention(SelfAttention):
         core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
     ):
         super().__init__()
-        if n_heads < 1 or nope_head_dim < 1 or v_head_dim < 1:
-            raise ValueError(
-                f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, v_head_dim={v_head_dim}: "
-                "expected positive numbers"
-            )
+        require_positive(n_heads=n_heads, nope_head_dim=nope_head_dim, v_head_dim=v_head_dim)
         given = {"wq": wq, "wq_a": wq_a, "q_norm": q_norm, "wq_b": wq_b}
         given = [name for name, module in given.items() if module is not None]
         if given not in (["wq"], ["wq_a", "q_norm", "wq_b"]):
-            raise ValueError(
-                f"queries are made by {', '.join(given) or 'nothing'}: expected wq alone, or wq_a, "
-                "q_norm and wq_b"
-            )
+            expected = f"wq alone, or wq_a, q_norm and wq_b, not {', '.join(given) or 'nothing'}"
+            refuse("", ..., f"queries to be made by {expected}")
         if wkv_b.bias is not None:
-            raise ValueError(
-                "wkv_b has a bias: expected none, since decoding works on what it is made of"
-            )
+            expected = "None, since decoding multiplies with parts of the weight alone"
+            refuse("wkv_b.bias", ..., expected, Fix(None, "wkv_b.bias", None))
         self.n_heads = n_heads
         self.nope_head_dim = nope_head_dim
         self.rope_head_dim = rope.head_dim
@@ -120,11 +113,9 @@ class LatentAttention(SelfAttention):
         if wq is None:
             expected["q_norm.dim"] = (q_norm.dim, wq_a.out_dim)
             expected["wq_b.in_dim"] = (wq_b.in_dim, wq_a.out_dim)
-        why = (
-            f"n_heads={n_heads}, nope_head_dim={nope_head_dim}, rope.head_dim={rope.head_dim}, "
-            f"v_head_dim={v_head_dim}, wkv_b.in_dim={rank}"
-        )
-        refuse_all(misfits(expected, why))
+        sizes = {"n_heads": n_heads, "nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim}
+        sizes |= {"rope.head_dim": rope.head_dim, "wkv_b.in_dim": rank}
+        refuse_all(misfits(expected, sizes))
         self.wq = wq
         self.wq_a = wq_a
         self.q_norm = q_norm

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from nanigpt import tags
 from nanigpt.models.float8 import Product, Recipe, check_recipe, unprepared
 from nanigpt.models.init import Initializer
+from nanigpt.problems import require_positive
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -50,8 +51,7 @@ class Linear(nn.Module):
         float8: Annotated[Recipe | None, tags.Float8] = None,
     ):
         super().__init__()
-        if in_dim <= 0 or out_dim <= 0:
-            raise ValueError(f"in_dim={in_dim}, out_dim={out_dim}: expected positive sizes")
+        require_positive(in_dim=in_dim, out_dim=out_dim)
         check_recipe(float8, get_args(Recipe), in_dim=in_dim, out_dim=out_dim)
         self.in_dim = in_dim
         self.out_dim = out_dim

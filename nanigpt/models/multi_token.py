@@ -60,7 +60,7 @@ class PredictionDepth(nn.Module):
             "projection.in_dim": (projection.in_dim, 2 * dim),
             "projection.out_dim": (projection.out_dim, dim),
         }
-        refuse_all(misfits(expected, f"norm.dim={dim}"))
+        refuse_all(misfits(expected, {"norm.dim": dim}))
         self.embedding_norm = embedding_norm
         self.hidden_norm = hidden_norm
         self.projection = projection

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
+from nanigpt.problems import require_not_negative, require_positive
 
 
 class RMSNorm(nn.Module):
@@ -32,8 +33,8 @@ class RMSNorm(nn.Module):
         eps: float = 1e-5,
     ):
         super().__init__()
-        if dim <= 0 or eps < 0:
-            raise ValueError(f"dim={dim}, eps={eps}: expected dim > 0 and eps >= 0")
+        require_positive(dim=dim)
+        require_not_negative(eps=eps)
         self.dim = dim
         self.eps = eps
         self.initializer = initializer

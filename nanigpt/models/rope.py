@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nanigpt import tags
+from nanigpt.problems import Problem, refuse, refuse_all, require_positive
 
 
 class FrequencyScaling(Protocol):
@@ -47,10 +48,8 @@ class Llama3Scaling:
         original_max_positions: int = 8192,
     ):
         if not 0 < low_freq_factor <= high_freq_factor:
-            raise ValueError(
-                f"low_freq_factor={low_freq_factor}, high_freq_factor={high_freq_factor}: "
-                "expected 0 < low_freq_factor <= high_freq_factor"
-            )
+            expected = f"more than 0, at most high_freq_factor={high_freq_factor}"
+            refuse("low_freq_factor", low_freq_factor, expected, given=("high_freq_factor",))
         self.factor = factor
         self.low_freq_factor = low_freq_factor
         self.high_freq_factor = high_freq_factor
@@ -92,15 +91,11 @@ class YarnScaling:
         mscale_all_dim: float = 0.0,
         truncate: bool = True,
     ):
-        if factor < 1 or original_max_positions < 1:
-            raise ValueError(
-                f"factor={factor}, original_max_positions={original_max_positions}: "
-                "expected both to be at least 1"
-            )
+        sizes = {"factor": factor, "original_max_positions": original_max_positions}
+        refuse_all(Problem(k, v, "at least 1") for k, v in sizes.items() if v < 1)
         if not 0 < beta_slow < beta_fast:
-            raise ValueError(
-                f"beta_slow={beta_slow}, beta_fast={beta_fast}: expected 0 < beta_slow < beta_fast"
-            )
+            expected = f"more than 0, less than beta_fast={beta_fast}"
+            refuse("beta_slow", beta_slow, expected, given=("beta_fast",))
         self.factor = factor
         self.original_max_positions = original_max_positions
         self.beta_fast = beta_fast
@@ -155,9 +150,8 @@ class RotaryEmbedding(nn.Module):
     ):
         super().__init__()
         if head_dim <= 0 or head_dim % 2:
-            raise ValueError(f"head_dim={head_dim}: RoPE rotates pairs; expected an even number")
-        if max_sequence_length <= 0:
-            raise ValueError(f"max_sequence_length={max_sequence_length}: expected at least 1")
+            refuse("head_dim", head_dim, "a positive even number, since RoPE rotates pairs")
+        require_positive(max_sequence_length=max_sequence_length)
         self.head_dim = head_dim
         self.max_sequence_length = max_sequence_length
         self.theta = theta

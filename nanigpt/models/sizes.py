@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nanigpt.problems import Problem
+from nanigpt.problems import Fix, Problem
 
 # Names that plain modules of torch.nn have for the sizes of ours.
 _ALSO = {"in_dim": "in_features", "out_dim": "out_features", "dim": "normalized_shape"}
@@ -18,16 +18,20 @@ def size(module: nn.Module | None, name: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def misfits(expected: dict[str, tuple[int | None, int | None]], why: str = "") -> list[Problem]:
+def misfits(
+    expected: dict[str, tuple[int | None, int | None]], given: dict[str, int | None]
+) -> list[Problem]:
     """Return a problem for each `name: (size, expected size)` that differ.
 
     A size that a module does not say (None) fits: `check` runs the module instead.
 
     Args:
-        why: the arguments that the expected sizes follow from.
+        given: the arguments that the expected sizes follow from.
     """
+    why = ", ".join(f"{name}={value}" for name, value in given.items())
+    names = tuple(given)
     return [
-        Problem(name, got, f"{want} for {why}" if why else str(want))
+        Problem(name, got, f"{want} for {why}", Fix(None, name, want), given=names)
         for name, (got, want) in expected.items()
         if got is not None and want is not None and got != want
     ]

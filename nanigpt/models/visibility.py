@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nanigpt.problems import refuse
+
 
 class Places(NamedTuple):
     """Where tokens are.
@@ -39,7 +41,7 @@ class Visibility:
     def __post_init__(self):
         for name, size in vars(self).items():
             if size is not None and size < 1:
-                raise ValueError(f"{name}={size}: expected at least 1 position, or None")
+                refuse(name, size, "at least 1 position, or None")
 
     def sees(
         self,

@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch.nn import functional as F
 
+from nanigpt.problems import require_positive
+
 
 @runtime_checkable
 class GatedActivation(Protocol):
@@ -34,8 +36,7 @@ class ClampedSwiGLU:
     """
 
     def __init__(self, *, alpha: float = 1.702, limit: float = 7.0):
-        if alpha <= 0 or limit <= 0:
-            raise ValueError(f"alpha={alpha}, limit={limit}: expected positive numbers")
+        require_positive(alpha=alpha, limit=limit)
         self.alpha = alpha
         self.limit = limit
 

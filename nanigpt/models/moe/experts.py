@@ -16,6 +16,7 @@ from nanigpt.models.float8 import ExpertRecipe, Product, check_recipe, unprepare
 from nanigpt.models.init import Initializer
 from nanigpt.models.moe.activation import GatedActivation, SwiGLU
 from nanigpt.models.moe.dispatch import Dispatcher, LocalDispatcher
+from nanigpt.problems import Fix, refuse, require_choice, require_positive
 
 Kernel = Literal["auto", "grouped", "loop"]
 Weighs = Literal["outputs", "inputs"]
@@ -71,20 +72,16 @@ class Experts(nn.Module):
         float8: Annotated[ExpertRecipe | None, tags.Float8] = None,
     ):
         super().__init__()
-        if n_experts < 1 or dim < 1 or hidden_dim < 1:
-            raise ValueError(
-                f"n_experts={n_experts}, dim={dim}, hidden_dim={hidden_dim}: "
-                "expected positive sizes"
-            )
-        if weighs not in get_args(Weighs):
-            raise ValueError(f"weighs={weighs!r}: expected one of {', '.join(get_args(Weighs))}")
-        if kernel not in get_args(Kernel):
-            raise ValueError(f"kernel={kernel!r}: expected one of {', '.join(get_args(Kernel))}")
+        require_positive(n_experts=n_experts, dim=dim, hidden_dim=hidden_dim)
+        require_choice(get_args(Weighs), weighs=weighs)
+        require_choice(get_args(Kernel), kernel=kernel)
         if kernel == "grouped" and (dim % 8 or hidden_dim % 8):
-            raise ValueError(
-                f"kernel='grouped', dim={dim}, hidden_dim={hidden_dim}: expected multiples of 8, "
-                "whose rows have whole units of 16 bytes; take 'auto' or 'loop'"
+            expected = (
+                f"another kernel with dim={dim}, hidden_dim={hidden_dim}: only multiples of 8 "
+                "have rows of whole units of 16 bytes"
             )
+            fix = Fix(None, "kernel", "auto")
+            refuse("kernel", kernel, expected, fix, given=("dim", "hidden_dim"))
         check_recipe(float8, get_args(ExpertRecipe), dim=dim, hidden_dim=hidden_dim)
         self.n_experts = n_experts
         self.dim = dim

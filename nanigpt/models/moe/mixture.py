@@ -52,8 +52,8 @@ class MixtureOfExperts(nn.Module):
         }
         if shared is not None:
             expected["shared.dim"] = (size(shared, "dim"), router.dim)
-        why = f"router.n_experts={router.n_experts}, router.dim={router.dim}"
-        refuse_all(misfits(expected, why))
+        sizes = {"router.n_experts": router.n_experts, "router.dim": router.dim}
+        refuse_all(misfits(expected, sizes))
         self.router = router
         self.experts = experts
         self.shared = shared

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
+from nanigpt.problems import refuse, require_choice
 
 Scores = Literal["softmax", "sigmoid"]
 
@@ -62,24 +63,23 @@ class Router(nn.Module):
         balance_rate: Annotated[float | None, tags.BalanceRate] = None,
     ):
         super().__init__()
-        if scores not in get_args(Scores):
-            raise ValueError(f"scores={scores!r}: expected one of {', '.join(get_args(Scores))}")
+        require_choice(get_args(Scores), scores=scores)
         if not 1 <= top_k <= n_experts:
-            raise ValueError(f"top_k={top_k}: expected 1 to n_experts={n_experts}")
-        if n_groups < 1 or n_experts % n_groups or not 1 <= top_groups <= n_groups:
-            raise ValueError(
-                f"n_groups={n_groups}, top_groups={top_groups}: expected a divisor of "
-                f"n_experts={n_experts}, and 1 to n_groups"
+            refuse("top_k", top_k, f"1 to n_experts={n_experts}", given=("n_experts",))
+        if n_groups < 1 or n_experts % n_groups:
+            refuse(
+                "n_groups", n_groups, f"a divisor of n_experts={n_experts}", given=("n_experts",)
             )
-        if n_groups > 1 and (
-            n_experts // n_groups < 2 or top_groups * n_experts < top_k * n_groups
-        ):
-            raise ValueError(
-                f"n_groups={n_groups}, top_groups={top_groups}: expected groups of at least two "
-                f"experts, and top_k={top_k} of n_experts={n_experts} in those that are chosen"
-            )
+        if not 1 <= top_groups <= n_groups:
+            refuse("top_groups", top_groups, f"1 to n_groups={n_groups}", given=("n_groups",))
+        if n_groups > 1 and n_experts // n_groups < 2:
+            expected = f"groups of at least two of n_experts={n_experts}"
+            refuse("n_groups", n_groups, expected, given=("n_experts",))
+        if n_groups > 1 and top_groups * n_experts < top_k * n_groups:
+            expected = f"groups that hold top_k={top_k} of n_experts={n_experts}"
+            refuse("top_groups", top_groups, expected, given=("top_k", "n_experts", "n_groups"))
         if balance_rate is not None and balance_rate <= 0:
-            raise ValueError(f"balance_rate={balance_rate}: expected a positive number, or None")
+            refuse("balance_rate", balance_rate, "a positive number, or None")
         self.dim = dim
         self.n_experts = n_experts
         self.top_k = top_k
