@@ -19,7 +19,8 @@ from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding, YarnScaling

@@ -15,7 +15,8 @@ import fiddle as fdl
 import torch
 
 from nanigpt.models.attention import Attention
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal

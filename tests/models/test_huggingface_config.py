@@ -10,7 +10,8 @@ from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.huggingface.families import family_of
