@@ -18,7 +18,7 @@ from nanigpt.models.attention import Attention
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import Embedding, TiedHead
-from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.feed_forward import MLP, FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
 from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.linear import Linear
@@ -26,7 +26,7 @@ from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
 from nanigpt.models.multi_token import MultiTokenPrediction, PredictionDepth
-from nanigpt.models.norm import RMSNorm
+from nanigpt.models.norm import LayerNorm, RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.tags import VocabSize, Width
 
@@ -56,6 +56,14 @@ def zero() -> fdl.Config[Constant]:
 def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
     """RMSNorm whose gain starts at 1."""
     return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
+
+
+def layer_norm(dim: int, *, bias: bool = True, **arguments: Any) -> fdl.Config[LayerNorm]:
+    """LayerNorm whose gain starts at 1, and whose bias, if it has one, at 0."""
+    cfg = fdl.Config(LayerNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
+    if bias:
+        cfg.bias = zero()
+    return cfg
 
 
 def attention(
@@ -129,14 +137,38 @@ def latent_attention(
 
 
 def feed_forward(
-    *, dim: int, hidden_dim: int, output_scale: float, init_scale: float = 1.0
+    *,
+    dim: int,
+    hidden_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    **arguments: Any,
 ) -> fdl.Config[FeedForward]:
-    """SwiGLU with its three projections."""
+    """A gated network with its three projections; SwiGLU unless it is given an `activation`."""
     return fdl.Config(
         FeedForward,
         w1=linear(dim, hidden_dim, init_scale),
         w2=linear(hidden_dim, dim, output_scale),
         w3=linear(dim, hidden_dim, init_scale),
+        **arguments,
+    )
+
+
+def mlp(
+    *,
+    dim: int,
+    hidden_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    bias: bool = False,
+    **arguments: Any,
+) -> fdl.Config[MLP]:
+    """A network of two projections; GELU unless it is given an `activation`."""
+    return fdl.Config(
+        MLP,
+        w1=linear(dim, hidden_dim, init_scale, bias=bias),
+        w2=linear(hidden_dim, dim, output_scale, bias=bias),
+        **arguments,
     )
 
 

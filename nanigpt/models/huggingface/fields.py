@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import SwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import TiedHead
@@ -76,8 +77,10 @@ def attentions(
 
 
 def feed_forwards(modules: Iterable[Any]) -> list[FeedForward]:
-    """Raises UsageError where one is something else."""
-    return of_kind(FeedForward, modules)
+    """Raises UsageError where one is something else, or has another activation than SwiGLU."""
+    found = of_kind(FeedForward, modules)
+    of_kind(SwiGLU, (module.activation for module in found))
+    return found
 
 
 def of_kind(kind: type[T], modules: Iterable[Any]) -> list[T]:
