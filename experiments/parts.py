@@ -17,7 +17,7 @@ import torch
 from nanigpt.models.attention import Attention
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
-from nanigpt.models.embedding import Embedding, TiedHead
+from nanigpt.models.embedding import Embedding, Head, TiedHead
 from nanigpt.models.feed_forward import MLP, FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
 from nanigpt.models.latent_attention import LatentAttention
@@ -254,11 +254,15 @@ def decoder(
     vocab_size: int,
     tied: bool,
     compute_dtype: torch.dtype,
+    soft_cap: float | None = None,
 ) -> fdl.Config[Decoder]:
     """Embedding, blocks, norm and head; a tied embedding is one node that the head refers to.
 
     The head starts with logits of standard deviation 0.5, which puts the first loss near
     ln(vocab_size).
+
+    Args:
+        soft_cap: bound of the logits, or None.
     """
     head_initializer = fdl.Config(FanInNormal, scale=0.5)
     embedding = fdl.Config(
@@ -269,7 +273,15 @@ def decoder(
         initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=0.02),
     )
     if tied:
-        head = fdl.Config(TiedHead, embedding=embedding)
+        head = fdl.Config(TiedHead, embedding=embedding, soft_cap=soft_cap)
+    elif soft_cap is not None:
+        head = fdl.Config(
+            Head,
+            in_dim=dim,
+            out_dim=vocab_size,
+            initializer=head_initializer,
+            soft_cap=soft_cap,
+        )
     else:
         head = fdl.Config(Linear, in_dim=dim, out_dim=vocab_size, initializer=head_initializer)
         fdl.remove_tag(head, "out_dim", Width)

@@ -410,7 +410,15 @@ def test_every_argument_of_the_modules_is_accounted_for():
     linear = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"}
     blocks = {"attention_norm", "attention", "feed_forward_norm", "feed_forward"}
     told = {"n_heads", "n_kv_heads", "head_dim", "rope"}
-    refused = {"q_norm", "k_norm", "window", "chunk", "sink", "temperature"}  # or told
+    refused = {
+        "q_norm",
+        "k_norm",
+        "window",
+        "chunk",
+        "sink",
+        "temperature",
+        "score_soft_cap",
+    }  # or told
     # `core` and recomputation are ways to compute the same, as is `float8`; weights are there, so
     # that it does not matter how they began.
     assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token"}
@@ -432,7 +440,7 @@ def test_every_argument_of_the_modules_is_accounted_for():
     assert not arguments(SwiGLU)
     assert arguments(ClampedSwiGLU) == {"alpha", "limit"}
     assert arguments(Embedding) == {"vocab_size", "dim", "initializer", "compute_dtype"}
-    assert arguments(TiedHead) == {"embedding"}
+    assert arguments(TiedHead) == {"embedding", "soft_cap"}  # refused
     assert arguments(Linear) == {"in_dim", "out_dim", "initializer", "bias", "float8"}
     assert arguments(RMSNorm) == {"dim", "initializer", "eps"}
     assert arguments(RotaryEmbedding) == {"head_dim", "max_sequence_length", "theta", "scaling"}
