@@ -6,6 +6,7 @@ import fiddle as fdl
 
 from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.models.activation import GELU, Approximation, ClampedSwiGLU, ReLUSquared, SiLU
 from nanigpt.models.attention_core import Eager, FlexAttention, Kernel, ScaledDotProduct
 from nanigpt.models.rope import YarnScaling
 from nanigpt.models.varlen_attention import VarLen
@@ -49,6 +50,30 @@ def warmup_stable_decay(
     return fdl.Config(
         WarmupStableDecay, warmup_steps=warmup_steps, final=final, decay_fraction=decay_fraction
     )
+
+
+@component
+def silu() -> fdl.Config[SiLU]:
+    """SiLU as the activation of an MLP, or SwiGLU of a gated network."""
+    return fdl.Config(SiLU)
+
+
+@component
+def gelu(approximate: Approximation = "none") -> fdl.Config[GELU]:
+    """GELU as the activation of an MLP, or GeGLU of a gated network."""
+    return fdl.Config(GELU, approximate=approximate)
+
+
+@component
+def relu_squared() -> fdl.Config[ReLUSquared]:
+    """The square of ReLU as the activation of an MLP, or as the gate of a gated network."""
+    return fdl.Config(ReLUSquared)
+
+
+@component
+def clamped_swiglu(alpha: float = 1.702, limit: float = 7.0) -> fdl.Config[ClampedSwiGLU]:
+    """GPT-OSS's activation of experts, or of another gated network."""
+    return fdl.Config(ClampedSwiGLU, alpha=alpha, limit=limit)
 
 
 @component

@@ -13,7 +13,8 @@ import torch
 from experiments import parts
 from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding, YarnScaling

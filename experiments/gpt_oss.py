@@ -17,10 +17,11 @@ import torch
 from experiments import parts
 from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink
-from nanigpt.models.decoder import Decoder, TransformerBlock
-from nanigpt.models.moe.activation import ClampedSwiGLU
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding, YarnScaling
 from nanigpt.training.trainer import Trainer

@@ -10,7 +10,8 @@ import torch
 from experiments import parts
 from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 

@@ -19,7 +19,8 @@ from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionTemperature
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.norm import RMSNorm

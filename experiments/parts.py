@@ -15,9 +15,10 @@ import fiddle as fdl
 import torch
 
 from nanigpt.models.attention import Attention
-from nanigpt.models.decoder import Decoder, TransformerBlock
-from nanigpt.models.embedding import Embedding, TiedHead
-from nanigpt.models.feed_forward import FeedForward
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
+from nanigpt.models.embedding import Embedding, Head, TiedHead
+from nanigpt.models.feed_forward import MLP, FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal
 from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.linear import Linear
@@ -25,7 +26,7 @@ from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
 from nanigpt.models.multi_token import MultiTokenPrediction, PredictionDepth
-from nanigpt.models.norm import RMSNorm
+from nanigpt.models.norm import LayerNorm, RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.tags import VocabSize, Width
 
@@ -55,6 +56,14 @@ def zero() -> fdl.Config[Constant]:
 def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
     """RMSNorm whose gain starts at 1."""
     return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
+
+
+def layer_norm(dim: int, *, bias: bool = True, **arguments: Any) -> fdl.Config[LayerNorm]:
+    """LayerNorm whose gain starts at 1, and whose bias, if it has one, at 0."""
+    cfg = fdl.Config(LayerNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
+    if bias:
+        cfg.bias = zero()
+    return cfg
 
 
 def attention(
@@ -128,14 +137,38 @@ def latent_attention(
 
 
 def feed_forward(
-    *, dim: int, hidden_dim: int, output_scale: float, init_scale: float = 1.0
+    *,
+    dim: int,
+    hidden_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    **arguments: Any,
 ) -> fdl.Config[FeedForward]:
-    """SwiGLU with its three projections."""
+    """A gated network with its three projections; SwiGLU unless it is given an `activation`."""
     return fdl.Config(
         FeedForward,
         w1=linear(dim, hidden_dim, init_scale),
         w2=linear(hidden_dim, dim, output_scale),
         w3=linear(dim, hidden_dim, init_scale),
+        **arguments,
+    )
+
+
+def mlp(
+    *,
+    dim: int,
+    hidden_dim: int,
+    output_scale: float,
+    init_scale: float = 1.0,
+    bias: bool = False,
+    **arguments: Any,
+) -> fdl.Config[MLP]:
+    """A network of two projections; GELU unless it is given an `activation`."""
+    return fdl.Config(
+        MLP,
+        w1=linear(dim, hidden_dim, init_scale, bias=bias),
+        w2=linear(hidden_dim, dim, output_scale, bias=bias),
+        **arguments,
     )
 
 
@@ -221,11 +254,15 @@ def decoder(
     vocab_size: int,
     tied: bool,
     compute_dtype: torch.dtype,
+    soft_cap: float | None = None,
 ) -> fdl.Config[Decoder]:
     """Embedding, blocks, norm and head; a tied embedding is one node that the head refers to.
 
     The head starts with logits of standard deviation 0.5, which puts the first loss near
     ln(vocab_size).
+
+    Args:
+        soft_cap: bound of the logits, or None.
     """
     head_initializer = fdl.Config(FanInNormal, scale=0.5)
     embedding = fdl.Config(
@@ -236,7 +273,15 @@ def decoder(
         initializer=head_initializer if tied else fdl.Config(TruncatedNormal, std=0.02),
     )
     if tied:
-        head = fdl.Config(TiedHead, embedding=embedding)
+        head = fdl.Config(TiedHead, embedding=embedding, soft_cap=soft_cap)
+    elif soft_cap is not None:
+        head = fdl.Config(
+            Head,
+            in_dim=dim,
+            out_dim=vocab_size,
+            initializer=head_initializer,
+            soft_cap=soft_cap,
+        )
     else:
         head = fdl.Config(Linear, in_dim=dim, out_dim=vocab_size, initializer=head_initializer)
         fdl.remove_tag(head, "out_dim", Width)

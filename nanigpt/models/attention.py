@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from nanigpt import tags
-from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
+from nanigpt.models.attention_core import AttentionCore, Eager, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.sizes import misfits, size
+from nanigpt.models.soft_cap import check_soft_cap
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
 from nanigpt.problems import Fix, refuse, refuse_all, require_positive
@@ -34,7 +35,9 @@ class Attention(SelfAttention):
         chunk: sequences are cut into pieces of so many positions, between which nothing is seen.
         sink: a learned score per head that takes a share of the attention, or None.
         temperature: scales queries by their positions, or None.
-        core: attends from queries to keys; None is `ScaledDotProduct`.
+        score_soft_cap: bound of scores, `cap * tanh(score / cap)` (Gemma 2, 2024), or None. The
+            cores `FlexAttention` and `Eager` have it, fused kernels do not.
+        core: attends from queries to keys; None is `ScaledDotProduct`, or with a cap `Eager`.
     """
 
     multiplies_below = True
@@ -67,6 +70,7 @@ class Attention(SelfAttention):
         chunk: Annotated[int | None, tags.Unit("tokens")] = None,
         sink: AttentionSink | None = None,
         temperature: AttentionTemperature | None = None,
+        score_soft_cap: float | None = None,
         core: Annotated[AttentionCore | None, tags.AttentionCore] = None,
     ):
         super().__init__()
@@ -93,6 +97,10 @@ class Attention(SelfAttention):
                 "sums that a sink is added to"
             )
             refuse("core", core, expected, Fix(None, "core", None), given=("sink",))
+        check_soft_cap("score_soft_cap", score_soft_cap)
+        if score_soft_cap is not None and not getattr(core or Eager, "caps_scores", False):
+            expected = f"FlexAttention or Eager, which can cap scores at {score_soft_cap}"
+            refuse("core", core, expected, Fix(None, "core", None))
         sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
         refuse_all(misfits(expected, sizes))
         self.n_heads = n_heads
@@ -109,7 +117,8 @@ class Attention(SelfAttention):
         self.score_factor: float = getattr(rope, "score_factor", 1.0)
         self.sink = sink
         self.temperature = temperature
-        self.core = core or ScaledDotProduct()
+        self.score_soft_cap = score_soft_cap
+        self.core = core or self._default_core()
 
     def stream_dims(self) -> dict[str, int]:
         """Return the widths that are the residual stream's, as far as projections say them."""
@@ -150,14 +159,22 @@ class Attention(SelfAttention):
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
             # Short and of all ranks alike, whatever the core is made for.
-            core, places = ScaledDotProduct(), None
+            core, places = self._default_core(), None
         sink_H = None if self.sink is None else self.sink()
-        out_BLHK = core(q_BLHK, k_BSGK, v_BSGK, places, visibility=self.visibility, sink_H=sink_H)
+        more = {} if self.score_soft_cap is None else {"soft_cap": self.score_soft_cap}
+        out_BLHK = core(
+            q_BLHK, k_BSGK, v_BSGK, places, visibility=self.visibility, sink_H=sink_H, **more
+        )
         return self.wo(out_BLHK.flatten(-2))
+
+    def _default_core(self) -> AttentionCore:
+        return ScaledDotProduct() if self.score_soft_cap is None else Eager()
 
     def extra_repr(self) -> str:
         heads = f"{self.n_heads} / {self.n_kv_heads} heads of {self.head_dim}"
         told = [heads, super().extra_repr()]
         if self.temperature is not None:
             told.append(f"temperature={vars(self.temperature)}")
+        if self.score_soft_cap is not None:
+            told.append(f"score_soft_cap={self.score_soft_cap}")
         return ", ".join(filter(None, told))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, runtime_chec
 import torch
 from torch.nn import functional as F
 
+from nanigpt.models.soft_cap import soft_cap as capped
 from nanigpt.models.visibility import CAUSAL, Places, Visibility, last_of
 from nanigpt.problems import refuse
 
@@ -69,7 +70,13 @@ class PreparingCore(AttentionCore, Protocol):
 
 
 class Eager:
-    """Scores written out, in float32: what the other cores are compared with."""
+    """Scores written out, in float32: what the other cores are compared with.
+
+    Attributes:
+        caps_scores: it takes the argument `soft_cap`, a bound of scores.
+    """
+
+    caps_scores = True
 
     def __call__(
         self,
@@ -81,10 +88,13 @@ class Eager:
         *,
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         n_groups, head_dim = k_BSGK.shape[2:]
         q_BLGNK = q_BLHK.float().unflatten(2, (n_groups, -1))
         score_BGNLS = torch.einsum("blgnk,bsgk->bgnls", q_BLGNK, k_BSGK.float()) / head_dim**0.5
+        if soft_cap is not None:
+            score_BGNLS = capped(score_BGNLS, soft_cap)
         mask_BLS = _mask(q_BLHK, k_BSGK, queries, keys, visibility)
         score_BGNLS = score_BGNLS.masked_fill(~mask_BLS[:, None, None], -torch.inf)
         if sink_H is not None:
@@ -192,7 +202,12 @@ class FlexAttention:
     """FlexAttention (Dong et al., 2024): blocks of pairs that nobody sees are never computed.
 
     On a CPU it has no backward pass (torch 2.13).
+
+    Attributes:
+        caps_scores: it takes the argument `soft_cap`, a bound of scores.
     """
+
+    caps_scores = True
 
     def prepare(
         self,
@@ -219,6 +234,7 @@ class FlexAttention:
         *,
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
+        soft_cap: float | None = None,
     ) -> torch.Tensor:
         from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
@@ -242,6 +258,7 @@ class FlexAttention:
             q_BLHK.transpose(1, 2),
             k_BSGK.transpose(1, 2),
             v_BSGK.transpose(1, 2),
+            score_mod=None if soft_cap is None else _capping(soft_cap),
             block_mask=block_mask,
             enable_gqa=q_BLHK.shape[2] != k_BSGK.shape[2],
             return_aux=AuxRequest(lse=sink_H is not None),
@@ -251,6 +268,14 @@ class FlexAttention:
             kept_BHL = torch.sigmoid(aux.lse - sink_H.float()[:, None])
             out_BHLK = (out_BHLK * kept_BHL.unsqueeze(-1)).to(out_BHLK.dtype)
         return out_BHLK.transpose(1, 2)
+
+
+@functools.cache  # so that one compilation serves all layers
+def _capping(cap: float) -> Callable:
+    def cap_score(score: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
+        return capped(score, cap)
+
+    return cap_score
 
 
 @functools.cache

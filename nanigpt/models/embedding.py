@@ -1,4 +1,4 @@
-"""Token embedding, and the output head that shares its weight.
+"""Token embedding, and output heads: with a weight of their own, or the embedding's.
 
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
@@ -10,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
-from nanigpt.models.float8 import Product
+from nanigpt.models.float8 import Product, Recipe
 from nanigpt.models.init import Initializer
+from nanigpt.models.linear import Linear
+from nanigpt.models.soft_cap import check_soft_cap, soft_cap
 from nanigpt.problems import Fix, refuse, require_positive
 
 
@@ -53,14 +55,60 @@ class Embedding(nn.Module):
         return f"{self.vocab_size} x {self.dim}, {self.compute_dtype}"
 
 
+class Head(Linear):
+    """Output head whose logits have a soft cap: `cap * tanh(logits / cap)` (Gemma 2, 2024).
+
+    Without a cap a `Linear` serves as well.
+
+    Args:
+        soft_cap: bound of the logits, of which losses and sampling know; None is no bound.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_dim: Annotated[int, tags.Width],
+        out_dim: Annotated[int, tags.VocabSize],
+        initializer: Annotated[Initializer, tags.Initializer],
+        bias: Annotated[Initializer | None, tags.BiasInitializer] = None,
+        float8: Annotated[Recipe | None, tags.Float8] = None,
+        soft_cap: float | None = None,
+    ):
+        super().__init__(
+            in_dim=in_dim, out_dim=out_dim, initializer=initializer, bias=bias, float8=float8
+        )
+        check_soft_cap("soft_cap", soft_cap)
+        self.soft_cap = soft_cap
+
+    def active_weights(self) -> int:
+        """Return the weights that one token is multiplied with."""
+        return super().active_weights()
+
+    def forward(self, x_BLD: torch.Tensor, product: Product | None = None) -> torch.Tensor:
+        """
+        Args:
+            product: as of `Linear`. A loss that brings one caps what it makes of logits by itself.
+        """
+        y = super().forward(x_BLD, product)
+        return soft_cap(y, self.soft_cap) if self.soft_cap and product is None else y
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, soft_cap={self.soft_cap}"
+
+
 class TiedHead(nn.Module):
     """Output head whose weight is the embedding's: one parameter under two names.
 
     In the DAG, `embedding` is the same node as the decoder's.
+
+    Args:
+        soft_cap: bound of the logits, as of `Head`.
     """
 
-    def __init__(self, *, embedding: Embedding):
+    def __init__(self, *, embedding: Embedding, soft_cap: float | None = None):
         super().__init__()
+        check_soft_cap("soft_cap", soft_cap)
+        self.soft_cap = soft_cap
         self.in_dim = embedding.dim
         self.out_dim = embedding.vocab_size
         self.weight = embedding.weight
@@ -77,7 +125,9 @@ class TiedHead(nn.Module):
         Args:
             product: as of `Linear`.
         """
-        return product(x_BLD, self.weight.to(x_BLD.dtype), None)
+        y = product(x_BLD, self.weight.to(x_BLD.dtype), None)
+        # A loss that brings its own product caps what it makes of logits by itself.
+        return soft_cap(y, self.soft_cap) if self.soft_cap and product is F.linear else y
 
     def extra_repr(self) -> str:
         return f"{self.in_dim} -> {self.out_dim}, tied"

@@ -1,25 +1,35 @@
-"""Position-wise feed-forward network.
+"""Position-wise feed-forward networks.
 
 Shapes: B batch, L sequence, D dim.
 """
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from nanigpt.models.linear import Linear
+from nanigpt.models.activation import GELU, Activation, GatedActivation, SwiGLU
 from nanigpt.models.sizes import misfits, size
 from nanigpt.problems import refuse_all
 
 
 class FeedForward(nn.Module):
-    """SwiGLU: `w2(silu(w1(x)) * w3(x))` (Shazeer, 2020)."""
+    """Gated network of three matrices: `w2(activation(w1(x), w3(x)))` (Shazeer, 2020).
+
+    Args:
+        activation: None is `SwiGLU`.
+    """
 
     multiplies_below = True
 
     tensor_parallel = {"": "gather", "w1": "column", "w3": "column", "w2": "row"}
 
-    def __init__(self, *, w1: Linear, w2: Linear, w3: Linear):
+    def __init__(
+        self,
+        *,
+        w1: nn.Module,
+        w2: nn.Module,
+        w3: nn.Module,
+        activation: GatedActivation | None = None,
+    ):
         super().__init__()
         dim, hidden = size(w1, "in_dim"), size(w1, "out_dim")
         expected = {
@@ -32,10 +42,50 @@ class FeedForward(nn.Module):
         self.w1 = w1
         self.w2 = w2
         self.w3 = w3
+        self.activation = activation or SwiGLU()
 
     @property
-    def dim(self) -> int:
-        return self.w1.in_dim
+    def dim(self) -> int | None:
+        """Features of the input, if `w1` says them."""
+        return size(self.w1, "in_dim")
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
-        return self.w2(F.silu(self.w1(x_BLD)) * self.w3(x_BLD))
+        return self.w2(self.activation(self.w1(x_BLD), self.w3(x_BLD)))
+
+    def extra_repr(self) -> str:
+        return repr(self.activation)
+
+
+class MLP(nn.Module):
+    """Network of two matrices: `w2(activation(w1(x)))` (Vaswani et al., 2017).
+
+    Args:
+        activation: None is `GELU`, without an approximation.
+    """
+
+    multiplies_below = True
+
+    tensor_parallel = {"": "gather", "w1": "column", "w2": "row"}
+
+    def __init__(self, *, w1: nn.Module, w2: nn.Module, activation: Activation | None = None):
+        super().__init__()
+        dim, hidden = size(w1, "in_dim"), size(w1, "out_dim")
+        expected = {
+            "w2.in_dim": (size(w2, "in_dim"), hidden),
+            "w2.out_dim": (size(w2, "out_dim"), dim),
+        }
+        refuse_all(misfits(expected, {"w1.in_dim": dim, "w1.out_dim": hidden}))
+        self.w1 = w1
+        self.w2 = w2
+        self.activation = activation or GELU()
+
+    @property
+    def dim(self) -> int | None:
+        """Features of the input, if `w1` says them."""
+        return size(self.w1, "in_dim")
+
+    def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
+        return self.w2(self.activation(self.w1(x_BLD)))
+
+    def extra_repr(self) -> str:
+        return repr(self.activation)

@@ -7,7 +7,7 @@ Shapes: B batch, L sequence, D dim, M = 2 D.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -92,6 +92,7 @@ class MultiTokenPrediction(nn.Module):
     """
 
     multiplies_below = True
+    tensor_parallel: ClassVar[dict[str, str]] = {}  # each depth has its own plan
 
     unsplit_axes = {
         "cp": "the tokens ahead are on other ranks",

@@ -137,13 +137,13 @@ class _Gathered:
         *,
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
+        **of_scores: float,
     ) -> torch.Tensor:
+        seen = {"visibility": visibility, "sink_H": sink_H, **of_scores}
         k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
         if queries is not None and queries.documents_BL is not None:
             places = Places(*(_gather(x, self._mesh) for x in queries[:2]))
-            return self._core(
-                q_BLHK, k_BSGK, v_BSGK, queries, places, visibility=visibility, sink_H=sink_H
-            )
+            return self._core(q_BLHK, k_BSGK, v_BSGK, queries, places, **seen)
         # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
         # later is computed, and a causal core needs no mask.
         n, rank = self._mesh.size(), self._mesh.get_local_rank()
@@ -152,9 +152,7 @@ class _Gathered:
         chunks = q_BLHK.chunk(2, dim=1)
         ends = [(chunk + 1) * chunks[0].shape[1] for chunk in (rank, 2 * n - 1 - rank)]
         outs = [
-            self._core(
-                q_BCHK, k_BSGK[:, :end], v_BSGK[:, :end], visibility=visibility, sink_H=sink_H
-            )
+            self._core(q_BCHK, k_BSGK[:, :end], v_BSGK[:, :end], **seen)
             for q_BCHK, end in zip(chunks, ends, strict=True)
         ]
         return torch.cat(outs, dim=1)
@@ -204,6 +202,7 @@ class _Exchanged:
         *,
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
+        **of_scores: float,
     ) -> torch.Tensor:
         n = self._mesh.size()
         order_S = _natural(n * q_BLHK.shape[1], n, q_BLHK.device)
@@ -215,7 +214,7 @@ class _Exchanged:
             places = Places(*(x[:, natural_S] for x in both))
         if sink_H is not None:  # of the heads that this rank gets
             sink_H = sink_H.chunk(n)[self._mesh.get_local_rank()]
-        out_BSHK = self._core(*whole, places, visibility=visibility, sink_H=sink_H)
+        out_BSHK = self._core(*whole, places, visibility=visibility, sink_H=sink_H, **of_scores)
         return self._to_positions(out_BSHK[:, order_S])
 
     def _to_heads(self, x_BLHK: torch.Tensor) -> torch.Tensor:

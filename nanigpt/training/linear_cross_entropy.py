@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from nanigpt.data.dataset import IGNORED
+from nanigpt.models.soft_cap import soft_cap as capped
 
 
 class VocabularyPart(NamedTuple):
@@ -28,12 +29,17 @@ def chunk_loss(
     valid_C: torch.Tensor,
     z_loss: float,
     part: VocabularyPart | None,
+    soft_cap: float | None = None,
     *,
     gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Of one chunk the sum of losses of valid labels, and if asked for the gradient of all losses
     by the logits, in the dtype of x."""
     logits_CV = F.linear(x_CD, weight_VD, bias_V)
+    slope_CV = None
+    if soft_cap is not None:
+        logits_CV = capped(logits_CV, soft_cap)
+        slope_CV = 1.0 - (logits_CV.float() / soft_cap).square() if gradient else None
     index_C, here_C = labels_C, valid_C
     if part is not None:
         index_C = labels_C - part.rank * logits_CV.shape[1]
@@ -60,6 +66,8 @@ def chunk_loss(
     if factor_C is not None:
         gradient_CV.mul_(factor_C[:, None])
     gradient_CV.scatter_add_(1, index_C1, here_C[:, None].float().neg_())
+    if slope_CV is not None:
+        gradient_CV.mul_(slope_CV)
     return loss, gradient_CV.to(x_CD.dtype)
 
 
@@ -72,6 +80,7 @@ def linear_cross_entropy(
     chunk_size: int,
     z_loss: float = 0.0,
     part: VocabularyPart | None = None,
+    soft_cap: float | None = None,
     chunk: Callable = chunk_loss,
 ) -> torch.Tensor:
     """Returns the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
@@ -88,9 +97,10 @@ def linear_cross_entropy(
         z_loss: times the squared logarithm of the softmax's denominator, added for each label.
         part: what weight and bias are of. The gradient of x is then that of this part: those of all
             ranks add up to the whole one.
+        soft_cap: bound of the logits, as of `nanigpt.models.embedding.Head`.
         chunk: `chunk_loss`, or what was compiled of it.
     """
-    arguments = (x_TD, weight_VD, bias_V, labels_T, chunk_size, z_loss, part, chunk)
+    arguments = (x_TD, weight_VD, bias_V, labels_T, chunk_size, z_loss, part, soft_cap, chunk)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(*arguments)
     return _sum(*arguments, wanted=(False, False, False))[0]
@@ -115,7 +125,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient * factor if wanted else None
             for gradient, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:3], strict=True)
         ]
-        return *gradients, *[None] * 5
+        return *gradients, *[None] * 6
 
 
 def _sum(
@@ -126,6 +136,7 @@ def _sum(
     chunk_size: int,
     z_loss: float,
     part: VocabularyPart | None,
+    soft_cap: float | None,
     chunk: Callable,
     *,
     wanted: tuple[bool, bool, bool],
@@ -137,7 +148,8 @@ def _sum(
     for x_CD, labels_C in zip(x_TD.split(chunk_size), labels_T.split(chunk_size), strict=True):
         valid_C = labels_C != IGNORED
         loss_of_chunk, gradient_CV = chunk(
-            x_CD, weight_VD, bias_V, labels_C, valid_C, z_loss, part, gradient=any(wanted)
+            *(x_CD, weight_VD, bias_V, labels_C, valid_C, z_loss, part, soft_cap),
+            gradient=any(wanted),
         )
         loss = loss + loss_of_chunk  # in place, torch 2.11 would compile it without gradients
         # What is not to be learned is left out of products, whose rows are short, not of logits.

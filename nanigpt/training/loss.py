@@ -105,6 +105,7 @@ class LinearCrossEntropy:
                 chunk_size=self.chunk_size,
                 z_loss=self.z_loss if torch.is_grad_enabled() else 0.0,
                 part=part,
+                soft_cap=getattr(head, "soft_cap", None),
             )
 
         return head(x_BLD, product)

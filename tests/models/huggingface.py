@@ -12,13 +12,13 @@ from experiments.deepseek import deepseek_v3_model
 from experiments.llama3 import llama3_model
 from experiments.qwen3 import qwen3_model
 from nanigpt.config.build import build
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import TiedHead
 from nanigpt.models.huggingface import families
 from nanigpt.models.huggingface.mapping import weights
 from nanigpt.models.init import Constant, initialize, materialize
-from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.rope import Llama3Scaling, YarnScaling
 
 VOCABULARY, POSITIONS = 97, 64

@@ -8,9 +8,11 @@ import pytest
 
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import ClampedSwiGLU, SwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
-from nanigpt.models.decoder import Decoder, TransformerBlock
+from nanigpt.models.block import TransformerBlock
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import Embedding, TiedHead
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.huggingface.families import family_of
@@ -19,7 +21,6 @@ from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.models.init import Constant
 from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.linear import Linear
-from nanigpt.models.moe.activation import ClampedSwiGLU, SwiGLU
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
@@ -409,7 +410,15 @@ def test_every_argument_of_the_modules_is_accounted_for():
     linear = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"}
     blocks = {"attention_norm", "attention", "feed_forward_norm", "feed_forward"}
     told = {"n_heads", "n_kv_heads", "head_dim", "rope"}
-    refused = {"q_norm", "k_norm", "window", "chunk", "sink", "temperature"}  # or told
+    refused = {
+        "q_norm",
+        "k_norm",
+        "window",
+        "chunk",
+        "sink",
+        "temperature",
+        "score_soft_cap",
+    }  # or told
     # `core` and recomputation are ways to compute the same, as is `float8`; weights are there, so
     # that it does not matter how they began.
     assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token"}
@@ -421,7 +430,7 @@ def test_every_argument_of_the_modules_is_accounted_for():
     assert arguments(LatentAttention) - linear == (
         {*queries, *latents, *sizes, "window", "chunk", "core"}
     )
-    assert arguments(FeedForward) <= linear
+    assert arguments(FeedForward) - linear == {"activation"}  # refused but for SwiGLU
     assert arguments(MixtureOfExperts) == {"router", "experts", "shared"}
     sizes = {"n_experts", "dim", "initializer"}
     chosen = {"top_k", "scores", "normalize", "scale", "n_groups", "top_groups"}
@@ -431,7 +440,7 @@ def test_every_argument_of_the_modules_is_accounted_for():
     assert not arguments(SwiGLU)
     assert arguments(ClampedSwiGLU) == {"alpha", "limit"}
     assert arguments(Embedding) == {"vocab_size", "dim", "initializer", "compute_dtype"}
-    assert arguments(TiedHead) == {"embedding"}
+    assert arguments(TiedHead) == {"embedding", "soft_cap"}  # refused
     assert arguments(Linear) == {"in_dim", "out_dim", "initializer", "bias", "float8"}
     assert arguments(RMSNorm) == {"dim", "initializer", "eps"}
     assert arguments(RotaryEmbedding) == {"head_dim", "max_sequence_length", "theta", "scaling"}

@@ -13,6 +13,7 @@ from torch import nn
 from experiments import parts
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.huggingface.deepseek_v3 import DEEPSEEK_V3
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
@@ -20,7 +21,6 @@ from nanigpt.models.huggingface.mapping import left_out
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.models.init import Constant
-from nanigpt.models.moe.activation import ClampedSwiGLU
 from tests.models.huggingface import random_model, state, tiny_model
 from tests.models.test_huggingface_config import replaced, version_5, without
 

@@ -5,8 +5,8 @@ import torch
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.init import TruncatedNormal
-from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.moe.dispatch import LocalDispatcher
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.parallel.compile import Compile

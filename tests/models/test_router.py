@@ -11,10 +11,10 @@ from experiments import parts
 from experiments.qwen3 import qwen3_model
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal, initialize, materialize
 from nanigpt.models.linear import Linear
-from nanigpt.models.moe.activation import ClampedSwiGLU
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router

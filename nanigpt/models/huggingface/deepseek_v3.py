@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import SwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
@@ -24,7 +25,6 @@ from nanigpt.models.huggingface.fields import (
 from nanigpt.models.huggingface.mapping import Family, RotaryPairs, Rule
 from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
 from nanigpt.models.latent_attention import LatentAttention
-from nanigpt.models.moe.activation import SwiGLU
 from nanigpt.models.moe.mixture import MixtureOfExperts
 
 _LATENT_EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps is

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import SwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import TiedHead
@@ -64,20 +65,23 @@ def attentions(
             "chunk": attention.visibility.chunk,
             "sink": attention.sink,
             "temperature": attention.temperature,
+            "score_soft_cap": attention.score_soft_cap,
         }
         for name, value in optional.items():
             where = f"layers[{i}].attention.{name}"
             if value is None and name in has:
                 raise UsageError(f"{where} is None: expected one")
             if value is not None and name not in {*has, *may_have}:
-                told = value if isinstance(value, int) else type(value).__name__
+                told = value if isinstance(value, int | float) else type(value).__name__
                 raise UsageError(f"{where} is {told}: expected None")
     return found
 
 
 def feed_forwards(modules: Iterable[Any]) -> list[FeedForward]:
-    """Raises UsageError where one is something else."""
-    return of_kind(FeedForward, modules)
+    """Raises UsageError where one is something else, or has another activation than SwiGLU."""
+    found = of_kind(FeedForward, modules)
+    of_kind(SwiGLU, (module.activation for module in found))
+    return found
 
 
 def of_kind(kind: type[T], modules: Iterable[Any]) -> list[T]:
@@ -99,6 +103,8 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
     for block in model.layers:
         found += [block.attention_norm, block.feed_forward_norm]
     check_gains(found)
+    if getattr(model.head, "soft_cap", None) is not None:
+        raise UsageError(f"head.soft_cap is {model.head.soft_cap}: expected None")
     found += norms
     return {
         "vocab_size": model.vocab_size,

@@ -8,6 +8,7 @@ MXFP4, which is read, not written.
 from typing import Any
 
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
@@ -21,7 +22,6 @@ from nanigpt.models.huggingface.fields import (
 )
 from nanigpt.models.huggingface.mapping import Family, Rule
 from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
-from nanigpt.models.moe.activation import ClampedSwiGLU
 
 _OURS, _THEIRS = f"{rules.LAYER}.feed_forward", f"{rules.THEIR_LAYER}.mlp"
 _W1, _W2, _W3 = (f"{_OURS}.experts.w{i}" for i in (1, 2, 3))

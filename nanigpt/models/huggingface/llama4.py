@@ -10,6 +10,7 @@ of one that also sees.
 from typing import Any
 
 from nanigpt.errors import UsageError
+from nanigpt.models.activation import SwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
@@ -24,7 +25,6 @@ from nanigpt.models.huggingface.fields import (
 )
 from nanigpt.models.huggingface.mapping import Family, RotaryPairs, Rule, Whole
 from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
-from nanigpt.models.moe.activation import SwiGLU
 
 _OURS, _THEIRS = f"{rules.LAYER}.feed_forward", f"{rules.THEIR_LAYER}.feed_forward"
 

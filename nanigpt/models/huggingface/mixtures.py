@@ -6,7 +6,7 @@ from typing import Any
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward
-from nanigpt.models.huggingface.fields import alike, of_kind
+from nanigpt.models.huggingface.fields import alike, feed_forwards, of_kind
 from nanigpt.models.moe.mixture import MixtureOfExperts
 
 
@@ -24,7 +24,7 @@ def mixtures_and_dense(
         raise UsageError("no layer has a mixture of experts")
     dense = {i: m for i, m in every.items() if i not in mixtures}
     of_kind(MixtureOfExperts, mixtures.values())
-    of_kind(FeedForward, dense.values())
+    feed_forwards(dense.values())
     return mixtures, dense
 
 
@@ -66,6 +66,7 @@ def mixture_fields(
                 where = f"layers[{i}].feed_forward.{path}"
                 raise UsageError(f"{where} is {found!r}: expected {value!r}")
     experts = [mixture.experts for mixture in mixtures.values()]
+    feed_forwards(mixture.shared for mixture in mixtures.values() if mixture.shared is not None)
     of_kind(activation, (e.activation for e in experts))
     return {
         n_experts: alike("experts.n_experts", [e.n_experts for e in experts]),

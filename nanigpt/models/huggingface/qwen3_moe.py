@@ -6,6 +6,7 @@ none.
 
 from typing import Any
 
+from nanigpt.models.activation import SwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
@@ -20,7 +21,6 @@ from nanigpt.models.huggingface.fields import (
 )
 from nanigpt.models.huggingface.mapping import Family
 from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_dense
-from nanigpt.models.moe.activation import SwiGLU
 
 
 def fields(model: Decoder) -> dict[str, Any]:
