@@ -12,6 +12,7 @@ from nanigpt.config.build import check
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
 from nanigpt.errors import UsageError
+from nanigpt.models.protocol import parameter_counts
 from nanigpt.training.trainer import Trainer
 
 
@@ -26,8 +27,9 @@ def run(values: flags.FlagValues) -> int:
     with blaming(values.config, values["config"].directives):
         built = check(values.config)
         if isinstance(built, Trainer):
-            built.check_ranks(values.ranks or built.parallelizer.mesh.least)
-            built.check_optimizer()
+            ranks = values.ranks or built.parallelizer.mesh.least
+            device = None if built.device == "auto" else built.device
+            built.check(ranks, device)
         elif values.ranks is not None:
             raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
@@ -37,7 +39,9 @@ def run(values: flags.FlagValues) -> int:
 def _describe(built: Any) -> str:
     if not isinstance(built, Trainer):
         return f"builds {type(built).__name__}, which is no Trainer"
+    length = built.sequence_length
+    batch = "samples" if length is None else f"x {length} tokens"
     return (
-        f"{built.model.parameter_counts()}, {built.steps:,} steps of "
-        f"{built.global_batch_size} x {built.data.sequence_length} tokens"
+        f"{parameter_counts(built.model)}, {built.steps:,} steps of {built.global_batch_size} "
+        f"{batch}"
     )

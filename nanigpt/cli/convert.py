@@ -12,7 +12,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
-from nanigpt.cli.trainer import build_trainer, on_any_world, restore
+from nanigpt.cli.trainer import build_trainer, checked_trainer, on_any_world, restore
 from nanigpt.config.blame import blaming
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
@@ -66,7 +66,7 @@ def run(values: flags.FlagValues) -> int:
 def _take_over(values: flags.FlagValues) -> int:
     cfg = values.config
     with blaming(cfg, values["config"].directives):
-        build_trainer(cfg)
+        checked_trainer(cfg)
     trainer = build_trainer(on_any_world(cfg))
     directory = RunDirectory(values.run)
     if directory.started:

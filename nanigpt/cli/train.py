@@ -5,6 +5,8 @@ nanigpt train --config=config:llama3_1b --config='fiddler:steps(500)' --run=runs
 torchrun --nproc-per-node=2 -m nanigpt train --config=config:llama3_debug
 """
 
+import sys
+
 from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
@@ -13,11 +15,14 @@ from nanigpt.cli.trainer import build_trainer
 from nanigpt.config.blame import blaming
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
+from nanigpt.config.leaves import flat
 from nanigpt.config.run_config import choose_run, claim_run
 from nanigpt.errors import MisfitError, RankError
 from nanigpt.files import write_atomically
-from nanigpt.parallel.world import launched_ranks, start_world
+from nanigpt.parallel.world import start_world
+from nanigpt.training.loop import train
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.trackers.tracker import RunInfo
 
 # What a resumed run may change without becoming another run: what it shows and keeps, how it is
 # spread over ranks, and what it computes again to keep less in memory.
@@ -26,8 +31,9 @@ MAY_CHANGE = (
     "profiling",
     "loader",
     "garbage_collection",
-    "sampler",
-    "evaluation",
+    "task.sampler",
+    "evaluations",
+    "trackers",
     "checkpointer",
     "device",
     "local_batch_size",
@@ -49,19 +55,19 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    cfg = values.config
-    with blaming(cfg, values["config"].directives):
-        trainer = build_trainer(cfg, ranks=launched_ranks())
-    path = values.run or choose_run("runs", recipe_name(values["config"].directives), cfg)
+    cfg, directives = values.config, values["config"].directives
+    path = values.run or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
-    world = start_world(trainer.device)
+    with blaming(cfg, directives):
+        trainer = build_trainer(cfg)
+        world = start_world(trainer.device)
+        prepared = trainer.prepare(world, directory)
     identity = fingerprint(cfg)
     if len(set(world.gather(identity))) > 1:
         raise RankError(
             f"rank {world.rank} has a config of fingerprint {identity}, other ranks have another: "
             "start all with the same command line and the same code"
         )
-    trainer.check(world, directory)
     recorded = None
     if world.is_main:
         directory.lock()
@@ -78,8 +84,9 @@ def run(values: flags.FlagValues) -> int:
             print(f"changed since the last launch: {change}")
         record_launch(directory, world, fingerprint=identity)
     world.barrier()
+    info = RunInfo(config=flat(cfg), fingerprint=identity, command=sys.argv)
     try:
-        trainer.run(directory, world)
+        train(prepared, info)
     except MisfitError:  # the record stays that of the checkpoint
         if recorded is not None:
             write_atomically(directory.config, recorded)

@@ -15,27 +15,38 @@ from nanigpt.errors import UsageError
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.world import start_world
 from nanigpt.training.checkpoint import Progress
-from nanigpt.training.device_checks import check_device
+from nanigpt.training.device_checks import device_problems
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import restore as load_model
 from nanigpt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
-    """Builds a config whose root is a Trainer.
+def build_trainer(cfg: Any) -> Trainer:
+    """Build a config whose root is a Trainer.
+
+    Raises:
+        UsageError: a component refuses its arguments, or the root is something else.
+    """
+    trainer = build(cfg)
+    if not isinstance(trainer, Trainer):
+        raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
+    return trainer
+
+
+def checked_trainer(cfg: Any, *, ranks: int | None = None) -> Trainer:
+    """Build a config whose root is a Trainer, and check that it can train.
 
     Args:
         ranks: processes that it is to run on, by default as few as its mesh permits.
 
     Raises:
-        UsageError: a component refuses its arguments, the root is something else, or model and
-            batch cannot be divided among the ranks.
+        UsageError: a component refuses its arguments, the root is something else, or the run cannot
+            be trained on that many ranks.
     """
-    trainer = build(cfg)
-    if not isinstance(trainer, Trainer):
-        raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
-    trainer.check_ranks(ranks or trainer.parallelizer.mesh.least)
+    trainer = build_trainer(cfg)
+    trainer.check(ranks or trainer.parallelizer.mesh.least)
     return trainer
 
 
@@ -102,14 +113,12 @@ def restore(
     """
     trainer = build_trainer(recorded_config(values, changes=changes))
     world = start_world("auto" if trainer.device == "cuda" else trainer.device)
-    if instead:
-        try:
-            check_device(trainer.model, trainer.parallelizer, world.device.type)
-        except UsageError as error:
-            if world.is_main:
-                taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
-                log.warning("%s; going on with %s", str(error).partition(";")[0], taken)
-            changes = {**(changes or {}), **instead}
-            trainer = build_trainer(recorded_config(values, changes=changes))
-    parallel, progress = trainer.restore(RunDirectory(values.run), world)
+    found = device_problems(trainer.model, trainer.parallelizer, world.device.type)
+    if instead and found:
+        if world.is_main:
+            taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
+            log.warning("%s; going on with %s", str(found[0]).partition(";")[0], taken)
+        changes = {**(changes or {}), **instead}
+        trainer = build_trainer(recorded_config(values, changes=changes))
+    parallel, progress = load_model(trainer, RunDirectory(values.run), world)
     return trainer, parallel, progress

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nanigpt import tags
+from nanigpt.models.protocol import shard_groups
 from nanigpt.parallel.expert import expert_parameters
 from nanigpt.parallel.mesh import Layout
 
@@ -88,7 +89,7 @@ class FullyShardedDataParallel:
                 cast_forward_inputs=False,  # the embedding decides the activations' dtype
             )
 
-        groups = model.shard_groups()
+        groups = shard_groups(model)
         for i, group in enumerate(groups):
             exact = any(getattr(module, "gathered_in_float32", False) for module in group)
             fully_shard(

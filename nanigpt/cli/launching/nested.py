@@ -25,7 +25,7 @@ def check_command(arguments: list[str], *, world_size: int) -> None:
         )
     _, values, _ = parse(name, arguments[1:])
     trainer = build_trainer(values.config if name == "train" else recorded_config(values))
-    if name != "generate":  # which has no batch to divide
+    if name == "train":  # the others run a model on any number of processes
         check_world_size(trainer, world_size)
 
 
@@ -36,6 +36,6 @@ def check_world_size(trainer: Trainer, world_size: int) -> None:
         UsageError: the mesh, or the batch, cannot be divided among them.
     """
     try:
-        trainer.check_ranks(world_size)
+        trainer.check(world_size)
     except UsageError as error:
         raise error.within("launch") from error
