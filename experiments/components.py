@@ -14,7 +14,7 @@ from nanigpt.optim.adamw import adamw as make_adamw
 from nanigpt.optim.muon import muon as make_muon
 from nanigpt.optim.schedule import Cosine, Linear, WarmupStableDecay
 from nanigpt.parallel.compile import Compile, Scope
-from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
+from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 
 
 @component

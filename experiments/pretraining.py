@@ -18,13 +18,17 @@ from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
+from nanigpt.tasks.cross_entropy import LinearCrossEntropy
+from nanigpt.tasks.language_modeling import LanguageModeling
+from nanigpt.tasks.sampler import Sampler
 from nanigpt.training.checkpoint import Checkpointer
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.garbage import GarbageCollection
-from nanigpt.training.loss import LinearCrossEntropy
 from nanigpt.training.metrics import Metrics
 from nanigpt.training.profiling import Profiling
-from nanigpt.training.sample import Sampler
+from nanigpt.training.trackers.console import Console
+from nanigpt.training.trackers.json_lines import JsonLines
+from nanigpt.training.trackers.tensorboard import TensorBoard
 from nanigpt.training.trainer import Trainer
 
 
@@ -57,8 +61,12 @@ def pretraining(
         Trainer,
         model=model,
         data=data,
+        task=fdl.Config(
+            LanguageModeling,
+            loss=fdl.Config(LinearCrossEntropy),
+            sampler=fdl.Config(Sampler),
+        ),
         loader=fdl.Config(Loader),
-        loss=fdl.Config(LinearCrossEntropy),
         optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
         schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
         parallelizer=fdl.Config(
@@ -72,10 +80,10 @@ def pretraining(
             float8=fdl.Config(Float8),
             recomputation=fdl.Config(Recomputation),
         ),
-        evaluation=evaluation,
+        evaluations={"val": evaluation},
         checkpointer=fdl.Config(Checkpointer),
         metrics=fdl.Config(Metrics),
-        sampler=fdl.Config(Sampler),
+        trackers=[fdl.Config(kind) for kind in (Console, JsonLines, TensorBoard)],
         garbage_collection=fdl.Config(GarbageCollection),
         profiling=fdl.Config(Profiling),
         steps=steps,
@@ -106,10 +114,10 @@ def debugging(model: fdl.Config[Decoder], *, steps: int) -> fdl.Config[Trainer]:
     cfg = pretraining(
         model, lr=1e-3, steps=steps, warmup_steps=20, global_batch_size=4, sequence_length=128
     )
-    cfg.evaluation.interval = 100
-    cfg.evaluation.n_sequences = 64
+    cfg.evaluations["val"].interval = 100
+    cfg.evaluations["val"].n_samples = 64
     cfg.checkpointer.interval = 100
-    cfg.sampler.prompt = "def "
-    cfg.sampler.max_new_tokens = 120
-    cfg.sampler.temperature = 0.6
+    cfg.task.sampler.prompt = "def "
+    cfg.task.sampler.max_new_tokens = 120
+    cfg.task.sampler.temperature = 0.6
     return cfg

@@ -14,6 +14,8 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
+from nanigpt.tasks.sampler import Sampler
+from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.trainer import Trainer
 
 
@@ -61,10 +63,12 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
     set_tag(cfg, tags.GlobalBatchSize, 8)
     set_tag(cfg, tags.LocalBatchSize, None)
     steps(cfg, 20)
-    cfg.evaluation.interval = 10
-    cfg.evaluation.n_sequences = 16
+    for evaluation in selectors.select(cfg, Evaluation, check_nonempty=False):
+        evaluation.interval = 10
+        evaluation.n_samples = 16
     cfg.checkpointer.interval = 10
-    cfg.sampler.max_new_tokens = 32
+    for sampler in selectors.select(cfg, Sampler, check_nonempty=False):
+        sampler.max_new_tokens = 32
 
 
 def _few(layers: list[fdl.Config]) -> list[fdl.Config]:

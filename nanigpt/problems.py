@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
+from nanigpt.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Fix:
@@ -82,7 +84,7 @@ class Problem:
         return f"{subject}: expected {self.expected}" if subject else f"expected {self.expected}"
 
 
-class ComponentError(ValueError):
+class ComponentError(UsageError):
     """A component refuses its arguments.
 
     Attributes:
@@ -96,7 +98,11 @@ class ComponentError(ValueError):
         self.problems = problems
 
     def __str__(self) -> str:
-        return "; ".join(map(str, self.problems))
+        return "; ".join(dict.fromkeys(map(str, self.problems)))
+
+    def within(self, where: str) -> UsageError:
+        """Return an error whose message is preceded by where it arose."""
+        return UsageError(f"{where}: {self}")
 
 
 def refuse(

@@ -26,8 +26,8 @@ SOON += ("llama4_scout", "gpt_oss_20b")
 TINY = ("config:llama3_debug", "fiddler:debug_scale")
 
 # Edits of a run of which only the steps are looked at.
-QUICK = ("set:evaluation.interval=100", "set:evaluation.n_sequences=1")
-QUICK += ("set:sampler.max_new_tokens=1", "set:metrics.tensorboard=False")
+QUICK = ("set:evaluations[val].interval=100", "set:evaluations[val].n_samples=1")
+QUICK += ("set:task.sampler.max_new_tokens=1", "fiddler:tensorboard(False)")
 
 
 def each_recipe() -> list:

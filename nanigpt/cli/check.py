@@ -13,6 +13,7 @@ from nanigpt.config.assembly import Assembly
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
 from nanigpt.errors import UsageError
+from nanigpt.models.protocol import parameter_counts
 from nanigpt.problems import Problem
 from nanigpt.training.trainer import Trainer
 
@@ -35,8 +36,8 @@ def run(values: flags.FlagValues) -> int:
 
 def _cross_checks(built: Any, ranks: int | None) -> Iterator[Problem]:
     if isinstance(built, Trainer):
-        yield from built.check_ranks(ranks or built.parallelizer.mesh.least) or ()
-        yield from built.check_optimizer() or ()
+        device = None if built.device == "auto" else built.device
+        yield from built.problems(ranks or built.parallelizer.mesh.least, device)
     elif ranks is not None:
         raise UsageError(f"--ranks: the config builds {type(built).__name__}, not a Trainer")
 
@@ -44,7 +45,9 @@ def _cross_checks(built: Any, ranks: int | None) -> Iterator[Problem]:
 def _describe(built: Any) -> str:
     if not isinstance(built, Trainer):
         return f"builds {type(built).__name__}, which is no Trainer"
+    length = built.sequence_length
+    batch = "samples" if length is None else f"x {length} tokens"
     return (
-        f"{built.model.parameter_counts()}, {built.steps:,} steps of "
-        f"{built.global_batch_size} x {built.data.sequence_length} tokens"
+        f"{parameter_counts(built.model)}, {built.steps:,} steps of {built.global_batch_size} "
+        f"{batch}"
     )

@@ -12,7 +12,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
-from nanigpt.cli.trainer import build_trainer, on_any_world, restore
+from nanigpt.cli.trainer import build_trainer, checked_trainer, on_any_world, restore
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag
 from nanigpt.config.run_config import claim_run
@@ -64,7 +64,7 @@ def run(values: flags.FlagValues) -> int:
 
 def _take_over(values: flags.FlagValues) -> int:
     cfg = values.config
-    build_trainer(cfg, directives=values["config"].directives)
+    checked_trainer(cfg, directives=values["config"].directives)
     trainer = build_trainer(on_any_world(cfg))
     directory = RunDirectory(values.run)
     if directory.started:

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.cli.trainer import build_trainer
+from nanigpt.cli.trainer import checked_trainer
 from nanigpt.config.flag import compose, define_config_flag
 from nanigpt.config.registry import family, recipes
 from nanigpt.errors import UsageError
@@ -47,10 +47,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     lengths = {name: values[name].value for name in _LENGTHS if values[name].value is not None}
     if values["config"].directives:
-        found, as_text = (
-            costs(build_trainer(values.config, directives=values["config"].directives), **lengths),
-            _text,
-        )
+        trainer = checked_trainer(values.config, directives=values["config"].directives)
+        found, as_text = costs(trainer, **lengths), _text
     elif lengths:
         name, value = next(iter(lengths.items()))
         raise UsageError(f"--{name}={value} goes with --config\n  try: nanigpt count --help")
@@ -102,7 +100,7 @@ def costs_of_recipes() -> list[dict[str, Any]]:
     for name, function in recipes().items():
         cfg = compose([f"config:{name}"])
         try:
-            found = costs(build_trainer(cfg))
+            found = costs(checked_trainer(cfg))
         except UsageError as error:
             raise error.within(f"recipe {name}") from error
         rows.append({"family": family(function), "recipe": name, **found})

@@ -1,6 +1,7 @@
-"""Validation loss and bits per byte of a run's newest checkpoint.
+"""Evaluate a run's newest checkpoint.
 
 nanigpt eval --run=runs/llama3_debug
+nanigpt eval --run=runs/llama3_debug --evaluation=val
 """
 
 import json
@@ -11,12 +12,21 @@ from absl import flags
 from nanigpt import tags
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import restore
+from nanigpt.errors import UnknownName
+from nanigpt.training.loop import evaluate
+from nanigpt.training.trainer import require
 
 log = logging.getLogger(__name__)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     define_run_flag(values)
+    flags.DEFINE_multi_string(
+        "evaluation",
+        [],
+        "name of an evaluation of the run; repeat the flag for several (default: all)",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
@@ -24,11 +34,19 @@ def run(values: flags.FlagValues) -> int:
     trainer, parallel, progress = restore(
         values, instead={tags.Float8: None, tags.AttentionCore: None}
     )
+    for name in values.evaluation:
+        if name not in trainer.evaluations:
+            problem = f"--evaluation={name}: the run has no such evaluation"
+            raise UnknownName(problem, name, trainer.evaluations)
+    require(trainer.data_problems())
+    trainer.data.setup()
+    names = values.evaluation or list(trainer.evaluations)
+    for name in names:
+        trainer.evaluations[name].setup()
     world = parallel.layout.world
-    trainer.check(world)
     if world.is_main and progress.step and progress.text != trainer.data.digest:
-        log.warning("the text is not that of the checkpoint: this is another validation loss")
-    result = trainer.evaluate(parallel)
+        log.warning("the data are not those of the checkpoint: these are other validation numbers")
+    result = evaluate(trainer, parallel, names)
     if world.is_main:
         print(json.dumps({"step": progress.step, **result}))
     return 0

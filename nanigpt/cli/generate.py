@@ -10,7 +10,7 @@ from nanigpt import tags
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import restore
 from nanigpt.errors import UsageError
-from nanigpt.training.sample import Sampler
+from nanigpt.tasks.sampler import Sampler
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -30,7 +30,7 @@ def run(values: flags.FlagValues) -> int:
     ranks = values.ranks or trainer.parallelizer.mesh.least
     if values.rank >= ranks:
         raise UsageError(f"--rank={values.rank}: expected 0 to {ranks - 1}, there are {ranks}")
-    trainer.check_ranks(ranks)
+    trainer.check(ranks)
     whole = trainer.model.n_parameters()
     found = shards(
         trainer.parallelizer,

@@ -42,10 +42,10 @@ def run(values: flags.FlagValues) -> int:
 
 def _schedule(cfg: Any, *, format: str, color: bool) -> str:
     from nanigpt.cli.schedule_page import to_html
-    from nanigpt.cli.trainer import build_trainer
+    from nanigpt.cli.trainer import checked_trainer
     from nanigpt.parallel.schedule_picture import to_text
 
-    trainer = build_trainer(cfg)
+    trainer = checked_trainer(cfg)
     mesh = trainer.parallelizer.mesh
     ranks = mesh.axes["pp"]
     if ranks < 2:

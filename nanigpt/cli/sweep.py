@@ -18,6 +18,7 @@ from absl import flags
 
 from nanigpt.cli.sweeping.directory import FAILED, SweepDirectory, Trial, compose_trial
 from nanigpt.cli.sweeping.lock import lock
+from nanigpt.cli.sweeping.objective import require_possible
 from nanigpt.cli.sweeping.plot import plot
 from nanigpt.cli.sweeping.pool import Pool
 from nanigpt.cli.sweeping.report import print_conclusion, print_table, results, write_csv
@@ -25,10 +26,9 @@ from nanigpt.cli.sweeping.runner import Runner, TpeTrials, to_run
 from nanigpt.cli.sweeping.slurm import submit, write_array
 from nanigpt.cli.sweeping.tpe import Search
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import define_config_flag, recipe_name
+from nanigpt.config.flag import compose, define_config_flag, recipe_name
 from nanigpt.config.sweep import Space, extremes, parse_axis, points
-from nanigpt.errors import UnknownName, UsageError
-from nanigpt.training.metrics import NAMES as METRICS
+from nanigpt.errors import UsageError
 
 _SHOWN = 10  # problems
 
@@ -58,7 +58,10 @@ def define_flags(values: flags.FlagValues) -> None:
     integer("nproc", 1, "processes of each trial")
     integer("only", None, "run the trial of this number in sweep.json, and nothing else", low=0)
     flags.DEFINE_string(
-        "objective", None, "metric to compare by (default: val_loss)", flag_values=values
+        "objective",
+        None,
+        "number of metrics.jsonl to compare by (default: val_loss)",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "goal", None, ["min", "max"], "of the objective (default: min)", flag_values=values
@@ -93,6 +96,9 @@ def run(values: flags.FlagValues) -> int:
         return _report(directory, directory.trials)
     axes = _axes(values)
     planned = _plan(base, axes, values)  # what is wrong is told before anything is written
+    if values.objective is not None:
+        edits = planned[0].edits if planned else ()
+        require_possible(values.objective, build_trainer(compose([*base, *edits])))
     with lock(path / ".lock", what=f"--dir={path}: a sweep there") as held:
         directory = SweepDirectory(path)
         chosen = {"axes": values.sweep, "method": values.method, "seed": values.seed}
@@ -143,9 +149,6 @@ def _read_axes(values: flags.FlagValues) -> dict[str, Space]:
         raise UsageError("--submit goes with --slurm")
     if values.sbatch and not values.slurm:
         raise UsageError(f"--sbatch={values.sbatch[0]} goes with --slurm")
-    if values.objective is not None and values.objective not in METRICS:
-        problem = f"--objective={values.objective}: not among the metrics"
-        raise UnknownName(problem, values.objective, METRICS)
     if values.method == "tpe":
         _require("optuna")
     axes: dict[str, Space] = {}

@@ -5,6 +5,8 @@ nanigpt train --config=config:llama3_1b --config='fiddler:steps(500)' --run=runs
 torchrun --nproc-per-node=2 -m nanigpt train --config=config:llama3_debug
 """
 
+import sys
+
 from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
@@ -12,11 +14,14 @@ from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import assemble_trainer
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import define_config_flag, recipe_name
+from nanigpt.config.leaves import flat
 from nanigpt.config.run_config import choose_run, claim_run
 from nanigpt.errors import MisfitError, RankError
 from nanigpt.files import write_atomically
-from nanigpt.parallel.world import launched_ranks, start_world
+from nanigpt.parallel.world import start_world
+from nanigpt.training.loop import train
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.trackers.tracker import RunInfo
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -31,21 +36,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    cfg = values.config
-    directives = values["config"].directives
-    assembly = assemble_trainer(cfg, ranks=launched_ranks(), directives=directives)
-    trainer = assembly.root
+    cfg, directives = values.config, values["config"].directives
     path = values.run or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
+    assembly = assemble_trainer(cfg, directives=directives)
+    trainer = assembly.root
     world = start_world(trainer.device)
+    with assembly.located():
+        prepared = trainer.prepare(world, directory)
     identity = fingerprint(cfg)
     if len(set(world.gather(identity))) > 1:
         raise RankError(
             f"rank {world.rank} has a config of fingerprint {identity}, other ranks have another: "
             "start all with the same command line and the same code"
         )
-    with assembly.located():
-        trainer.check(world, directory)
     recorded = None
     if world.is_main:
         directory.lock()
@@ -61,8 +65,9 @@ def run(values: flags.FlagValues) -> int:
             print(f"changed since the last launch: {change}")
         record_launch(directory, world, fingerprint=identity)
     world.barrier()
+    info = RunInfo(config=flat(cfg), fingerprint=identity, command=sys.argv)
     try:
-        trainer.run(directory, world)
+        train(prepared, info)
     except MisfitError:  # the record stays that of the checkpoint
         if recorded is not None:
             write_atomically(directory.config, recorded)

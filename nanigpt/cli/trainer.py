@@ -2,68 +2,72 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from absl import flags
 
-from nanigpt import tags
 from nanigpt.config.assembly import Assembly
 from nanigpt.config.check import problems
 from nanigpt.config.run_config import load_run
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
+from nanigpt.parallel.mesh import MESH_AXES
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.world import start_world
-from nanigpt.problems import Problem
 from nanigpt.training.checkpoint import Progress
-from nanigpt.training.device_checks import check_device
+from nanigpt.training.device_checks import device_problems
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import restore as load_model
 from nanigpt.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def build_trainer(
-    cfg: Any, *, ranks: int | None = None, directives: Sequence[str] | None = None
-) -> Trainer:
+def build_trainer(cfg: Any, *, directives: Sequence[str] | None = None) -> Trainer:
     """Build a config whose root is a Trainer.
 
     Args:
-        ranks: processes that it is to run on, by default as few as its mesh permits.
         directives: what the command line said, for the commands in messages.
 
     Raises:
-        UsageError: a component refuses its arguments, the root is something else, or model and
-            batch cannot be divided among the ranks; the message has everything that is wrong.
+        UsageError: a component refuses its arguments, or the root is something else.
     """
-    return assemble_trainer(cfg, ranks=ranks, directives=directives).root
+    return assemble_trainer(cfg, directives=directives).root
 
 
-def assemble_trainer(
+def checked_trainer(
     cfg: Any, *, ranks: int | None = None, directives: Sequence[str] | None = None
-) -> Assembly:
+) -> Trainer:
+    """Build a config whose root is a Trainer, and check that it can train.
+
+    Args:
+        ranks: processes that it is to run on, by default as few as its mesh permits.
+
+    Raises:
+        UsageError: a component refuses its arguments, the root is something else, or the run cannot
+            be trained on that many ranks; the message has everything that is wrong.
+    """
+    assembly = assemble_trainer(cfg, directives=directives)
+    trainer = assembly.root
+    assembly.check(lambda _: trainer.problems(ranks or trainer.parallelizer.mesh.least))
+    return trainer
+
+
+def assemble_trainer(cfg: Any, *, directives: Sequence[str] | None = None) -> Assembly:
     """Build a trainer as `build_trainer` does, and keep the path of each object in the config."""
-    assembly = Assembly(cfg, directives=directives)
-
-    def check_ranks(trainer: Any) -> Iterable[Problem] | None:
-        if not isinstance(trainer, Trainer):
-            raise UsageError(f"the config builds {type(trainer).__name__}, not a Trainer")
-        return trainer.check_ranks(ranks or trainer.parallelizer.mesh.least)
-
-    assembly.check(check_ranks)
+    # Plain modules allocate their weights when they are constructed, but for this.
+    with torch.device("meta"):
+        assembly = Assembly(cfg, directives=directives)
+    assembly.check()
+    if not isinstance(assembly.root, Trainer):
+        raise UsageError(f"the config builds {type(assembly.root).__name__}, not a Trainer")
     return assembly
 
 
 # A model is looked at on any number of processes, however many trained it.
-_ANY_WORLD = {
-    tags.PipelineParallel: 1,
-    tags.DataParallelReplicate: 1,
-    tags.DataParallelShard: -1,
-    tags.ContextParallel: 1,
-    tags.TensorParallel: 1,
-    tags.ExpertParallel: 1,
-}
+_ANY_WORLD = {axis.tag: axis.one_process for axis in MESH_AXES}
 
 
 def on_any_world(cfg: Any) -> Any:
@@ -118,14 +122,12 @@ def restore(
     """
     trainer = build_trainer(recorded_config(values, changes=changes))
     world = start_world("auto" if trainer.device == "cuda" else trainer.device)
-    if instead:
-        try:
-            check_device(trainer.model, trainer.parallelizer, world.device.type)
-        except UsageError as error:
-            if world.is_main:
-                taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
-                log.warning("%s; going on with %s", str(error).partition(";")[0], taken)
-            changes = {**(changes or {}), **instead}
-            trainer = build_trainer(recorded_config(values, changes=changes))
-    parallel, progress = trainer.restore(RunDirectory(values.run), world)
+    found = device_problems(trainer.model, trainer.parallelizer, world.device.type)
+    if instead and found:
+        if world.is_main:
+            taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
+            log.warning("%s; going on with %s", str(found[0]).partition(";")[0], taken)
+        changes = {**(changes or {}), **instead}
+        trainer = build_trainer(recorded_config(values, changes=changes))
+    parallel, progress = load_model(trainer, RunDirectory(values.run), world)
     return trainer, parallel, progress

@@ -127,6 +127,15 @@ def _entries(value: Any, at: Entry, first: dict[int, str]) -> Iterator[Entry]:
                 yield entry
 
 
+def flat(cfg: Any) -> dict[str, Any]:
+    """Return the values of a DAG by path, as JSON has them: what JSON lacks is text.
+
+    A node is the name of its class or function; the root's path is `""`.
+    """
+    plain = (str, int, float, bool, type(None))
+    return {path: v if isinstance(v, plain) else show_value(v) for path, v in leaves(cfg)}
+
+
 def show_value(value: Any) -> str:
     """A value as a person would write it; a class or function by its name, a node by its head."""
     if isinstance(value, fdl.Buildable):

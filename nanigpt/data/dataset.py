@@ -3,60 +3,18 @@
 Shapes: B batch, L sequence_length.
 """
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
 import torch
 
 from nanigpt import tags
+from nanigpt.data.batch import TokenBatch
 from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
 from nanigpt.data.shuffle import permute
 from nanigpt.data.token_cache import open_tokens, tokenize_corpus, tokens_digest
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.errors import UsageError
-
-IGNORED = -100
-"""The label of what is not learned."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`labels_BL[b, l]` is the token after `tokens_BL[b, l]`; `IGNORED` marks what is not learned.
-
-    `positions_BL` are the tokens' places in their sequences where those are not 0 to L;
-    `documents_BL` are numbers of their documents where tokens see only their own.
-    """
-
-    tokens_BL: torch.Tensor
-    labels_BL: torch.Tensor
-    positions_BL: torch.Tensor | None = None
-    documents_BL: torch.Tensor | None = None
-
-    def places(self) -> dict[str, torch.Tensor]:
-        """The arguments of a decoder that say where tokens are."""
-        named = {"positions_BL": self.positions_BL, "documents_BL": self.documents_BL}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def pinned(self) -> "Batch":
-        """A copy in page-locked memory, for a GPU."""
-        columns = {name: x.pin_memory() for name, x in vars(self).items() if x is not None}
-        return Batch(**columns)
-
-    def labels_ahead(self, k: int) -> torch.Tensor:
-        """labels_BL one of which is the token k after the label of its position.
-
-        `IGNORED` where the sequence ends before it, or the token k ahead is of another document
-        than the position. A document's end is learned from within it, as it is at k = 0.
-        """
-        if k == 0:
-            return self.labels_BL
-        labels_BL = self.labels_BL.roll(-k, dims=1)
-        labels_BL[:, max(labels_BL.shape[1] - k, 0) :] = IGNORED
-        if self.documents_BL is not None:
-            other_BL = self.documents_BL.roll(-k, dims=1) != self.documents_BL
-            labels_BL = labels_BL.masked_fill(other_BL, IGNORED)
-        return labels_BL
 
 
 class PackedDataset:
@@ -112,10 +70,19 @@ class PackedDataset:
     def n_sequences(self, split: str) -> int:
         return max(len(self._tokens[split]) - 1, 0) // self.sequence_length
 
+    @property
+    def n_validation(self) -> int:
+        """Number of validation sequences."""
+        return self.n_sequences(VALIDATION)
+
+    def summary(self) -> str:
+        """Describe the training data, once it was set up."""
+        return f"{self.n_tokens(TRAIN):,} training tokens"
+
     def n_tokens(self, split: str) -> int:
         return len(self._tokens[split])
 
-    def train_batch(self, samples: range, *, seed: int) -> Batch:
+    def train_batch(self, samples: range, /, *, seed: int) -> TokenBatch:
         """The training samples numbered `samples`, counted from the start of the run.
 
         Each epoch goes through all sequences in an order of its own.
@@ -124,11 +91,11 @@ class PackedDataset:
         sequences = [permute(i % size, size=size, seed=seed, epoch=i // size) for i in samples]
         return self._batch(TRAIN, sequences)
 
-    def validation_batch(self, sequences: list[int]) -> Batch:
-        """The validation sequences of these numbers, in the corpus's order."""
-        return self._batch(VALIDATION, sequences)
+    def validation_batch(self, samples: list[int], /) -> TokenBatch:
+        """Return the validation sequences of these numbers, in the corpus's order."""
+        return self._batch(VALIDATION, samples)
 
-    def _batch(self, split: str, sequences: list[int]) -> Batch:
+    def _batch(self, split: str, sequences: list[int]) -> TokenBatch:
         length, tokens = self.sequence_length, self._tokens[split]
         rows = [tokens[i * length : i * length + length + 1] for i in sequences]
         rows_BL = torch.from_numpy(np.stack(rows).astype(np.int64))
@@ -136,7 +103,7 @@ class PackedDataset:
         if self.mask_documents:  # the end of one document is the beginning of the next
             documents_BL = (rows_BL[:, :-1] == self.tokenizer.end_id).cumsum(1)
         # Copies, so that masking a label leaves the token that it was made from.
-        return Batch(
+        return TokenBatch(
             tokens_BL=rows_BL[:, :-1].clone(),
             labels_BL=rows_BL[:, 1:].clone(),
             documents_BL=documents_BL,

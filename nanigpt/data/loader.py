@@ -9,7 +9,7 @@ from typing import Annotated
 
 import torch
 
-from nanigpt.data.dataset import Batch
+from nanigpt.data.batch import Batch
 from nanigpt.tags import Unit
 
 Read = Callable[[int], list[Batch]]

@@ -131,6 +131,20 @@ def measured_flops(
     return flops
 
 
+def training_flops(model: nn.Module, call: Callable[[nn.Module], torch.Tensor]) -> int:
+    """Count the FLOPs of matrix products in a forward and backward pass of a model, on meta.
+
+    Args:
+        call: runs the forward pass with inputs on meta; returns what is differentiated.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with on_meta(model), torch.enable_grad(), counter, torch.device("meta"):
+        call(model).sum().backward()
+    return counter.get_total_flops()
+
+
 def _measure(module: nn.Module, args: tuple, kwargs: dict) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -3,7 +3,8 @@
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,16 +16,13 @@ from nanigpt.models.decoder_costs import DecoderCosts
 from nanigpt.models.embedding import TiedHead
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.multi_token import MultiTokenPrediction
+from nanigpt.models.protocol import Finish
 from nanigpt.models.sizes import misfits, size
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
 from nanigpt.problems import Problem, refuse, refuse_all
 
 __all__ = ["Decoder", "RecomputationMode", "TransformerBlock"]
-
-Loss = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of head, hidden states x_BLD and labels_BL: a scalar that adds up over tokens. It is what calls
-the head, with its own product or another one."""
 
 
 class Decoder(DecoderCosts):
@@ -128,21 +126,25 @@ class Decoder(DecoderCosts):
         positions_BL: torch.Tensor | None = None,
         documents_BL: torch.Tensor | None = None,
         *,
-        ahead: bool = False,
-        loss: Loss | None = None,
-        labels: Sequence[torch.Tensor] = (),
+        ahead: bool | None = None,
+        finish: Finish | None = None,
+        targets: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Returns logits_BLV in the compute dtype, or their loss.
+        """Return logits_BLV in the compute dtype, or what `finish` makes of hidden states.
 
         Args:
             caches: hold what came before, and tell positions themselves.
             positions_BL: of the tokens where those are not 0 to L.
             documents_BL: numbers of the tokens' documents where they are of several.
             ahead: predict further tokens too, and return a list: logits_BLV of the next token, then
-                those of each depth of `multi_token`. It costs nothing where this is not asked for.
-            loss: returned in place of logits, which then need not be there all at once.
-            labels: labels_BL for the loss, of the next token, then of each further one.
+                those of each depth of `multi_token`. By default this is done where `finish` is
+                given in training mode, and costs nothing otherwise.
+            finish: is called with the head, the hidden states x_BLD of the next token and of each
+                further one, and the targets; its result is returned (see nanigpt.tasks.task).
+            targets: named arguments for `finish`.
         """
+        if ahead is None:
+            ahead = finish is not None and self.training
         places = None
         if documents_BL is not None and positions_BL is None:
             length = documents_BL.shape[1]  # of a pipeline's activations ranks of `tp` have parts
@@ -165,12 +167,10 @@ class Decoder(DecoderCosts):
         outs = [self.norm(x_BLD)]
         if ahead and self.multi_token is not None:
             outs += self.multi_token(x_BLD, tokens_BL, self.embedding, of[len(self.layers) :])
-        if loss is None:
-            results = [self.head(out_BLD) for out_BLD in outs]
-        else:
-            pairs = zip(outs, labels, strict=True)
-            results = [loss(self.head, out_BLD, labels_BL) for out_BLD, labels_BL in pairs]
-        return results if ahead else results[0]
+        if finish is not None:
+            return finish(self.head, *outs, **targets)
+        logits = [self.head(out_BLD) for out_BLD in outs]
+        return logits if ahead else logits[0]
 
     def _prepared(
         self, places: Places | None, tokens_BL: torch.Tensor, *, ahead: bool

@@ -1,55 +1,95 @@
-"""The answers that sharding, compilation and recomputation ask a model for, and their defaults.
+"""What the project asks of a model, and what holds for a model that does not answer.
 
-A model is any `nn.Module`. It may answer by methods or attributes of these names; what it leaves
-out has the default that is stated here:
+Any `nn.Module` can be trained whose forward is
 
-    blocks()                 layers that are compiled and recomputed one by one; none
-    shard_groups()           modules whose parameters FSDP gathers together; the model as a whole
-    compute_dtype            dtype of its activations; that of its first parameter
-    max_sequence_length      longest sequence that it takes; no limit
-    part(layers, ...)        modules of a pipeline stage (`Decoder.part`); no pipeline
+    forward(first, *, finish=None, targets={}, **places)
+
+(`nanigpt.tasks.task` explains `finish`). `Decoder` defines everything below by itself. A model
+that lacks a method or attribute gets the default that the function of its name states.
 """
+
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from nanigpt.models.counts import ParameterCounts
+from nanigpt.models.counts import parameter_counts as count_parameters
 
-def blocks(model: nn.Module) -> list[nn.Module | None]:
-    """Return the layers of a model; None stands for one that another rank has."""
-    own = getattr(model, "blocks", None)
-    return list(own()) if callable(own) else []
+
+class Finish(Protocol):
+    """Makes sums of losses of hidden states; the model calls it in place of its head."""
+
+    def __call__(
+        self, head: nn.Module, hidden: torch.Tensor, /, *further: torch.Tensor, **targets: Any
+    ) -> torch.Tensor: ...
+
+
+def blocks(model: nn.Module) -> list[Any]:
+    """Return the blocks that are compiled, recomputed and sharded one by one.
+
+    `model.blocks()`, where None stands for a block of another pipeline stage. By default the
+    elements of every outermost `nn.ModuleList`.
+    """
+    if hasattr(model, "blocks"):
+        return model.blocks()
+    found: list[nn.Module] = []
+    for child in model.children():
+        found += list(child) if isinstance(child, nn.ModuleList) else blocks(child)
+    return found
 
 
 def blocks_here(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model that this rank has."""
+    """Return the blocks that this rank has."""
     return [block for block in blocks(model) if block is not None]
 
 
-def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
-    """Return groups of modules whose parameters are gathered together, in the forward's order."""
-    own = getattr(model, "shard_groups", None)
-    return own() if own is not None else []
-
-
-def compute_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype of a model's activations."""
-    own = getattr(model, "compute_dtype", None)
-    if own is not None:
-        return own
-    first = next(model.parameters(), None)
-    return torch.float32 if first is None else first.dtype
-
-
-def max_sequence_length(model: nn.Module) -> int | None:
-    """Return the longest sequence that a model takes, or None if there is no limit."""
-    return getattr(model, "max_sequence_length", None)
-
-
 def recomputation(block: nn.Module) -> str:
-    """Return the mode in which a layer recomputes: its `activation_checkpointing`, or `none`."""
+    """Return the mode in which a block recomputes: its `activation_checkpointing`, or `none`."""
     return getattr(block, "activation_checkpointing", "none")
 
 
 def body(block: nn.Module) -> str:
     """Return the name of the method that is compiled and recomputed: `compute`, or `forward`."""
     return "compute" if hasattr(block, "compute") else "forward"
+
+
+def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
+    """Return the modules whose parameters are gathered together, in the order of the forward pass.
+
+    `model.shard_groups()`. By default each of `blocks`; all other parameters are gathered at the
+    start of the forward pass and kept.
+    """
+    if hasattr(model, "shard_groups"):
+        return model.shard_groups()
+    return [[block] for block in blocks_here(model)]
+
+
+def compute_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype of activations.
+
+    `model.compute_dtype`, or that of `model.embedding`. By default the dtype of the first
+    floating-point parameter.
+    """
+    for owner in (model, getattr(model, "embedding", None)):
+        if isinstance(found := getattr(owner, "compute_dtype", None), torch.dtype):
+            return found
+    floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floating, torch.float32)
+
+
+def max_sequence_length(model: nn.Module) -> int | None:
+    """Return `model.max_sequence_length`; None, the default, is no limit."""
+    return getattr(model, "max_sequence_length", None)
+
+
+def parameter_counts(model: nn.Module) -> ParameterCounts:
+    """Return `model.parameter_counts()`. By default no parameter is an embedding's, nor tied."""
+    if hasattr(model, "parameter_counts"):
+        return model.parameter_counts()
+    return count_parameters(model)
+
+
+def can_be_split(model: nn.Module) -> bool:
+    """Return whether a pipeline can divide the model: whether it has a method `part`."""
+    return hasattr(model, "part")

@@ -1,17 +1,18 @@
 """A decoder that is spread over ranks, as training and evaluation see it."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from nanigpt.data.dataset import Batch
-from nanigpt.models.decoder import Decoder, Loss
+from nanigpt.data.batch import Batch
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import settle_load
 from nanigpt.parallel.gradients import clip_gradients, settle
 from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.objective import Objective
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import common_scales
 
@@ -30,7 +31,7 @@ class ParallelModel:
 
     def __init__(
         self,
-        model: Decoder,
+        model: torch.nn.Module,
         layout: Layout,
         *,
         tensor: TensorParallel,
@@ -47,36 +48,30 @@ class ParallelModel:
         self.phase: Callable[[str], None] = lambda phase: None
 
     def shard(self, batch: Batch) -> Batch:
-        """What this rank computes of a batch, on its device."""
-        columns = {name: x for name, x in vars(batch).items() if x is not None}
-        if self.layout.sizes["cp"] > 1:
-            here_L = self.context.positions(batch.tokens_BL.shape[1], self.layout)
-            columns = {name: x[:, here_L] for name, x in columns.items()}
-            columns["positions_BL"] = here_L.expand_as(columns["tokens_BL"])
-        device = self.layout.world.device
-        if device.type == "cuda":  # from other memory the host would wait for the copy
-            columns = {name: x.pin_memory() for name, x in columns.items()}
-        return Batch(**{name: x.to(device, non_blocking=True) for name, x in columns.items()})
+        """Return the part of a batch that this rank computes, on its device."""
+        length = batch.sequence_length()
+        if self.layout.sizes["cp"] > 1 and length is not None:
+            batch = batch.cut(self.context.positions(length, self.layout))
+        return batch.to(self.layout.world.device)
 
-    def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
-        """Adds the gradients of the losses of all ranks' batches; returns those losses.
+    def forward_backward(
+        self, task: Objective, batches: list[Batch], weight: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Add the gradients of the objective over all ranks' batches; return the mean losses.
 
         Args:
+            task: says what to compute. The model calls its `finish`.
             batches: shards, computed one after the other.
-            loss: divided by what the global mean is over, so that gradients are summed only.
-
-        Returns:
-            loss: of the next tokens.
-            multi_token_loss: of further ones, if the model predicts them: the mean over depths,
-                which is weighted in the gradients, but not here. Each depth is divided by what
-                `loss` is, although it has fewer labels (DeepSeek-V3 Technical Report, 2024,
-                equations 24 and 25).
+            weight: what the global mean is over, so that gradients are summed only. It may be 0 if
+                all losses are: gradients are then 0, too.
         """
-        names = ["loss"] if self.model.multi_token is None else ["loss", "multi_token_loss"]
+        names = task.losses(self.model)
         totals = torch.zeros(len(names), device=self.layout.world.device)
+        weight = torch.where(weight == 0, torch.ones_like(weight), weight)
         with common_scales(self.float8):
             for i, batch in enumerate(batches):
-                totals += self._forward_backward(batch, loss, last=i == len(batches) - 1)
+                last = i == len(batches) - 1
+                totals += self._forward_backward(task, batch, weight, last=last)
         settle(self.parameters, self.layout, partial=self.partial_gradients)
         return dict(zip(names, self.sum(totals).unbind(), strict=True))
 
@@ -98,13 +93,17 @@ class ParallelModel:
         return True
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        """The loss of a shard, without gradients; zero on ranks that have none."""
+    def evaluate(self, task: Objective, batch: Batch) -> torch.Tensor:
+        """Return the sums of a shard's losses without gradients; zeros where a rank has none."""
+        with self._evaluating():
+            first, places = task.inputs(batch)
+            return self.model(first, **places, finish=task.finish, targets=task.targets(batch))
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
         scales = common_scales(self.float8)
         with self.tensor.loss_context(self.layout), self.tensor.splitting(), scales:
-            return self.model(
-                batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
-            )
+            yield
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks that have losses of different tokens, in place."""
@@ -121,20 +120,16 @@ class ParallelModel:
         parts = self.tensor.parts(self.layout)
         return settle_load(self.model, self.layout, n_experts=self.n_experts, sequence_parts=parts)
 
-    def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
+    def _forward_backward(
+        self, task: Objective, batch: Batch, weight: torch.Tensor, *, last: bool
+    ) -> torch.Tensor:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
             self.model.set_requires_gradient_sync(last)
         self.phase("forward")
         with self.tensor.loss_context(self.layout):
-            depths = 0 if self.model.multi_token is None else len(self.model.multi_token.depths)
-            labels = [batch.labels_ahead(k) for k in range(1 + depths)]
-            main, *further = self.model(
-                batch.tokens_BL, **batch.places(), ahead=True, loss=loss, labels=labels
-            )
+            first, places = task.inputs(batch)
+            targets = task.targets(batch)
+            means = self.model(first, **places, finish=task.finish, targets=targets) / weight
             self.phase("backward")
-            if not further:
-                main.backward()
-                return main.detach()
-            mean = sum(further) / len(further)
-            (main + self.model.multi_token.loss_weight * mean).backward()
-        return torch.stack([main, mean]).detach()
+            task.objective(means, self.model).backward()
+        return means.detach()

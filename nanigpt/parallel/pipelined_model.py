@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from nanigpt.data.dataset import Batch
-from nanigpt.models.decoder import Loss
+from nanigpt.data.batch import Batch
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import keeping_buffers
@@ -19,10 +18,10 @@ from nanigpt.parallel.context import ContextParallel
 from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
 from nanigpt.parallel.mesh import Layout
+from nanigpt.parallel.objective import Objective
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import Stages
 from nanigpt.parallel.tensor import TensorParallel
-from nanigpt.precision.float8 import common_scales
 
 
 class PipelinedModel(ParallelModel):
@@ -57,14 +56,17 @@ class PipelinedModel(ParallelModel):
         self.group = layout.parameters["pp"].get_group()
         self.model.forward = self._logits
         self._schedule: Any = None
+        self._objective: Callable = lambda sums, target: sums
         self._stages: list[Any] = []
 
     @property
     def has_loss(self) -> bool:
         return self.stages.has_last
 
-    def forward_backward(self, batches: list[Batch], loss: Loss) -> dict[str, torch.Tensor]:
-        losses = super().forward_backward(batches, loss)
+    def forward_backward(
+        self, task: Objective, batches: list[Batch], weight: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        losses = super().forward_backward(task, batches, weight)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         lost = [name for name, p in trained if p.grad is None]
         if lost:  # the norm and the optimizer would pass them over
@@ -73,13 +75,13 @@ class PipelinedModel(ParallelModel):
         return losses
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        scales = common_scales(self.float8)
-        with self.tensor.loss_context(self.layout), self.tensor.splitting(), scales:
-            total = self._forward(
-                batch.tokens_BL, **batch.places(), loss=loss, labels=[batch.labels_BL]
-            )
-        return torch.zeros((), device=self.layout.world.device) if total is None else total
+    def evaluate(self, task: Objective, batch: Batch) -> torch.Tensor:
+        with self._evaluating():
+            first, places = task.inputs(batch)
+            sums = self._forward(first, **places, finish=task.finish, targets=task.targets(batch))
+        if sums is None:
+            sums = torch.zeros(len(task.losses(self.model)), device=self.layout.world.device)
+        return sums
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         total = self.layout.sum(tensor)
@@ -94,31 +96,37 @@ class PipelinedModel(ParallelModel):
             counted_elsewhere=[self.model.embedding.weight] if self.stages.has_copy else (),
         )
 
-    def _forward_backward(self, batch: Batch, loss: Loss, *, last: bool) -> torch.Tensor:
+    def _forward_backward(
+        self, task: Objective, batch: Batch, weight: torch.Tensor, *, last: bool
+    ) -> torch.Tensor:
         if self._schedule is None:
             self._schedule = self._new_schedule()
         for stage in self._stages:
             stage.reduces = last  # gradients of all batches are summed over ranks at once
-        losses: list[torch.Tensor] = []
-        tokens = [batch.tokens_BL] if self.stages.has_first else []
-        # The last stage returns the loss; upstream's function for it hands it on, given a target.
-        target = {"target": batch.labels_BL} if self.stages.has_last else {}
+        first, places = task.inputs(batch)
+        total = torch.zeros(len(task.losses(self.model)), device=self.layout.world.device)
+
+        def objective(sums: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            means = sums / weight
+            total.add_(means.detach())
+            return task.objective(means, self.model)
+
+        self._objective = objective
+        # Upstream calls its loss function only where it is given a target.
+        target = {"target": first} if self.stages.has_last else {}
         kept = keeping_buffers() if self._keeps_buffers else contextlib.nullcontext()
         self.phase("pipeline")
         with self.tensor.loss_context(self.layout), kept:
             self._schedule.step(
-                *tokens,
+                *([first] if self.stages.has_first else []),
                 **target,
-                losses=losses,
                 return_outputs=False,
-                **batch.places(),
-                loss=loss,
-                labels=[batch.labels_BL],
+                **places,
+                finish=task.finish,
+                targets=task.targets(batch),
             )
         self.phase("backward")  # what is left of it: sums over ranks
-        return sum(
-            (value.detach() for value in losses), torch.zeros((), device=batch.tokens_BL.device)
-        )
+        return total
 
     def _new_schedule(self) -> Any:
         from torch.distributed.pipelining.schedules import (
@@ -137,8 +145,8 @@ class PipelinedModel(ParallelModel):
         schedule = kind(
             stages[0] if issubclass(kind, PipelineScheduleSingle) else stages,
             timetable.microbatches,
-            loss_fn=lambda loss, _: loss,
-            scale_grads=False,  # the loss is divided by the tokens of all microbatches already
+            loss_fn=lambda sums, target: self._objective(sums, target),
+            scale_grads=False,  # sums are divided by the weight of all microbatches already
         )
         if csv:
             schedule._load_csv(csv)

@@ -1,54 +1,53 @@
 """What a kind of device cannot do."""
 
 import torch
+from torch import nn
 
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import FlexAttention
-from nanigpt.models.decoder import Decoder
+from nanigpt.models.protocol import compute_dtype
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.parallel.parallelizer import Parallelizer
+from nanigpt.problems import Fix, Problem, show
 
 
-def check_device(model: Decoder, parallelizer: Parallelizer, kind: str) -> None:
-    """Checks whether a device of this kind, `cpu` or `cuda`, can train `model`.
+def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> list[Problem | str]:
+    """Return why a device of this kind, `cpu` or `cuda`, cannot train `model`."""
+    computed = compute_dtype(model)
+    attentions = [module for module in model.modules() if hasattr(module, "core")]
+    found: list[Problem | str] = [
+        Problem("core", type(attention.core), expected, Fix(attention, "core", None), attention)
+        for attention in attentions
+        if (expected := _core_problem(attention.core, computed, kind)) is not None
+    ]
+    tensor = parallelizer.tensor
+    if kind == "cpu" and tensor.asynchronous and parallelizer.mesh.axes["tp"] != 1:
+        expected = "False on a CPU, which has no symmetric memory"
+        fix = Fix(tensor, "asynchronous", False)
+        found.append(Problem("asynchronous", True, expected, fix, tensor))
+    try:
+        parallelizer.float8.check_device(model, kind)
+    except UsageError as error:
+        found.append(str(error))
+    if kind == "cuda" and parallelizer.context.method == "ring" and computed == torch.float32:
+        expected = "another method on CUDA, where its kernel computes in bfloat16"
+        context = parallelizer.context
+        fix = Fix(context, "method", "all_gather")
+        found.append(Problem("method", "ring", expected, fix, context))
+    return found
 
-    Raises:
-        UsageError: it cannot.
-    """
-    cores = [type(block.attention.core) for block in model.blocks()]
-    if kind == "cpu" and FlexAttention in cores:
-        raise UsageError(
-            "model.layers[*].attention.core: FlexAttention has no backward pass on a CPU; set "
-            "tag:AttentionCore=None there"
-        )
-    if kind == "cpu" and VarLen in cores:
-        raise UsageError(
-            "model.layers[*].attention.core: VarLen's kernel is of CUDA devices; set "
-            "tag:AttentionCore=None on a CPU"
-        )
-    for block in model.blocks():
-        kernels = getattr(block.attention.core, "kernels", None)
-        if kind == "cpu" and kernels is not None and not {"flash", "math"} & set(kernels):
-            raise UsageError(
-                f"model.layers[*].attention.core.kernels={kernels}: a CPU has 'flash' and 'math'; "
-                "add one, or set kernels=None"
-            )
-    computed = model.embedding.compute_dtype
-    if kind == "cuda" and VarLen in cores and computed not in (torch.bfloat16, torch.float16):
-        raise UsageError(
-            f"model.layers[*].attention.core: VarLen's kernel computes in bfloat16, not in "
-            f"{computed}; add --config=tag:ComputeDType=bfloat16, or take another "
-            "tag:AttentionCore"
-        )
-    if kind == "cpu" and parallelizer.tensor.asynchronous and parallelizer.mesh.axes["tp"] != 1:
-        raise UsageError(
-            "parallelizer.tensor.asynchronous=True: expected CUDA devices with symmetric "
-            "memory; set it to False on a CPU"
-        )
-    parallelizer.float8.check_device(model, kind)
-    ring = parallelizer.context.method == "ring"
-    if kind == "cuda" and ring and computed == torch.float32:
-        raise UsageError(
-            "parallelizer.context.method='ring': its kernel computes in bfloat16 on CUDA; add "
-            "--config=tag:ComputeDType=bfloat16, or take 'all_gather'"
-        )
+
+def _core_problem(core: object, computed: torch.dtype, kind: str) -> str | None:
+    """What was expected instead of an attention core."""
+    if kind == "cpu":
+        if isinstance(core, FlexAttention):
+            return "another core on a CPU, where FlexAttention has no backward pass"
+        if isinstance(core, VarLen):
+            return "another core on a CPU, because VarLen's kernel is of CUDA devices"
+        kernels = getattr(core, "kernels", None)
+        if kernels is not None and not {"flash", "math"} & set(kernels):
+            return f"'flash' or 'math' among kernels={kernels} on a CPU"
+    elif isinstance(core, VarLen) and computed not in (torch.bfloat16, torch.float16):
+        dtype = show(computed)
+        return f"another core, because VarLen's kernel computes in bfloat16, not in {dtype}"
+    return None

@@ -1,25 +1,41 @@
-"""Loss on held-out text."""
+"""Numbers on held-out samples."""
 
-import math
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Protocol
 
-import numpy as np
 import torch
 
-from nanigpt.data.corpus import VALIDATION
-from nanigpt.data.dataset import IGNORED, PackedDataset
-from nanigpt.models.decoder import Loss
+from nanigpt.data.batch import Batch
+from nanigpt.data.protocol import DataSource
 from nanigpt.parallel.parallel_model import ParallelModel
+from nanigpt.problems import refuse
 from nanigpt.tags import Unit
+from nanigpt.tasks.task import Task
+
+
+class Evaluates(Protocol):
+    """What the trainer asks of an evaluation. All ranks call its methods together."""
+
+    def setup(self) -> None:
+        """Read what the evaluation needs. Called once before training begins."""
+
+    def is_due(self, step: int, steps: int, /) -> bool:
+        """Return whether to evaluate after this one of `steps` steps."""
+        ...
+
+    def run(self, parallel: ParallelModel, task: Task, data: DataSource, /) -> dict[str, float]:
+        """Return named numbers; `data` is what the model is trained on."""
+        ...
 
 
 class Evaluation:
-    """Validation loss over a fixed set of sequences, spread evenly over the validation split.
+    """Evaluates the task on a fixed set of samples, spread evenly over the validation split.
 
     Args:
+        data: dataset to evaluate on; None takes the validation split of the training data.
         interval: steps between evaluations; the last step is always evaluated.
-        n_sequences: how many sequences, or all there are where those are fewer.
-        batch_size: sequences in one forward pass of one rank.
+        n_samples: how many samples, or all of the split if it has fewer.
+        batch_size: samples in one forward pass of one rank.
     """
 
     may_change_on_resume = True
@@ -27,55 +43,49 @@ class Evaluation:
     def __init__(
         self,
         *,
+        data: DataSource | None = None,
         interval: Annotated[int, Unit("steps")] = 1000,
-        n_sequences: int = 1024,
-        batch_size: Annotated[int, Unit("sequences")] = 8,
+        n_samples: int = 1024,
+        batch_size: Annotated[int, Unit("samples")] = 8,
     ):
-        if min(interval, n_sequences, batch_size) < 1:
-            raise ValueError(
-                f"interval={interval}, n_sequences={n_sequences}, batch_size={batch_size}: "
-                "expected at least 1"
-            )
+        sizes = {"interval": interval, "n_samples": n_samples, "batch_size": batch_size}
+        for name, value in sizes.items():
+            if value < 1:
+                refuse(name, value, "at least 1")
+        self.data = data
         self.interval = interval
-        self.n_sequences = n_sequences
+        self.n_samples = n_samples
         self.batch_size = batch_size
 
-    def is_due(self, step: int, steps: int) -> bool:
+    def setup(self) -> None:
+        if self.data is not None:
+            self.data.setup()
+
+    def is_due(self, step: int, steps: int, /) -> bool:
         return step % self.interval == 0 or step == steps
 
     @torch.no_grad()
-    def run(self, parallel: ParallelModel, loss: Loss, dataset: PackedDataset) -> dict[str, float]:
-        """Returns `val_loss` (nats per token) and `val_bits_per_byte` (of the text itself).
-
-        Bits per byte compares models of different tokenizers: the total loss over the bytes that
-        the predicted tokens stand for; the end of a document stands for none.
-        """
-        available = dataset.n_sequences(VALIDATION)
-        n = min(self.n_sequences, available)
-        chosen = [i * available // n for i in range(n)]
-        bytes_of = torch.from_numpy(dataset.tokenizer.token_bytes().astype(np.int64))
-        model, layout = parallel.model, parallel.layout
-        # Loss, tokens, bytes.
-        total = torch.zeros(3, dtype=torch.float64, device=layout.world.device)
+    def run(self, parallel: ParallelModel, task: Task, data: DataSource, /) -> dict[str, float]:
+        own = data if self.data is None else self.data
+        model = parallel.model
         was_training = model.training
         model.eval()
-        # Every rank runs the same number of forward passes, since sharded parameters are gathered
-        # by all together; a rank that has run out of sequences repeats one with nothing to predict.
-        stride = self.batch_size * layout.data_size
-        for start in range(0, n, stride):
+        try:
+            return task.evaluate(parallel, own, self._batches(parallel, own))
+        finally:
+            model.train(was_training)
+
+    def _batches(self, parallel: ParallelModel, data: DataSource) -> Iterator[tuple[Batch, float]]:
+        """This rank's shards, and whether they count.
+
+        Every rank runs the same number of forward passes, since sharded parameters are gathered by
+        all together. A rank that has run out of samples repeats one, which does not count.
+        """
+        available, layout = data.n_validation, parallel.layout
+        n = min(self.n_samples, available)
+        chosen = [i * available // n for i in range(n)]
+        for start in range(0, n, self.batch_size * layout.data_size):
             begin = start + layout.data_rank * self.batch_size
-            whole = dataset.validation_batch(chosen[begin : begin + self.batch_size] or chosen[:1])
-            if begin >= n:
-                whole.labels_BL.fill_(IGNORED)
-            batch = parallel.shard(whole)
-            total[0] += parallel.evaluate(batch, loss).double()
-            if parallel.has_loss:
-                labels = batch.labels_BL[batch.labels_BL != IGNORED].cpu()
-                total[1] += labels.numel()
-                total[2] += bytes_of[labels].sum().item()
-        model.train(was_training)
-        summed, tokens, text_bytes = parallel.sum(total).tolist()
-        return {
-            "val_loss": summed / tokens,
-            "val_bits_per_byte": summed / math.log(2) / text_bytes,
-        }
+            mine = chosen[begin : begin + self.batch_size]
+            batch = data.validation_batch(mine or chosen[:1])
+            yield parallel.shard(batch), float(bool(mine))

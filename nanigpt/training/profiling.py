@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import torch
 
-from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Layout
+from nanigpt.problems import Fix, Problem
 from nanigpt.tags import Unit
 from nanigpt.training.collectives import Labels, axes_of_groups
 from nanigpt.training.phases import PhaseClock, PhaseTimers
@@ -144,22 +144,26 @@ class Profiling:
         self.trace = trace
         self.memory = memory
 
-    def check(self, steps: int) -> None:
-        """Raises ValueError where a window ends after the last of so many steps."""
-        for name, window in (("trace", self.trace), ("memory", self.memory)):
-            if window is not None and window.last > steps:
-                raise ValueError(
-                    f"profiling.{name}: start={window.start}, steps={window.steps} is up to step "
-                    f"{window.last}, and the run ends at steps={steps}; choose earlier ones"
-                )
-
-    def check_device(self, kind: str) -> None:
-        """Raises UsageError where a device of this kind cannot be profiled so."""
-        if self.memory is not None and kind != "cuda":
-            raise UsageError(
-                f"profiling.memory: the snapshot is of CUDA memory, and the device is a {kind}; "
-                "set profiling.memory=None"
+    def problems(self, steps: int) -> list[Problem]:
+        """Return which windows end after the last of `steps` steps."""
+        return [
+            Problem(
+                f"{name}.start",
+                window.start,
+                f"a window of steps={window.steps} that ends by steps={steps} of the run, not at "
+                f"step {window.last}",
+                component=self,
             )
+            for name, window in (("trace", self.trace), ("memory", self.memory))
+            if window is not None and window.last > steps
+        ]
+
+    def device_problems(self, kind: str) -> list[Problem]:
+        """Return what of it a device of this kind, `cpu` or `cuda`, does not have."""
+        if self.memory is None or kind == "cuda":
+            return []
+        expected = f"None on a {kind}, because the snapshot is of CUDA memory"
+        return [Problem("memory", self.memory, expected, Fix(self, "memory", None), component=self)]
 
     @contextlib.contextmanager
     def open(self, run: RunDirectory, layout: Layout, *, step: int = 0) -> Iterator["Profiler"]:

@@ -14,6 +14,7 @@ class RunDirectory:
     launches.jsonl        one object per launch: command line, versions, git commit, processes
     metrics.jsonl         one object per step
     tensorboard/          events
+    wandb.json, wandb/    id of the run at Weights & Biases, and what was sent there
     checkpoints/          step_XXXXXXXX/, each whole
     profile/              what a profiler wrote, where there was one
     """

@@ -56,7 +56,7 @@ def test_the_first_loss_is_that_of_the_weights(tmp_path, caplog):
     run = tmp_path / "run"
     assert main(["convert", f"--from_hf={tmp_path / 'hf'}", *flags(*SHORT), f"--run={run}"]) == 0
     assert main(["train", *flags(*SHORT), f"--run={run}"]) == 0
-    assert "the text is not that of the checkpoint" not in caplog.text
+    assert "the data are not those of the checkpoint" not in caplog.text
     data = build(tiny(*SHORT[len(TINY) :])).data
     data.setup()
     batch = data.train_batch(range(2), seed=0)

@@ -252,7 +252,7 @@ def test_torchx_runs_two_nodes_here(short, tmp_path):
 )
 def test_what_torchx_submits(scheduler, options, first_node):
     where = (f"--scheduler={scheduler}", "--nodes=2", "--nproc_per_node=2", *options)
-    nested = ("train", *flags("set:sampler.prompt='$HOME'"))
+    nested = ("train", *flags("set:task.sampler.prompt='$HOME'"))
     out = succeed(nanigpt("launch", *where, "--torchx=--dryrun", "--", *nested))
     request = " ".join(out[out.index("=== SCHEDULER REQUEST ===") :].split())
     assert f'--rdzv-endpoint="{first_node}" ' in request

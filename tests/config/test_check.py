@@ -212,7 +212,7 @@ def test_all_problems_are_told_at_once():
         [
             "config:llama3_8b",
             "set:model.layers[3].attention.wq.out_dim=5",
-            "set:sampler.temperature=-1",
+            "set:task.sampler.temperature=-1",
             "set:data.corpus.validation_fraction=2",
         ]
     )

@@ -57,7 +57,7 @@ def test_callables_and_dtypes_are_recorded(tmp_path):
 
 def test_a_lambda_cannot_be_recorded():
     cfg = tiny()
-    cfg.loss = lambda logits, labels: 0
+    cfg.task.loss = lambda logits, labels: 0
     with pytest.raises(UsageError, match="cannot be recorded"):
         dump(cfg)
 

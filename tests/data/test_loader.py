@@ -5,14 +5,14 @@ import threading
 import pytest
 import torch
 
-from nanigpt.data.dataset import Batch
+from nanigpt.data.batch import TokenBatch
 from nanigpt.data.loader import Loader
 
 CPU = torch.device("cpu")
 
 
-def read(first: int) -> list[Batch]:
-    return [Batch(torch.tensor([[first]]), torch.tensor([[first + 1]]))]
+def read(first: int) -> list[TokenBatch]:
+    return [TokenBatch(torch.tensor([[first]]), torch.tensor([[first + 1]]))]
 
 
 def threads() -> list[str]:
@@ -32,7 +32,7 @@ def test_so_many_steps_are_read_ahead(prefetch):
     """While a step is computed the thread reads `prefetch` steps further, and then waits."""
     asked, reached = [], threading.Event()
 
-    def reading(first: int) -> list[Batch]:
+    def reading(first: int) -> list[TokenBatch]:
         asked.append(first)
         if first == 2 + prefetch:
             reached.set()
@@ -46,7 +46,7 @@ def test_so_many_steps_are_read_ahead(prefetch):
 
 
 def test_an_error_is_raised_by_the_step_whose_batch_it_was():
-    def failing(first: int) -> list[Batch]:
+    def failing(first: int) -> list[TokenBatch]:
         if first == 2:
             raise OSError("the disk is gone")
         return read(first)

@@ -16,6 +16,7 @@ from nanigpt.models.huggingface.mapping import weights
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.huggingface.writer import save_pretrained
 from nanigpt.parallel.world import start_world, stop_world
+from nanigpt.training.setup import set_up_model
 from tests.support import built_model, tiny
 
 # Untied, tied with norms of heads, experts, and latents with experts that a bias balances.
@@ -49,7 +50,7 @@ def main(folder: Path, *meshes: str) -> None:
             Pretrained(source, whole).load(whole)
             trainer = build(cfg)
             pretrained = Pretrained(source, trainer.model)
-            parallel = trainer.setup_model(world)
+            parallel = set_up_model(trainer, world)
             model, sizes = parallel.model, count_elements()
             pretrained.load(model)
             held = sum(getattr(w, "_local_tensor", w).numel() for w in weights(model).values())

@@ -8,31 +8,36 @@ from fiddlers.objective import multi_token
 from nanigpt.config.build import build
 from nanigpt.config.check import problems
 from nanigpt.config.flag import compose
-from nanigpt.data.dataset import IGNORED, Batch
+from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.errors import UsageError
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.multi_token import PredictionDepth
 from nanigpt.models.visibility import Places
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
+from nanigpt.tasks.language_modeling import labels_ahead
+from nanigpt.training.loop import evaluate, train_step
+from nanigpt.training.setup import Session, set_up_model
 from tests.support import built_model, tiny, train
 
 LENGTH = 24
 
 
-def some_batch(*, rows=2, documents=True) -> Batch:
+def some_batch(*, rows=2, documents=True) -> TokenBatch:
     """Random tokens; documents of one token up, and some that are not to be learned."""
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(512, (rows, LENGTH + 1), generator=random)
     labels = tokens[:, 1:].clone()
     labels[0, 3] = labels[1, 17] = IGNORED
     documents_BL = (torch.rand(rows, LENGTH, generator=random) < 0.2).cumsum(1)
-    return Batch(tokens[:, :-1].clone(), labels, documents_BL=documents_BL if documents else None)
+    return TokenBatch(
+        tokens[:, :-1].clone(), labels, documents_BL=documents_BL if documents else None
+    )
 
 
 def trainer_with_model(*edits, recipe="llama3_debug"):
     trainer = build(tiny(*edits, recipe=recipe))
-    return trainer, trainer.setup_model(start_world("cpu"))
+    return trainer, set_up_model(trainer, start_world("cpu"))
 
 
 def gradients(model):
@@ -91,10 +96,9 @@ def test_losses_and_gradients_equal_those_of_a_loop_over_positions(recipe, docum
                 norm.weight.add_(torch.linspace(0, 0.3 * (i + 1), norm.dim))
     tokens = (batch.labels_BL != IGNORED).sum()
     pieces = [
-        Batch(**{n: x[row : row + 1] for n, x in vars(batch).items() if x is not None})
-        for row in range(2)
+        TokenBatch(**{n: x[row : row + 1] for n, x in batch.columns().items()}) for row in range(2)
     ]
-    got = parallel.forward_backward(pieces, lambda *xs: trainer.loss(*xs) / tokens)
+    got = parallel.forward_backward(trainer.task, pieces, tokens.float())
     found = gradients(model)
     model.zero_grad()
     main, *further = (loss / tokens for loss in naive_losses(model, batch))
@@ -112,13 +116,16 @@ def test_labels_are_of_the_same_document():
     labels = torch.tensor([[11, 12, 13, 14, 15, 16, IGNORED, 18]])
     documents = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2]])
     x = IGNORED
-    alone, split = Batch(labels - 1, labels), Batch(labels - 1, labels, documents_BL=documents)
-    assert alone.labels_ahead(0).tolist() == split.labels_ahead(0).tolist() == labels.tolist()
-    assert alone.labels_ahead(1).tolist() == [[12, 13, 14, 15, 16, x, 18, x]]
+    assert labels_ahead(labels, 0, documents).tolist() == labels.tolist()
+    assert labels_ahead(labels, 1).tolist() == [[12, 13, 14, 15, 16, x, 18, x]]
     # 13 is the first token of the next document, which is the end of this one.
-    assert split.labels_ahead(1).tolist() == [[12, 13, x, 15, x, x, 18, x]]
-    assert split.labels_ahead(2).tolist() == [[13, x, x, x, x, 18, x, x]]
-    assert split.labels_ahead(8).tolist() == split.labels_ahead(9).tolist() == [[x] * 8]
+    assert labels_ahead(labels, 1, documents).tolist() == [[12, 13, x, 15, x, x, 18, x]]
+    assert labels_ahead(labels, 2, documents).tolist() == [[13, x, x, x, x, 18, x, x]]
+    assert (
+        labels_ahead(labels, 8, documents).tolist()
+        == labels_ahead(labels, 9, documents).tolist()
+        == [[x] * 8]
+    )
     assert labels.tolist() == [[11, 12, 13, 14, 15, 16, x, 18]]
 
 
@@ -127,7 +134,7 @@ def test_weight_0_leaves_all_other_gradients_as_they_were(recipe):
     found = []
     for edits in ((), ("fiddler:multi_token(2, 0)",)):
         trainer, parallel = trainer_with_model(*edits, recipe=recipe)
-        parallel.forward_backward([some_batch()], trainer.loss)
+        parallel.forward_backward(trainer.task, [some_batch()], torch.tensor(1.0))
         found.append(gradients(trainer.model))
     without, there = found
     for name, gradient in there.items():
@@ -147,7 +154,7 @@ def test_nothing_but_training_computes_or_feels_it(monkeypatch):
     trainer, parallel = trainer_with_model("fiddler:multi_token")
     trainer.data.setup()
     optimizer = trainer.optimizer(trainer.model.named_parameters())
-    trainer.train_step(optimizer, [trainer.data.train_batch(range(8), seed=0)], parallel)
+    train_step(Session(trainer, parallel, optimizer), [trainer.data.train_batch(range(8), seed=0)])
     other, plain = trainer_with_model()
     other.model.load_state_dict(
         {n: x for n, x in trainer.model.state_dict().items() if not n.startswith("multi_token.")}
@@ -156,15 +163,15 @@ def test_nothing_but_training_computes_or_feels_it(monkeypatch):
     monkeypatch.setattr(PredictionDepth, "forward", refuse)
     tokens = some_batch().tokens_BL
     assert torch.equal(trainer.model(tokens), other.model(tokens))
-    assert trainer.evaluate(parallel) == other.evaluate(plain)
-    texts = [t.sampler.run(t.model, t.data.tokenizer) for t in (trainer, other)]
+    assert evaluate(trainer, parallel) == evaluate(other, plain)
+    texts = [t.task.sampler.run(t.model, t.data.tokenizer) for t in (trainer, other)]
     assert texts[0] == texts[1]
     with pytest.raises(AssertionError, match="a further token"):
         trainer.model(tokens, ahead=True)
 
 
 def test_its_loss_falls_and_is_told_apart(tmp_path):
-    edits = ["set:global_batch_size=4", "set:evaluation.interval=100"]
+    edits = ["set:global_batch_size=4", "set:evaluations[val].interval=100"]
     rows = train(tiny(*edits, "fiddler:multi_token", "fiddler:steps(100)"), tmp_path / "run")
     first, last = ([row["multi_token_loss"] for row in part] for part in (rows[:5], rows[-5:]))
     assert len(rows) == 100 and sum(last) < 0.6 * sum(first)
@@ -179,7 +186,7 @@ def test_its_mixtures_are_counted_and_balanced():
         "fiddler:multi_token(2)", "tag:BalanceRate=0.01", recipe="qwen3_moe_debug"
     )
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
-    row = trainer.train_step(optimizer, [some_batch(), some_batch()], parallel)
+    row = train_step(Session(trainer, parallel, optimizer), [some_batch(), some_batch()])
     mixtures = [block.feed_forward for block in trainer.model.blocks()]
     assert row["tokens_per_expert"].shape == (2 + 2, mixtures[0].router.n_experts)
     assert row["tokens_per_expert"].sum(1).tolist() == [4 * LENGTH * mixtures[0].router.top_k] * 4

@@ -22,8 +22,8 @@ from nanigpt.parallel.expert_load import most_experts, settle_load
 from nanigpt.parallel.mesh import Mesh
 from nanigpt.parallel.world import World, start_world
 from nanigpt.training.checkpoint import list_checkpoints
-from nanigpt.training.metrics import NAMES
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import restore
 from tests.support import flags, tiny, train
 from tests.training.test_checkpoint import cut_back
 
@@ -252,7 +252,7 @@ def balanced(*edits):
 
 def test_every_step_has_the_metrics_of_experts(finished):
     _, rows = finished
-    assert set(TOLD) < set(NAMES)
+    assert all(set(TOLD) < row.keys() for row in rows)
     for row in rows:
         # Neither recomputation nor evaluation is counted: 4 sequences of 32 tokens, 2 experts each.
         assert [(len(layer), sum(layer)) for layer in row["tokens_per_expert"]] == [(6, 256)] * 2
@@ -279,7 +279,7 @@ def test_a_resumed_run_has_the_bias_of_experts_bit_for_bit(finished):
 
     def final():
         trainer = build(balanced())
-        assert trainer.restore(RunDirectory(path), start_world("cpu"))[1].step == 12
+        assert restore(trainer, RunDirectory(path), start_world("cpu"))[1].step == 12
         return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
     before = final()
@@ -297,12 +297,10 @@ def test_a_resumed_run_has_the_bias_of_experts_bit_for_bit(finished):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_a_sweep_may_look_for_balance(tmp_path, capsys):
+def test_a_sweep_may_look_for_balance(tmp_path):
     arguments = ("sweep", *flags("config:qwen3_moe_debug"), f"--dir={tmp_path}")
     rates = "--sweep=tag:BalanceRate=[1e-3,1e-2]"
     assert main([*arguments, rates, "--objective=load_imbalance", "--slurm"]) == 0
-    assert main([*arguments, rates, "--objective=load_imbalanc", "--slurm"]) == 2
-    assert "did you mean 'load_imbalance'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

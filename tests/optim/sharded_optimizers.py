@@ -16,6 +16,7 @@ from nanigpt.optim.muon import muon
 from nanigpt.parallel.world import start_world, stop_world
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import set_up_model
 from tests.support import built_model, tiny
 
 
@@ -29,7 +30,7 @@ def step(optimizer, model):
 
 def sharded(cfg, world):
     trainer = build(cfg)
-    model = trainer.setup_model(world).model
+    model = set_up_model(trainer, world).model
     return trainer.optimizer(model.named_parameters()), model
 
 

@@ -129,7 +129,7 @@ def test_a_group_is_of_muons_and_of_the_other_parameters(muon_first):
         "fiddler:parameter_group('*.wq', weight_decay=0.75)",
     ]
     trainer = build(tiny(*(edits if muon_first else edits[1:] + edits[:1])))
-    trainer.check_optimizer()
+    trainer.check(1)
     optimizer = trainer.optimizer(trainer.model.named_parameters())
     rates = {n: g["lr"] for g in optimizer.param_groups for n in g["param_names"]}
     decays = {n: g["weight_decay"] for g in optimizer.param_groups for n in g["param_names"]}

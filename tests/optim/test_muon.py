@@ -123,7 +123,7 @@ def test_the_dtype_of_products_is_the_computes():
     ids=["experts", "8bit", "bfloat16"],
 )
 def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe, edits):
-    short = ("fiddler:steps(6)", "set:checkpointer.interval=3", "set:evaluation.n_sequences=4")
+    short = ("fiddler:steps(6)", "set:checkpointer.interval=3", "set:evaluations[val].n_samples=4")
     cfg = tiny(*edits, *short, recipe=recipe)
     whole = train(cfg, tmp_path)
     assert whole[-1]["loss"] < whole[0]["loss"]

@@ -13,7 +13,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 from nanigpt.config.build import build
 from nanigpt.parallel.world import World, start_world, stop_world
-from nanigpt.training.checkpoint import Progress
+from nanigpt.training.loop import microbatches, train_step
+from nanigpt.training.setup import Session, set_up_model
 from tests.support import tiny
 
 CASES = {
@@ -46,7 +47,7 @@ def count(
 ) -> dict[str, dict[str, int]]:
     """Calls per collective, in forward and backward pass."""
     trainer = build(tiny(*edits, recipe=recipe))
-    parallel = trainer.setup_model(world)
+    parallel = set_up_model(trainer, world)
     generator = torch.Generator().manual_seed(0)
     tokens_BL = torch.randint(512, (1, trainer.data.sequence_length), generator=generator)
     found = {"forward": Counter(), "backward": Counter()}
@@ -54,7 +55,9 @@ def count(
         if hasattr(parallel.model, "set_requires_gradient_sync"):
             parallel.model.set_requires_gradient_sync(i == n_batches - 1)
         with parallel.tensor.loss_context(parallel.layout), counting() as mode:
-            loss = parallel.model(tokens_BL, loss=trainer.loss, labels=[tokens_BL])
+            loss = parallel.model(
+                tokens_BL, finish=trainer.task.finish, targets={"labels_BL": tokens_BL}
+            )[0]
             found["forward"].update(calls(mode))
             loss.backward()
             found["backward"].update(calls(mode))
@@ -65,12 +68,14 @@ def count(
 def count_step(world: World, edits: list[str], accumulation: int) -> dict[str, int]:
     """Calls per collective in a whole optimizer step of a pipeline."""
     trainer = build(tiny(*edits, f"set:local_batch_size={4 // accumulation}"))
-    trainer.check(world)
-    parallel = trainer.setup_model(world)
-    microbatches = trainer.microbatches(Progress(), accumulation, parallel.layout)
-    optimizer = torch.optim.SGD(parallel.model.parameters(), lr=0.0)
+    trainer.check(world.size)
+    trainer.data.setup()
+    parallel = set_up_model(trainer, world)
+    session = Session(trainer, parallel, torch.optim.SGD(parallel.model.parameters(), lr=0.0))
+    step = microbatches(session, 0)
+    assert len(step) == accumulation
     with counting() as mode:
-        trainer.train_step(optimizer, microbatches, parallel)
+        train_step(session, step)
     return dict(calls(mode))
 
 

@@ -63,9 +63,9 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     # seeds there is one that rounding decides.
     cfg.seed = {"experts": 45, "ahead": 42}.get(name, 0)
     cfg.max_grad_norm = 1e9  # clipping would hide a wrong scale
-    cfg.loss.chunk_size = 24  # several chunks, the last one shorter
-    cfg.evaluation.n_sequences = 6
-    cfg.sampler.max_new_tokens = 6
+    cfg.task.loss.chunk_size = 24  # several chunks, the last one shorter
+    cfg.evaluations["val"].n_samples = 6
+    cfg.task.sampler.max_new_tokens = 6
     common = [setting.format(folder=folder) for setting in FAMILIES[name]]
     return compose([*common, *settings], cfg)
 

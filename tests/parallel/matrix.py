@@ -4,6 +4,7 @@ Usage: torchrun --nproc-per-node=4 -m tests.parallel.matrix DEVICE REFERENCES.pt
 """
 
 import faulthandler
+import itertools
 import json
 import sys
 import time
@@ -18,7 +19,9 @@ from torch.distributed.tensor import DTensor
 from nanigpt.config.build import build
 from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.world import World, start_world, stop_world
-from nanigpt.training.checkpoint import Progress
+from nanigpt.training.loop import evaluate
+from nanigpt.training.loop import steps as steps_of
+from nanigpt.training.setup import new_session
 from tests.parallel.families import FAMILIES, RECOMPUTE, debug_run, family, steps
 
 SECONDS_PER_CASE = 100
@@ -183,9 +186,11 @@ def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
     trainer = build(cfg)
     sizes = trainer.parallelizer.mesh.sizes(world.size)
     trainer.local_batch_size = 8 // (sizes["dp_replicate"] * sizes["dp_shard"]) // 2
-    trainer.check(world)
-    parallel = trainer.setup_model(world)
-    optimizer = trainer.optimizer(parallel.model.named_parameters())
+    trainer.check(world.size, world.device.type)
+    trainer.data.setup()
+    trainer.schedule = lambda step, steps: 1.0  # no warm-up, so that steps differ more
+    session = new_session(trainer, world)
+    parallel = session.parallel
     seen = {
         "loss": [],
         "grad_norm": [],
@@ -199,18 +204,15 @@ def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
             {n: full(p.grad).clone() for n, p in parallel.model.named_parameters()}
         )
 
-    optimizer.register_step_pre_hook(look)
-    progress = Progress()
-    for _ in range(n_steps):
-        microbatches = trainer.microbatches(progress, 2, parallel.layout)
-        row = trainer.train_step(optimizer, microbatches, parallel)
-        progress.samples += trainer.global_batch_size
+    session.optimizer.register_step_pre_hook(look)
+    for row in itertools.islice(steps_of(session), n_steps):
         for key in ("loss", "grad_norm"):
             seen[key].append(row[key].item())
-        seen["load"].append({k: v.tolist() for k, v in row.items() if k not in seen})
+        load = {k: v for k, v in row.items() if k not in seen and isinstance(v, torch.Tensor)}
+        seen["load"].append({k: v.tolist() for k, v in load.items()})
     assert_aliases(parallel.model)
-    seen["evaluation"] = trainer.evaluate(parallel)["val_loss"]
-    seen["text"] = trainer.sampler.run(parallel.model, trainer.data.tokenizer, shorten=True)
+    seen["evaluation"] = evaluate(trainer, parallel)["val_loss"]
+    seen["text"] = trainer.task.sampler.run(parallel.model, trainer.data.tokenizer, shorten=True)
     return seen
 
 

@@ -12,13 +12,20 @@ from torch.distributed.tensor import DTensor
 
 from nanigpt.config.build import build
 from nanigpt.parallel.world import start_world, stop_world
+from nanigpt.training.loop import train_step
+from nanigpt.training.setup import Session, set_up_model
 from tests.support import built_model, tiny
 
 
 def sharded_model(cfg, world):
     trainer = build(cfg)
-    trainer.parallel = trainer.setup_model(world)
+    trainer.parallel = set_up_model(trainer, world)
     return trainer
+
+
+def summed(model, task, rows):
+    """The sum of losses of rows of tokens."""
+    return model(rows[:, :-1], finish=task.finish, targets={"labels_BL": rows[:, 1:]})[0]
 
 
 def untied(world):
@@ -50,7 +57,7 @@ def check_weights_and_gradients(cfg, world):
     size = 4 // world.size
     mine = tokens[size * world.rank : size * (world.rank + 1)]
     for rows, model in ((tokens, whole), (mine, trainer.model)):
-        loss = model(rows[:, :-1], loss=trainer.loss, labels=[rows[:, 1:]])
+        loss = summed(model, trainer.task, rows)
         (loss / tokens[:, 1:].numel()).backward()
     for name, p in trainer.model.named_parameters():
         expected = whole.get_parameter(name).grad
@@ -70,7 +77,7 @@ def bf16(world):
         size = 8 // world.size
         mine = tokens[size * world.rank : size * (world.rank + 1)]
         for rows, model in ((tokens, exact), (mine, trainer.model)):
-            loss = model(rows[:, :-1], loss=trainer.loss, labels=[rows[:, 1:]])
+            loss = summed(model, trainer.task, rows)
             (loss / tokens[:, 1:].numel()).backward()
         got = trainer.model.embedding.weight.grad.full_tensor()
         want = exact.embedding.weight.grad
@@ -99,7 +106,7 @@ def masked(world):
         for i in range(begin, begin + 2)
     ]
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
-    row = trainer.train_step(optimizer, microbatches, trainer.parallel)
+    row = train_step(Session(trainer, trainer.parallel, optimizer), microbatches)
     torch.testing.assert_close(row["loss"], expected.detach())
     torch.testing.assert_close(row["grad_norm"], norm, rtol=1e-4, atol=1e-6)
 

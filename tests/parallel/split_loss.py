@@ -10,40 +10,45 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from nanigpt.config.build import build
-from nanigpt.data.dataset import IGNORED, Batch
+from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.parallel.world import World, start_world, stop_world
+from nanigpt.training.setup import set_up_model
 from tests.support import built_model, tiny
 
 PLAIN, CHUNKED = "@cross_entropy(z_loss=0.01)", "@linear_cross_entropy(20, z_loss=0.01)"
 CASES = {
-    "plain": [f"set:loss={PLAIN}"],
-    "plain gathered": [f"set:loss={PLAIN}", "set:parallelizer.tensor.loss_parallel=False"],
-    "chunked": [f"set:loss={CHUNKED}"],
-    "chunked no sp": [f"set:loss={CHUNKED}", "set:parallelizer.tensor.sequence_parallel=False"],
-    "chunked gathered": [f"set:loss={CHUNKED}", "set:parallelizer.tensor.loss_parallel=False"],
-    "chunked compiled": [f"set:loss={CHUNKED}"],
+    "plain": [f"set:task.loss={PLAIN}"],
+    "plain gathered": [f"set:task.loss={PLAIN}", "set:parallelizer.tensor.loss_parallel=False"],
+    "chunked": [f"set:task.loss={CHUNKED}"],
+    "chunked no sp": [
+        f"set:task.loss={CHUNKED}",
+        "set:parallelizer.tensor.sequence_parallel=False",
+    ],
+    "chunked gathered": [f"set:task.loss={CHUNKED}", "set:parallelizer.tensor.loss_parallel=False"],
+    "chunked compiled": [f"set:task.loss={CHUNKED}"],
 }
 
 
 def compare(world: World, case: str) -> None:
     cfg = tiny(*CASES[case], "fiddler:tensor_parallel(2)")
     whole, trainer = built_model(cfg), build(cfg)
-    parallel = trainer.setup_model(world)
+    parallel = set_up_model(trainer, world)
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(512, (2, 33), generator=random)
-    batch = Batch(tokens[:, :-1].clone(), tokens[:, 1:].clone())
+    batch = TokenBatch(tokens[:, :-1].clone(), tokens[:, 1:].clone())
     batch.labels_BL[torch.rand(batch.labels_BL.shape, generator=random) < 0.2] = IGNORED
-    named = {"loss": trainer.loss, "labels": [batch.labels_BL]}
-    expected = whole(batch.tokens_BL, **named)
+    task = trainer.task
+    named = {"finish": task.finish, "targets": task.targets(batch)}
+    [expected] = whole(batch.tokens_BL, **named)
     expected.backward()
     with torch.no_grad():
         validation = whole(batch.tokens_BL, **named)
     if "compiled" in case:
-        compute = trainer.loss.compute
-        trainer.loss.compute = torch.compile(compute, backend="aot_eager", fullgraph=True)
-    got = parallel.forward_backward([batch], trainer.loss)["loss"]
+        compute = task.loss.compute
+        task.loss.compute = torch.compile(compute, backend="aot_eager", fullgraph=True)
+    got = parallel.forward_backward(task, [batch], torch.tensor(1.0))["loss"]
     torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(parallel.evaluate(batch, trainer.loss), validation)
+    torch.testing.assert_close(parallel.evaluate(task, batch), validation)
     for name, p in parallel.model.named_parameters():
         want = whole.get_parameter(name).grad
         error = (whole_of(p.grad) - want).norm() / want.norm()

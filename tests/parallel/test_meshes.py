@@ -175,9 +175,9 @@ def test_all_reasons_are_told_at_once(capsys):
 def test_a_tied_head_cannot_be_sharded_in_a_v(capsys):
     cfg = compose(["config:llama3_1b", pipeline(4, "ZBVZeroBubble")])
     trainer = build(cfg)
-    trainer.check_ranks(4)
+    trainer.check(4)
     with pytest.raises(UsageError, match="tied embedding"):
-        trainer.check_ranks(8)
+        trainer.check(8)
 
 
 @pytest.mark.parametrize(
@@ -216,16 +216,16 @@ def test_sizes_multiply_to_the_world():
 def test_only_split_matrices_need_symmetric_memory():
     """On one rank, as where a run is evaluated, nothing of it is used."""
     edits = ["fiddler:compile", "set:parallelizer.tensor.asynchronous=True"]
-    build(tiny(*edits)).check_device("cpu")
+    build(tiny(*edits)).check(1, "cpu")
     with pytest.raises(UsageError, match="asynchronous=True: expected CUDA"):
-        build(tiny(*edits, "fiddler:tensor_parallel(2)")).check_device("cpu")
+        build(tiny(*edits, "fiddler:tensor_parallel(2)")).check(1, "cpu")
 
 
 @pytest.mark.parametrize("axis", ["pp", "cp", "tp", "ep"])
 def test_an_older_torch_has_data_parallelism_only(axis, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
-    build(compose(["config:qwen3_moe_debug", "fiddler:hsdp(2)"])).check_ranks(4)
+    build(compose(["config:qwen3_moe_debug", "fiddler:hsdp(2)"])).check(4)
     edit = {"pp": PP, "cp": CP, "tp": TP, "ep": EP}[axis].format(2)
     trainer = build(compose(["config:qwen3_moe_debug", edit]))
     with pytest.raises(UsageError, match=f"{axis}=2: expected torch 2.13 or newer, this is"):
-        trainer.check_ranks(2)
+        trainer.check(2)

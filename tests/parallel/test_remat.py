@@ -437,10 +437,10 @@ def test_layers_that_ask_alike_share_their_policy():
 )
 def test_what_cannot_be_recomputed_is_refused(edits, message):
     with pytest.raises(UsageError, match=message):
-        build(tiny(*edits)).check_ranks(1)
+        build(tiny(*edits)).check(1)
 
 
 def test_the_whole_model_is_refused_where_it_is_sharded_or_pipelined():
     for edits in (["fiddler:fsdp(2)"], ["fiddler:pipeline(2, '1F1B', 2)"]):
         with pytest.raises(UsageError, match="scope='model': expected 'blocks'"):
-            build(tiny("fiddler:compile(scope='model')", *edits)).check_ranks(2)
+            build(tiny("fiddler:compile(scope='model')", *edits)).check(2)

@@ -10,8 +10,8 @@ from tests.support import TINY, flags, here, metrics, succeed, torchrun, train
 SHORT = (
     "fiddler:steps(10)",
     "set:checkpointer.interval=5",
-    "set:evaluation.n_sequences=4",
-    "set:sampler.max_new_tokens=2",
+    "set:evaluations[val].n_samples=4",
+    "set:task.sampler.max_new_tokens=2",
 )
 TIED = ("config:llama3_1b", "fiddler:debug_scale")
 EXPERTS = (

@@ -13,7 +13,7 @@ from tests.support import flags, nanigpt, succeed
 
 def sharded(directives, *, ranks, rank):
     trainer = build(compose(directives))
-    trainer.check_ranks(ranks)
+    trainer.check(ranks)
     return shards(
         trainer.parallelizer,
         trainer.model,

@@ -3,6 +3,7 @@
 Usage: torchrun --nproc-per-node=2 -m tests.precision.float8_ranks FOLDER CASE ...
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import torch
 from nanigpt.config.build import build
 from nanigpt.models.float8 import ordinary
 from nanigpt.parallel.world import World, start_world, stop_world
+from nanigpt.tasks.cross_entropy import CrossEntropy
 from nanigpt.training.checkpoint import Progress, model_state
-from nanigpt.training.loss import CrossEntropy
+from nanigpt.training.loop import evaluate, steps
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import resume
 from tests.support import tiny
 
 STEPS = 2
@@ -51,8 +54,8 @@ def config(*edits: str) -> fdl.Config:
     # are the parts that a pipeline has of four.
     cfg.local_batch_size = 4 if cfg.parallelizer.mesh.pp == 2 else 2
     if "head=True" in "".join(edits):
-        cfg.loss = fdl.Config(CrossEntropy)  # which calls the head for its product
-    cfg.evaluation.batch_size, cfg.evaluation.n_sequences = 2, 4
+        cfg.task.loss = fdl.Config(CrossEntropy)  # which calls the head for its product
+    cfg.evaluations["val"].batch_size, cfg.evaluations["val"].n_samples = 2, 4
     return cfg
 
 
@@ -62,10 +65,10 @@ def train(cfg: fdl.Config, world: World, folder: Path, *, save: bool = False) ->
     A checkpoint in `folder` is where training begins; `save` leaves one there.
     """
     trainer, run = build(cfg), RunDirectory(folder)
-    trainer.check(world)
-    parallel = trainer.setup_model(world)
-    optimizer = trainer.optimizer(parallel.model.named_parameters())
-    trainer.checkpointer.load_latest(run, world, parallel.model, optimizer)
+    trainer.schedule = lambda step, steps: 1.0  # no warm-up, so that steps differ more
+    session = resume(trainer.prepare(world, run))
+    parallel = session.parallel
+    session.progress = Progress()  # weights of a checkpoint, and the first samples
     initial = weights(parallel.model)
     computed_from = set()
 
@@ -75,19 +78,16 @@ def train(cfg: fdl.Config, world: World, folder: Path, *, save: bool = False) ->
 
     for layer in parallel.float8 if cfg.parallelizer.compile is None else ():
         layer.register_forward_pre_hook(look)
-    progress, rows = Progress(), []
-    for _ in range(STEPS):
-        accumulation = trainer.accumulation_steps(world.size)
-        microbatches = trainer.microbatches(progress, accumulation, parallel.layout)
-        row = trainer.train_step(optimizer, microbatches, parallel)
-        progress.samples += trainer.global_batch_size
-        progress.step += 1
-        rows.append([row["loss"].item(), row["grad_norm"].item()])
+    rows = [
+        [row["loss"].item(), row["grad_norm"].item()]
+        for row in itertools.islice(steps(session), STEPS)
+    ]
     if save:
-        trainer.checkpointer.save(run, world, parallel.model, optimizer, progress)
+        model, optimizer = parallel.model, session.optimizer
+        trainer.checkpointer.save(run, world, model, optimizer, session.progress)
     return {
         "rows": rows,
-        "validation": trainer.evaluate(parallel)["val_loss"],
+        "validation": evaluate(trainer, parallel)["val_loss"],
         "initial": initial,
         "weights": weights(parallel.model),
         "gathered": (len(parallel.float8), computed_from),

@@ -12,7 +12,8 @@ from nanigpt.models.moe.experts import Experts
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
 from nanigpt.precision.float8 import Float8, in_whole_units
-from nanigpt.training.checkpoint import Progress
+from nanigpt.training.loop import steps
+from nanigpt.training.setup import new_session
 from tests.support import QUICK, TINY, built_model, finish, flags, start, tiny
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -188,13 +189,9 @@ def losses(*edits):
     common = ("fiddler:steps(50)", "tag:SequenceLength=32", "tag:GlobalBatchSize=4")
     trainer = build(tiny(*common, "tag:ComputeDType=bfloat16", *edits))
     trainer.data.setup()
-    parallel = trainer.setup_model(start_world("cpu"))
-    optimizer = trainer.optimizer(parallel.model.named_parameters())
-    found = []
-    for step in range(50):
-        batches = trainer.microbatches(Progress(samples=4 * step), 1, parallel.layout)
-        found.append(trainer.train_step(optimizer, batches, parallel)["loss"])
-    return torch.stack(found)
+    trainer.schedule = lambda step, steps: 1.0  # no warm-up, so that steps differ more
+    session = new_session(trainer, start_world("cpu"))
+    return torch.stack([row["loss"] for row in steps(session)])
 
 
 @pytest.fixture(scope="module")
@@ -293,18 +290,18 @@ def test_gpus_have_float8_from_some_capability_on(recipe, edit, capability, leas
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     trainer = build(tiny(edit, recipe=recipe))
     if least is None:
-        trainer.check_device("cuda")
+        trainer.check(1, "cuda")
         return
     with pytest.raises(UsageError, match=f"capability {least} or higher, not a GPU"):
-        trainer.check_device("cuda")
+        trainer.check(1, "cuda")
 
 
 def test_torchao_is_asked_for_where_it_is_missing_and_only_there(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    build(tiny()).check_device("cpu")
+    build(tiny()).check(1, "cpu")
     Float8().apply(build(tiny().model))
     with pytest.raises(UsageError, match=r"not installed: pip install 'nanigpt\[float8\]'"):
-        build(tiny("fiddler:float8(emulate=True)")).check_device("cpu")
+        build(tiny("fiddler:float8(emulate=True)")).check(1, "cpu")
     with pytest.raises(UsageError, match="not installed"):
         Float8().apply(build(tiny("fiddler:float8").model))
 
@@ -350,7 +347,7 @@ def test_a_layer_without_its_product_says_what_to_do():
 def test_parts_of_matrices_need_sizes_too(edits, message):
     trainer = build(tiny(*edits))
     with pytest.raises(UsageError, match=message):
-        trainer.check_ranks(trainer.parallelizer.mesh.least)
+        trainer.check(trainer.parallelizer.mesh.least)
 
 
 @pytest.mark.cuda

@@ -13,8 +13,9 @@ from nanigpt.errors import UsageError
 from nanigpt.models.init import initialize, materialize
 from nanigpt.parallel.world import start_world
 from nanigpt.training.checkpoint import Checkpointer, Progress, list_checkpoints
-from nanigpt.training.metrics import drop_rows_after
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import restore
+from nanigpt.training.trackers.json_lines import drop_rows_after
 from tests.models.test_init import Shared
 from tests.support import metrics, tiny, train
 
@@ -57,7 +58,7 @@ def test_resuming_equals_never_having_stopped_bit_for_bit(tmp_path, recipe, edit
 
 def _export(cfg, path, name):
     trainer = build(cfg)
-    assert trainer.restore(RunDirectory(path), start_world("cpu"))[1].step == 20
+    assert restore(trainer, RunDirectory(path), start_world("cpu"))[1].step == 20
     torch.save(trainer.model.state_dict(), path / name)
     return path / name
 
@@ -83,7 +84,7 @@ def test_an_incomplete_checkpoint_is_never_chosen(tmp_path):
     last.rename(incomplete)
     (incomplete / ".metadata").unlink()
     trainer = build(cfg)
-    assert trainer.restore(run, start_world("cpu"))[1].step == 10
+    assert restore(trainer, run, start_world("cpu"))[1].step == 10
     assert train(cfg, tmp_path)[-1]["step"] == 20  # and it is no obstacle to saving step 20
     assert [p.name for p in list_checkpoints(run)] == [first.name, last.name]
     assert not incomplete.exists()
@@ -103,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path, damage, caplog)
     else:
         shutil.rmtree(last)
         last.mkdir()
-    assert build(tiny()).restore(RunDirectory(path), start_world("cpu"))[1].step == 10
+    assert restore(build(tiny()), RunDirectory(path), start_world("cpu"))[1].step == 10
     assert "step_00000020 is incomplete" in caplog.text
     assert [row["step"] for row in train(tiny(), path)] == list(range(1, 21))
 
@@ -118,7 +119,7 @@ def finished(tmp_path_factory):
 def test_rope_stays_one_right_table_through_state_dict_and_checkpoint(finished):
     """The table is derived from the config and is stored in neither; it must survive both."""
     trainer = build(tiny())
-    trainer.restore(RunDirectory(finished), start_world("cpu"))
+    restore(trainer, RunDirectory(finished), start_world("cpu"))
     model = trainer.model
     model.load_state_dict(model.state_dict())
     tables = dict(model.named_buffers(remove_duplicate=False))
@@ -134,7 +135,7 @@ def test_a_change_of_the_text_is_told(text_file, tmp_path, caplog):
     train(cfg, tmp_path / "run")
     text_file.write_text(text_file.read_text()[:30_000])
     train(cfg, tmp_path / "run")
-    assert "the text is not that of the checkpoint" in caplog.text
+    assert "the data are not those of the checkpoint" in caplog.text
 
 
 def test_a_checkpoint_is_complete_in_itself(tmp_path):
@@ -185,12 +186,12 @@ def test_shared_tensors_are_stored_once_and_stay_shared(tmp_path):
 def test_another_model_is_refused(tmp_path):
     train(tiny("fiddler:steps(2)"), tmp_path)
     with pytest.raises(UsageError, match=r"is of another model: embedding.weight is \[512, 128\]"):
-        build(tiny("tag:VocabSize=600")).restore(RunDirectory(tmp_path), start_world("cpu"))
+        restore(build(tiny("tag:VocabSize=600")), RunDirectory(tmp_path), start_world("cpu"))
 
 
 def test_a_run_without_checkpoint_cannot_be_restored(tmp_path):
     with pytest.raises(UsageError, match="no checkpoint yet"):
-        build(tiny()).restore(RunDirectory(tmp_path), start_world("cpu"))
+        restore(build(tiny()), RunDirectory(tmp_path), start_world("cpu"))
 
 
 def test_a_run_can_be_prolonged(tmp_path):

@@ -5,6 +5,7 @@ import torch
 
 from nanigpt.config.build import build
 from nanigpt.parallel.world import start_world
+from nanigpt.training import loop
 from nanigpt.training.phases import PHASES
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import tiny, train
@@ -37,9 +38,9 @@ def test_bf16_follows_fp32_on_cuda(tmp_path):
 @pytest.mark.parametrize(
     "edits", [[], ["fiddler:phase_timers", "set:local_batch_size=4"]], ids=["plain", "timed"]
 )
-def test_steps_between_log_lines_wait_for_nothing(edits, tmp_path):
-    trainer = build(tiny("fiddler:steps(6)", "set:evaluation.interval=100", *edits))
-    plain, record = trainer.train_step, trainer.metrics.record
+def test_steps_between_log_lines_wait_for_nothing(edits, tmp_path, monkeypatch):
+    trainer = build(tiny("fiddler:steps(6)", "set:evaluations[val].interval=100", *edits))
+    plain, record = loop.train_step, trainer.metrics.record
 
     def strictly(function):
         def strict(*args, **named):
@@ -51,7 +52,7 @@ def test_steps_between_log_lines_wait_for_nothing(edits, tmp_path):
 
         return strict
 
-    trainer.train_step = strictly(plain)
+    monkeypatch.setattr(loop, "train_step", strictly(plain))
     trainer.metrics.record = lambda row, **named: (
         record if row["step"] in (1, 6) else strictly(record)
     )(row, **named)
@@ -59,15 +60,15 @@ def test_steps_between_log_lines_wait_for_nothing(edits, tmp_path):
 
 
 @pytest.mark.cuda
-def test_batches_come_to_the_gpu_from_pinned_memory(tmp_path):
+def test_batches_come_to_the_gpu_from_pinned_memory(tmp_path, monkeypatch):
     trainer = build(tiny("fiddler:steps(2)"))
-    plain, pinned = trainer.train_step, []
+    plain, pinned = loop.train_step, []
 
-    def step(optimizer, batches, parallel):
+    def step(session, batches):
         pinned.extend(batch.tokens_BL.is_pinned() for batch in batches)
-        return plain(optimizer, batches, parallel)
+        return plain(session, batches)
 
-    trainer.train_step = step
+    monkeypatch.setattr(loop, "train_step", step)
     trainer.run(RunDirectory(tmp_path), start_world("cuda"))
     assert pinned and all(pinned)
 

@@ -25,13 +25,13 @@ def test_every_rung_is_a_run_of_its_own(gpu):
     seen = []
     for directives in gpu.ladder().values():
         trainer = build(compose(["config:llama3_1b", "set:device=cuda", *directives]))
-        trainer.check_ranks(1)
+        trainer.check(1)
         block = trainer.model.layers[0]
         seen.append(
             (
                 trainer.optimizer.keywords["kernel"],
                 block.attention.core.kernels,
-                type(trainer.loss).__name__,
+                type(trainer.task.loss).__name__,
                 trainer.parallelizer.compile is not None,
                 block.activation_checkpointing,
                 block.attention.wq.float8,

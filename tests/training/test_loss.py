@@ -1,7 +1,5 @@
 """Losses against their formula in float64, one against the other, and what they keep in memory."""
 
-import inspect
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,14 +8,15 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from nanigpt.config.build import build
-from nanigpt.data.dataset import IGNORED, Batch
+from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.errors import UsageError
 from nanigpt.models.init import Constant, TruncatedNormal
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.world import start_world
-from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
-from nanigpt.training.trainer import Trainer
+from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
+from nanigpt.training.loop import evaluate, train_step
+from nanigpt.training.setup import Session, new_session, set_up_model
 from tests.parallel.split_loss import CASES
 from tests.support import succeed, tiny, torchrun
 
@@ -224,15 +223,14 @@ def test_it_compiles_as_one_graph_and_can_be_recomputed():
 def steps_of(cfg, batches):
     """Rows of train_step, and all gradients of the last one."""
     trainer = build(cfg)
-    parallel = trainer.setup_model(start_world("cpu"))
-    optimizer = trainer.optimizer(trainer.model.named_parameters())
+    session = new_session(trainer, start_world("cpu"))
     gradients = {}
 
     def look(*_):
         gradients.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
 
-    optimizer.register_step_pre_hook(look)
-    return [trainer.train_step(optimizer, batch, parallel) for batch in batches], gradients
+    session.optimizer.register_step_pre_hook(look)
+    return [train_step(session, batch) for batch in batches], gradients
 
 
 def some_batch(rows, seed):
@@ -240,7 +238,7 @@ def some_batch(rows, seed):
     tokens = torch.randint(512, (rows, 33), generator=random)
     labels = tokens[:, 1:].clone()
     labels[torch.rand(labels.shape, generator=random) < 0.2] = IGNORED
-    return Batch(tokens[:, :-1].clone(), labels)
+    return TokenBatch(tokens[:, :-1].clone(), labels)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +249,7 @@ def test_a_run_is_the_same_with_either_loss(recipe, edits):
     gradients."""
     batches = [[some_batch(3, 2 * step), some_batch(1, 2 * step + 1)] for step in range(4)]
     runs = [
-        steps_of(tiny(*edits, f"set:loss=@{loss}", recipe=recipe), batches)
+        steps_of(tiny(*edits, f"set:task.loss=@{loss}", recipe=recipe), batches)
         for loss in ("cross_entropy(z_loss=0.001)", "linear_cross_entropy(20, z_loss=0.001)")
     ]
     (plain, gradients), (chunked, found) = runs
@@ -269,10 +267,10 @@ def test_accumulation_weighs_every_token_alike():
     whole = some_batch(6, 0)
     whole.labels_BL[2, 3:] = whole.labels_BL[3:5] = IGNORED
     pieces = [
-        Batch(whole.tokens_BL[part], whole.labels_BL[part])
+        TokenBatch(whole.tokens_BL[part], whole.labels_BL[part])
         for part in (slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6))
     ]
-    cfg = tiny("set:loss=@linear_cross_entropy(20, z_loss=0.001)")
+    cfg = tiny("set:task.loss=@linear_cross_entropy(20, z_loss=0.001)")
     ([one], gradients), ([many], found) = (steps_of(cfg, [b]) for b in ([whole], pieces))
     torch.testing.assert_close(many, one, rtol=1e-5, atol=0)
     for name in found:
@@ -283,12 +281,12 @@ def test_validation_is_without_z_loss():
     seen = []
     z_loss = ("@cross_entropy(z_loss=0.1)", "@linear_cross_entropy(z_loss=0.1)")
     for loss in ("@linear_cross_entropy()", *z_loss):
-        trainer = build(tiny(f"set:loss={loss}"))
+        trainer = build(tiny(f"set:task.loss={loss}"))
         trainer.data.setup()
-        parallel = trainer.setup_model(start_world("cpu"))
+        parallel = set_up_model(trainer, start_world("cpu"))
         optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
-        row = trainer.train_step(optimizer, [some_batch(2, 0)], parallel)
-        seen.append((row["loss"].item(), trainer.evaluate(parallel)["val_loss"]))
+        row = train_step(Session(trainer, parallel, optimizer), [some_batch(2, 0)])
+        seen.append((row["loss"].item(), evaluate(trainer, parallel)["val_loss"]))
     (without, validation), *others = seen
     for trained, validated in others:
         assert trained > without + 1
@@ -298,9 +296,9 @@ def test_validation_is_without_z_loss():
 @pytest.mark.parametrize(
     "edit, message",
     [
-        ("set:loss.chunk_size=0", "chunk_size=0: expected at least 1 token"),
-        ("set:loss.z_loss=-1", "z_loss=-1.0: expected 0 or more"),
-        ("set:loss=@cross_entropy(-1)", "z_loss=-1.0: expected 0 or more"),
+        ("set:task.loss.chunk_size=0", "chunk_size=0: expected at least 1 token"),
+        ("set:task.loss.z_loss=-1", "z_loss=-1.0: expected 0 or more"),
+        ("set:task.loss=@cross_entropy(-1)", "z_loss=-1.0: expected 0 or more"),
     ],
 )
 def test_wrong_arguments_are_refused(edit, message):
@@ -311,10 +309,10 @@ def test_wrong_arguments_are_refused(edit, message):
 def test_a_head_in_float8_needs_its_own_product():
     trainer = build(tiny())
     trainer.model.head.float8 = "rowwise"
-    arguments = {name: getattr(trainer, name) for name in inspect.signature(Trainer).parameters}
-    with pytest.raises(ValueError, match="model.head.float8='rowwise'.*@cross_entropy"):
-        Trainer(**arguments)
-    Trainer(**arguments | {"loss": CrossEntropy()})
+    with pytest.raises(UsageError, match="head.float8='rowwise'.*LinearCrossEntropy"):
+        trainer.check(1)
+    trainer.task.loss = CrossEntropy()
+    trainer.check(1)
 
 
 @pytest.mark.parametrize(

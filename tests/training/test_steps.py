@@ -6,6 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanigpt.config.build import build
 from nanigpt.parallel.world import start_world
+from nanigpt.training import loop
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import QUICK, finish, start, succeed, tiny, train
 
@@ -52,16 +53,16 @@ def test_the_mode_sees_what_waits():
     ],
     ids=["dense", "documents, accumulated", "multi-token"],
 )
-def test_no_number_is_read_between_log_lines(edits, tmp_path):
+def test_no_number_is_read_between_log_lines(edits, tmp_path, monkeypatch):
     trainer = build(tiny("fiddler:steps(5)", *QUICK, *edits))
-    plain, record = trainer.train_step, trainer.metrics.record
+    plain, record = loop.train_step, trainer.metrics.record
     reads = HostReads()
 
-    def watched_step(optimizer, *rest):
+    def watched_step(session, batches):
         # One that is on a GPU would be read by the fused update's launch.
-        assert all(type(group["lr"]) is float for group in optimizer.param_groups)
+        assert all(type(group["lr"]) is float for group in session.optimizer.param_groups)
         with reads:
-            return plain(optimizer, *rest)
+            return plain(session, batches)
 
     def watched_record(row, **named):
         if row["step"] not in (1, 5):  # those are logged
@@ -69,7 +70,8 @@ def test_no_number_is_read_between_log_lines(edits, tmp_path):
                 return record(row, **named)
         return record(row, **named)
 
-    trainer.train_step, trainer.metrics.record = watched_step, watched_record
+    monkeypatch.setattr(loop, "train_step", watched_step)
+    trainer.metrics.record = watched_record
     trainer.run(RunDirectory(tmp_path), start_world("cpu"))
     assert reads.found == []
 
@@ -102,11 +104,12 @@ PLAIN_RUN = """
 import sys
 from nanigpt.config.build import build
 from nanigpt.parallel.world import start_world
+from nanigpt.training import loop
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import tiny
 
 trainer = build(tiny("fiddler:steps(4)", "set:checkpointer.interval=2"))
-plain, imported = trainer.train_step, []
+plain, imported = loop.train_step, []
 
 def step(*args):
     before = set(sys.modules)
@@ -114,7 +117,7 @@ def step(*args):
     imported.append(sorted(set(sys.modules) - before))
     return row
 
-trainer.train_step = step
+loop.train_step = step
 trainer.run(RunDirectory(sys.argv[1]), start_world("cpu"))
 assert len(imported) == 4
 print("imported:", *imported[0][:9], *("LATER " + name for s in imported[1:] for name in s))

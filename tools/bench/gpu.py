@@ -15,7 +15,6 @@ import argparse
 import importlib.metadata
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,7 +30,7 @@ MFU = "6 N_matmul + 12 L d S FLOPs per token, over the dense bf16 peak of the da
 # What every rung starts from, and what it changes; "" is the start.
 BEGINNING = [
     "set:parallelizer.compile=None",
-    "set:loss=@cross_entropy()",
+    "set:task.loss=@cross_entropy()",
     "set:optimizer.kernel=foreach",
     "tag:AttentionCore=@scaled_dot_product(kernels=('flash',))",
     "tag:ActivationCheckpointing=full",
@@ -40,7 +39,7 @@ CHANGES = {
     "eager, foreach AdamW, flash, plain loss, recomputation full": [],
     "+ fused AdamW": ["set:optimizer.kernel=fused"],
     "+ cuDNN attention": ["tag:AttentionCore=@scaled_dot_product(kernels=('cudnn','flash'))"],
-    "+ chunked loss": ["set:loss=@linear_cross_entropy()"],
+    "+ chunked loss": ["set:task.loss=@linear_cross_entropy()"],
     "+ compiled blocks and loss": ["fiddler:compile"],
     "+ recomputation selective": ["tag:ActivationCheckpointing=selective"],
     "+ recomputation none": ["tag:ActivationCheckpointing=none"],
@@ -67,59 +66,47 @@ def ladder() -> dict[str, list[str]]:
     return rungs
 
 
-def run(recipe: str, directives: list[str], batch: int, length: int, device: str) -> dict:
-    """Trains some steps in this process."""
-    import fiddle as fdl
+def run(recipe: str, directives: list[str], batch: int, length: int, device: str) -> None:
+    """Train some steps in this process, and print what was measured."""
     import torch
-    from timed import TimedMetrics
 
     from nanigpt.config.build import build
     from nanigpt.config.flag import compose
     from nanigpt.parallel.world import start_world
     from nanigpt.training.hardware import device_peaks
+    from nanigpt.training.loop import rows
     from nanigpt.training.run_directory import RunDirectory
+    from nanigpt.training.setup import resume
 
-    steps = WARM_UP + STEPS + 1  # the last one is validated
+    steps = WARM_UP + STEPS + 1  # the last one, which is validated, is not reached
     edits = [f"tag:SequenceLength={length}", f"tag:GlobalBatchSize={batch}"]
     edits += [f"tag:LocalBatchSize={batch}", f"tag:Steps={steps}", "set:schedule.warmup_steps=1"]
     cfg = compose([f"config:{recipe}", *edits, *directives])
     cfg.device = device
-    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
-    cfg.evaluation.n_sequences = cfg.evaluation.batch_size = cfg.sampler.max_new_tokens = 1
-    fdl.update_callable(cfg.metrics, TimedMetrics)
-    trainer, times, count = build(cfg), [], itertools.count(1)
-    world = start_world(device)
-
-    def after_step(loss) -> None:
-        step = next(count)
-        if step not in (WARM_UP, WARM_UP + STEPS):
-            return
-        last = float(loss)  # waits for the device, which steps between do not
-        times.append(time.perf_counter())
-        if step == WARM_UP and device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        elif step > WARM_UP:
-            peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
-            seconds = (times[1] - times[0]) / STEPS
-            speed = batch * length / seconds
-            flops = trainer.model_flops * speed
-            peaks = device_peaks(world.device)
-            result = {
-                "tokens_per_second": speed,
-                "ms_per_step": 1000 * seconds,
-                "mfu": flops / peaks.flops if peaks else None,
-                "peak_memory_gib": peak,
-                "loss": last,
-            }
-            harness.figures(result)
-            sys.stdout.flush()
-            os._exit(0)  # the checkpoint, validation and sample of a whole run are not measured
-
-    trainer.model_flops = trainer.model.flops_per_token(length)
-    trainer.metrics.after_step = after_step
+    cfg.evaluations["val"].interval = cfg.checkpointer.interval = 10**9
+    trainer, times, world = build(cfg), [], start_world(device)
+    flops = trainer.model.flops_per_token(length)
     with tempfile.TemporaryDirectory() as path:
-        trainer.run(RunDirectory(Path(path)), world)
-    raise AssertionError("the run ended before its last step was measured")
+        prepared = trainer.prepare(world, RunDirectory(Path(path)))
+        for row in rows(resume(prepared), prepared):
+            if row["step"] not in (WARM_UP, WARM_UP + STEPS):
+                continue
+            loss = float(row["loss"])  # waits for the device, which steps between do not
+            times.append(time.perf_counter())
+            if len(times) == 2:
+                break
+            if device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+    seconds = (times[1] - times[0]) / STEPS
+    speed, peaks = batch * length / seconds, device_peaks(world.device)
+    result = {
+        "tokens_per_second": speed,
+        "ms_per_step": 1000 * seconds,
+        "mfu": flops * speed / peaks.flops if peaks else None,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0,
+        "loss": loss,
+    }
+    harness.figures(result)
 
 
 def matmul(device: str) -> dict[str, float | str | None]:

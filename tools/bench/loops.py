@@ -20,7 +20,7 @@ SMALL = [
     "tag:GlobalBatchSize=1",
     "tag:SequenceLength=32",
     "tag:VocabSize=512",
-    "set:loss=@cross_entropy()",  # as the bare loops have: it is not the loss that is compared
+    "set:task.loss=@cross_entropy()",  # as the bare loops have: it is not the loss that is compared
 ]
 STEPS = {"large": 4, "small": 600}
 LOGGED = 7  # steps whose mean loss the Trainer of transformers logs at a time
@@ -36,9 +36,9 @@ def config(size: str):
     # One more than is measured, since the last step is validated.
     cfg.steps = WARM_UP + STEPS[size] + 1
     cfg.schedule.warmup_steps = WARM_UP
-    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
-    cfg.evaluation.n_sequences = 1
-    cfg.sampler.max_new_tokens = 1
+    cfg.evaluations["val"].interval = cfg.checkpointer.interval = 10**9
+    cfg.evaluations["val"].n_samples = 1
+    cfg.task.sampler.max_new_tokens = 1
     return cfg
 
 
@@ -77,19 +77,17 @@ def measure(
 
 def ours(size: str, after_step: AfterStep) -> None:
     """The Trainer, with data, schedule, metrics and all."""
-    import fiddle as fdl
-    from timed import TimedMetrics
-
     from nanigpt.config.build import build
     from nanigpt.parallel.world import start_world
+    from nanigpt.training.loop import rows
     from nanigpt.training.run_directory import RunDirectory
+    from nanigpt.training.setup import resume
 
-    cfg = config(size)
-    fdl.update_callable(cfg.metrics, TimedMetrics)
-    trainer = build(cfg)
-    trainer.metrics.after_step = after_step
+    trainer = build(config(size))
     with tempfile.TemporaryDirectory() as path:
-        trainer.run(RunDirectory(Path(path)), start_world("cpu"))
+        prepared = trainer.prepare(start_world("cpu"), RunDirectory(Path(path)))
+        for row in rows(resume(prepared), prepared):
+            after_step(row["loss"])
 
 
 def bare(size: str, *, own_model: bool) -> Iterator:

@@ -32,7 +32,7 @@ def measure(
 
     from nanigpt.models.init import TruncatedNormal
     from nanigpt.models.linear import Linear
-    from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
+    from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     random = torch.Generator(device).manual_seed(0)

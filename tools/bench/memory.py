@@ -7,9 +7,6 @@ process had, less what it had before the first step. Memory is measured in runs 
 what is freed goes back to the system at once, which takes time.
 """
 
-import tempfile
-from pathlib import Path
-
 import harness
 
 MODES = ("none", "selective", "full")
@@ -19,43 +16,27 @@ WARM_UP, STEPS = 3, 3
 def train(mode: str, *, warm_up: int = WARM_UP, measured: int = STEPS) -> harness.Figures:
     import time
 
-    import fiddle as fdl
-    from timed import TimedMetrics
-
     from nanigpt.config.build import build
     from nanigpt.config.flag import compose
     from nanigpt.parallel.world import start_world
-    from nanigpt.training.run_directory import RunDirectory
+    from nanigpt.training.loop import steps
+    from nanigpt.training.setup import new_session
 
-    steps = warm_up + measured + 1  # the last one is validated
-    edits = ["tag:GlobalBatchSize=8", "tag:SequenceLength=256", f"tag:Steps={steps}"]
+    n_steps = warm_up + measured
+    edits = ["tag:GlobalBatchSize=8", "tag:SequenceLength=256", f"tag:Steps={n_steps}"]
     edits += [f"tag:ActivationCheckpointing={mode}", f"set:schedule.warmup_steps={warm_up}"]
     cfg = compose(["config:llama3_debug", *edits])
-    cfg.evaluation.interval = cfg.checkpointer.interval = 10**9
-    cfg.evaluation.n_sequences = cfg.sampler.max_new_tokens = 1
-    fdl.update_callable(cfg.metrics, TimedMetrics)
     trainer = build(cfg)
+    trainer.data.setup()
+    session = new_session(trainer, start_world("cpu"))
     times, memory, losses = [], [], []
-
-    def after_step(loss) -> None:
+    before = harness.peak_gib()
+    for row in steps(session):
         times.append(time.process_time())
         memory.append(harness.peak_gib())
-        losses.append(float(loss))
-
-    before: list[float] = []
-    setup_model = trainer.setup_model
-
-    def measured_setup(world):
-        parallel = setup_model(world)
-        before.append(harness.peak_gib())
-        return parallel
-
-    trainer.setup_model = measured_setup
-    trainer.metrics.after_step = after_step
-    with tempfile.TemporaryDirectory() as path:
-        trainer.run(RunDirectory(Path(path)), start_world("cpu"))
-    ms = 1000 * (times[-2] - times[warm_up - 1]) / measured
-    return {"ms": ms, "GiB": memory[-2] - before[0], "loss": losses[-2]}
+        losses.append(float(row["loss"]))
+    ms = 1000 * (times[-1] - times[warm_up - 1]) / measured
+    return {"ms": ms, "GiB": memory[-1] - before, "loss": losses[-1]}
 
 
 def without_keeping(mode: str) -> harness.Figures:

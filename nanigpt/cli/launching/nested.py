@@ -1,6 +1,6 @@
 """The command to launch, checked here so that a typo never waits in a queue."""
 
-from nanigpt.cli.trainer import build_trainer, recorded_config
+from nanigpt.cli.trainer import build_trainer, checked_trainer, recorded_config
 from nanigpt.errors import UnknownName, UsageError
 
 _LAUNCHED = ("train", "eval", "generate")  # those that work on several processes
@@ -23,7 +23,8 @@ def check_command(arguments: list[str], *, world_size: int) -> None:
             f"{', '.join(_LAUNCHED)}"
         )
     _, values, _ = parse(name, arguments[1:])
-    directives = values["config"].directives if name == "train" else None
-    cfg = values.config if name == "train" else recorded_config(values)
-    ranks = None if name == "generate" else world_size  # it has no batch to divide
-    build_trainer(cfg, ranks=ranks, directives=directives)
+    if name == "train":
+        directives = values["config"].directives
+        checked_trainer(values.config, ranks=world_size, directives=directives)
+    else:  # the others run a model on any number of processes
+        build_trainer(recorded_config(values))

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nanigpt.cli.trainer import build_trainer
+from nanigpt.cli.trainer import checked_trainer
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import compose
 from nanigpt.config.record import differences, dump, load
@@ -59,7 +59,7 @@ def compose_trial(base: list[str], values: dict[str, Any], *, method: str) -> Tr
     """
     edits = tuple(f"{key}={value}" for key, value in values.items())
     cfg = compose([*base, *edits])
-    trainer = build_trainer(cfg)
+    trainer = checked_trainer(cfg)
     identity = fingerprint(cfg)
     # A name that no shell and no file system minds.
     readable = ",".join(edit.partition(":")[2] for edit in edits).replace("]=", "=")

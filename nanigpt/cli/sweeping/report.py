@@ -42,7 +42,8 @@ def results(directory: SweepDirectory) -> list[Row]:
         rows.append(Row(trial, directory.status(trial), curve))
     finished = [row for row in rows if row.status == DONE]
     if finished and not any(row.curve for row in finished):
-        known = directory.rows(finished[0].trial)[-1]
+        rows = directory.rows(finished[0].trial)
+        known = dict.fromkeys(key for row in rows for key in row)
         raise UnknownName(f"--objective={name}: not among the metrics", name, known)
 
     def order(row: Row) -> tuple:

@@ -94,7 +94,8 @@ class Runner:
         name = self._directory.settings["objective"]
         value = self._directory.objective(trial)
         if status == DONE and value is None:
-            raise UnknownName(f"--objective={name}: not among the metrics", name, rows[-1])
+            known = dict.fromkeys(key for row in rows for key in row)
+            raise UnknownName(f"--objective={name}: not among the metrics", name, known)
         seconds = time.monotonic() - self._started[trial.name]
         result = f"{name} {math.nan if value is None else value:.4f}"
         _say(status, trial, result, f"step {rows[-1]['step']}/{trial.steps}", f"{seconds:.0f} s")

@@ -1,4 +1,4 @@
-"""A text that the model writes, to look at."""
+"""Text that a model writes, to look at."""
 
 from typing import Annotated
 

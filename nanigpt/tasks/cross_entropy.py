@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nanigpt.data.dataset import IGNORED
+from nanigpt.data.batch import IGNORED
 from nanigpt.tags import Unit
-from nanigpt.training.linear_cross_entropy import (
+from nanigpt.tasks.linear_cross_entropy import (
     VocabularyPart,
     chunk_loss,
     linear_cross_entropy,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from nanigpt.data.dataset import IGNORED
+from nanigpt.data.batch import IGNORED
 from nanigpt.models.soft_cap import soft_cap as capped
 
 

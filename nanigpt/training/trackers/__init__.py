@@ -1,0 +1,1 @@
+"""Trackers: where the rows of a run's metrics go."""
