@@ -24,6 +24,7 @@ from nanigpt.models.huggingface.writer import check_vacant, save_pretrained
 from nanigpt.parallel.world import start_world
 from nanigpt.training.checkpoint import Progress
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.training.setup import set_up_model
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def _take_over(values: flags.FlagValues) -> int:
         claim_run(directory.config, cfg, started=False)
         record_launch(directory, world, fingerprint=fingerprint(cfg))
     world.barrier()
-    parallel = trainer.setup_model(world)
+    parallel = set_up_model(trainer, world)
     weights.load(parallel.model)
     trainer.checkpointer.save(directory, world, parallel.model, None, Progress())
     if world.is_main:

@@ -57,6 +57,8 @@ class Trainer:
             random ones.
     """
 
+    may_change_on_resume = ("device", "local_batch_size", "evaluations", "trackers")
+
     def __init__(
         self,
         *,

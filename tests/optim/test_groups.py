@@ -194,7 +194,7 @@ def test_learning_rates_by_tag():
 )
 def test_mistakes_are_told_before_training(edits, message):
     with pytest.raises(UsageError, match=re.escape(message)):
-        Assembly(tiny(*edits)).check(lambda trainer: trainer.check_optimizer())
+        Assembly(tiny(*edits)).check(lambda trainer: trainer.problems(1))
 
 
 def test_check_tells_a_selector_that_matches_nothing(capsys):
