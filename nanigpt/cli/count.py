@@ -72,13 +72,14 @@ def costs(
     """
     model = trainer.model
     for name, value in zip(_LENGTHS, (sequence_length, positions), strict=True):
-        if value is not None and value > model.max_sequence_length:
+        longest = model.max_sequence_length
+        if value is not None and longest is not None and value > longest:
             raise UsageError(
-                f"--{name}={value}: the model has {model.max_sequence_length} positions; expected "
+                f"--{name}={value}: the model has {longest} positions; expected "
                 f"at most as many, or --config=tag:SequenceLength={value} too"
             )
     sequence_length = sequence_length or trainer.data.sequence_length
-    positions = positions or model.max_sequence_length
+    positions = positions or model.max_sequence_length or sequence_length
     return {
         "parameters": dataclasses.asdict(model.parameter_counts()),
         "sequence_length": sequence_length,

@@ -40,6 +40,8 @@ class Decoder(DecoderCosts):
     Attributes:
         max_sequence_length: the longest sequence that every module which knows positions takes, or
             None where none has a limit.
+        keeps_caches: whether every layer can go on from a cache, as its attention says by a method
+            `cache_elements`. Otherwise sampling computes all positions anew for each token.
 
     Raises:
         ComponentError: sizes that the modules say do not fit together; it has every problem.
@@ -96,6 +98,8 @@ class Decoder(DecoderCosts):
         self.head = head
         self.positions = positions
         self.multi_token = multi_token
+        attentions = (getattr(block, "attention", None) for block in layers)
+        self.keeps_caches = all(hasattr(attention, "cache_elements") for attention in attentions)
         limits = (getattr(module, "max_sequence_length", None) for module in self.modules())
         self.max_sequence_length = min((n for n in limits if n is not None), default=None)
 
@@ -224,13 +228,8 @@ class Decoder(DecoderCosts):
         part.head = self.head if last else None
         part.multi_token = None
         part.max_sequence_length = self.max_sequence_length
+        part.keeps_caches = self.keeps_caches
         return part
-
-    @property
-    def keeps_caches(self) -> bool:
-        """Whether every layer can go on from a cache: its attention says `cache_elements`."""
-        attentions = (getattr(block, "attention", None) for block in self.layers)
-        return all(hasattr(attention, "cache_elements") for attention in attentions)
 
     def new_caches(self, *, capacity: int) -> list[LayerCache]:
         """Return empty caches for `capacity` positions, one a layer."""

@@ -38,6 +38,7 @@ def generate(
         stop_id: sampling it ends the text; it is not yielded.
         n_tokens: ids from here on are never sampled (a vocabulary padded past the tokenizer's).
         use_cache: keep keys and values of past positions; without, each step recomputes them all.
+            A model whose layers keep none (`keeps_caches`) goes without.
 
     Raises:
         ComponentError: an argument is out of range, or the text would exceed the model's context.
@@ -46,7 +47,8 @@ def generate(
         refuse("prompt", prompt, "at least one token")
     check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
     context = model.max_sequence_length
-    if len(prompt) + max_new_tokens > context:
+    use_cache = use_cache and getattr(model, "keeps_caches", True)
+    if context is not None and len(prompt) + max_new_tokens > context:
         expected = (
             f"at most {max(context - len(prompt), 0)} after a prompt of {len(prompt)} tokens, "
             f"since the model has a context of {context}"

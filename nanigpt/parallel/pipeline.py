@@ -127,7 +127,7 @@ class PipelineParallel:
             ValueError: the schedule cannot have so many ranks, stages or microbatches.
         """
         timetable = self.timetable(ranks, local_batch)
-        blocks = model.block_flops(model.max_sequence_length)
+        blocks = model.block_flops(model.max_sequence_length or 1)
         costs = [
             sum(blocks[i] for i in layers)
             for layers in self.split(model, ranks * timetable.stages_per_rank)
@@ -140,7 +140,7 @@ class PipelineParallel:
         """Blocks of each stage."""
         sizes = self.layers_per_stage
         if sizes is None:
-            costs = model.block_flops(model.max_sequence_length)
+            costs = model.block_flops(model.max_sequence_length or 1)
             embedding = self.embedding_blocks * sum(costs) / len(costs)
             sizes = balanced(costs, n_stages, first=embedding, last=model.head_flops())
         ends = [sum(sizes[: i + 1]) for i in range(n_stages)]

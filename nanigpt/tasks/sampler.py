@@ -61,8 +61,9 @@ class Sampler:
         # A document begins after the end of the one before.
         prompt, max_new_tokens = [tokenizer.end_id, *encoded], self.max_new_tokens
         if shorten:
-            prompt = prompt[-max(model.max_sequence_length // 2, 1) :]
-            max_new_tokens = min(max_new_tokens, model.max_sequence_length - len(prompt))
+            context = model.max_sequence_length or len(prompt) + max_new_tokens
+            prompt = prompt[-max(context // 2, 1) :]
+            max_new_tokens = min(max_new_tokens, context - len(prompt))
             if max_new_tokens < 1:
                 return self.prompt
         was_training = model.training

@@ -11,8 +11,12 @@ from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
 from nanigpt.config.flag import compose
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
+from nanigpt.models.embedding import Embedding
 from nanigpt.models.init import TruncatedNormal
+from nanigpt.models.linear import Linear
+from nanigpt.models.moe.experts import Experts
 from nanigpt.models.norm import RMSNorm
+from tests.parallel.plain import LowRank, PlainAttention, PlainNorm, PointwiseReLU2, WholeReLU2
 
 STEPS = 5
 
@@ -25,6 +29,11 @@ FAMILIES: dict[str, list[str]] = {
     "tied": [],  # embeddings
     "documents": ["set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"],
     "bf16": [BF16, RECOMPUTE],
+    "frozen": [],  # projections whose matrix is frozen; see frozen
+    "frozenfloat8": ["fiddler:float8(emulate=True)", "set:task.loss=@cross_entropy()"],
+    "frozenexperts": [],  # experts and embedding frozen
+    "pointwise": [],  # plain modules of another package; see plain_model
+    "whole": [],
     "local": [],  # windows, chunks, sinks, a layer without RoPE, norms of heads; see local_model
     "experts": [],  # latent attention, mixtures; see experts_model
     "ahead": [  # the same predicting two further tokens, within documents
@@ -49,6 +58,11 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
     name = family(case)
     if name in ("experts", "ahead"):
         model = experts_model(**sizes)
+    elif name == "frozenexperts":
+        model = experts_model(**sizes)
+        for layer in model.layers[1:]:
+            fdl.update_callable(layer.feed_forward.experts, FrozenExperts)
+        fdl.update_callable(model.embedding, FrozenEmbedding)
     elif name == "local":
         model = local_model(**sizes)
     else:
@@ -56,18 +70,69 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
         model = llama3_model(
             dim=32, n_layers=4, hidden_dim=64, **grouped, **sizes, tied=name == "tied"
         )
+    if name in ("frozen", "frozenfloat8"):
+        freeze(model, in_our_linear=name == "frozenfloat8")
+    elif name in ("pointwise", "whole"):
+        make_plain(model, name)
     cfg = pretraining(
         model, lr=1e-3, global_batch_size=8, steps=STEPS, warmup_steps=1, sequence_length=32
     )
     # Of all choices of experts in the run, the closest is one of scores 7e-5 or 5e-5 apart: with most
     # seeds there is one that rounding decides.
-    cfg.seed = {"experts": 45, "ahead": 42}.get(name, 0)
+    cfg.seed = {"experts": 45, "ahead": 42, "frozenexperts": 45}.get(name, 0)
     cfg.max_grad_norm = 1e9  # clipping would hide a wrong scale
     cfg.task.loss.chunk_size = 24  # several chunks, the last one shorter
     cfg.evaluations["val"].n_samples = 6
     cfg.task.sampler.max_new_tokens = 6
     common = [setting.format(folder=folder) for setting in FAMILIES[name]]
     return compose([*common, *settings], cfg)
+
+
+def freeze(model: fdl.Config, *, in_our_linear: bool) -> None:
+    """Freezes the matrices of attention: in a Linear of ours, or in one with a low-rank update."""
+    for layer in model.layers:
+        for name in ("wq", "wk", "wv", "wo"):
+            linear = getattr(layer.attention, name)
+            if in_our_linear:
+                fdl.update_callable(linear, FrozenLinear)
+            else:
+                sizes = {"in_dim": linear.in_dim, "out_dim": linear.out_dim}
+                setattr(layer.attention, name, fdl.Config(LowRank, **sizes))
+
+
+def make_plain(model: fdl.Config, plan: str) -> None:
+    """Exchanges feed-forward networks, norms, and one attention, for modules of another package."""
+    kind = PointwiseReLU2 if plan == "pointwise" else WholeReLU2
+    for layer in model.layers:
+        layer.feed_forward = fdl.Config(kind, dim=32, hidden_dim=64)
+        layer.feed_forward_norm = fdl.Config(PlainNorm, dim=32)
+    model.layers[1].attention = fdl.Config(
+        PlainAttention, dim=32, n_heads=4, max_sequence_length=64
+    )
+
+
+class FrozenLinear(Linear):
+    """A Linear whose weight is not trained."""
+
+    def __init__(self, **arguments: object):
+        super().__init__(**arguments)
+        self.weight.requires_grad_(False)
+
+
+class FrozenExperts(Experts):
+    """Experts that are not trained."""
+
+    def __init__(self, **arguments: object):
+        super().__init__(**arguments)
+        self.requires_grad_(False)
+
+
+class FrozenEmbedding(Embedding):
+    """An embedding that is not trained."""
+
+    def __init__(self, **arguments: object):
+        super().__init__(**arguments)
+        self.requires_grad_(False)
 
 
 def local_model(**sizes: object) -> fdl.Config:

@@ -36,6 +36,7 @@ SCHEDULES = (
     "DualPipeV",
 )
 
+NO_SP = "set:parallelizer.tensor.sequence_parallel=False"
 SELECTIVE = "tag:ActivationCheckpointing=selective"
 COMPILE = "set:parallelizer.compile=@compile(backend='aot_eager')"
 
@@ -107,6 +108,25 @@ CASES: dict[int, dict[str, list[str]]] = {
         "pp2 recompute": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)", RECOMPUTE],
         "pp2 ZBVZeroBubble compile": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)", COMPILE],
         "bf16 fsdp2 recompute compile": ["fiddler:fsdp(2)", COMPILE],
+        "frozen fsdp2": ["fiddler:fsdp(2)"],
+        "frozen tp2": ["fiddler:tensor_parallel(2)"],
+        "frozen cp2": ["fiddler:context_parallel(2)"],
+        "frozen tp2 selective compile": ["fiddler:tensor_parallel(2)", SELECTIVE, COMPILE],
+        "frozen pp2 ZBVZeroBubble": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)"],
+        "frozen pp2 1F1B recompute": ["fiddler:pipeline(2, '1F1B', 4)", RECOMPUTE],
+        "frozenfloat8 fsdp2": ["fiddler:fsdp(2)"],
+        "frozenexperts ep2": ["fiddler:expert_parallel(2)"],
+        "frozenexperts pp2 1F1B": ["fiddler:pipeline(2, '1F1B', 4)"],
+        "frozenexperts tp2": ["fiddler:tensor_parallel(2)"],
+        "pointwise fsdp2": ["fiddler:fsdp(2)"],
+        "pointwise pp2 1F1B": ["fiddler:pipeline(2, '1F1B', 4)"],
+        "pointwise tp2": ["fiddler:tensor_parallel(2)"],
+        "pointwise tp2 no sp": ["fiddler:tensor_parallel(2)", NO_SP],
+        "pointwise fsdp2 recompute compile": ["fiddler:fsdp(2)", RECOMPUTE, COMPILE],
+        "whole fsdp2": ["fiddler:fsdp(2)"],
+        "whole pp2 ZBVZeroBubble": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)"],
+        "whole tp2": ["fiddler:tensor_parallel(2)"],
+        "whole tp2 no sp": ["fiddler:tensor_parallel(2)", NO_SP],
         "local tp2 no sp": [
             "fiddler:tensor_parallel(2)",
             "set:parallelizer.tensor.sequence_parallel=False",
@@ -137,6 +157,9 @@ CASES: dict[int, dict[str, list[str]]] = {
     },
     4: {
         "hsdp2x2": ["fiddler:hsdp(2)"],
+        "frozen tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
+        "pointwise tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
+        "whole pp2 tp2": ["fiddler:pipeline(2, '1F1B', 4)", "fiddler:tensor_parallel(2)"],
         "tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "tied tp2 fsdp2": ["fiddler:tensor_parallel(2)"],
         "cp2 tp2": ["fiddler:context_parallel(2)", "fiddler:tensor_parallel(2)"],
@@ -201,7 +224,11 @@ def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
 
     def look(*_: object) -> None:
         seen["gradients"].append(
-            {n: full(p.grad).clone() for n, p in parallel.model.named_parameters()}
+            {
+                n: full(p.grad).clone()
+                for n, p in parallel.model.named_parameters()
+                if p.requires_grad
+            }
         )
 
     session.optimizer.register_step_pre_hook(look)
@@ -221,7 +248,8 @@ def assert_aliases(model: torch.nn.Module) -> None:
     if isinstance(model.head, TiedHead) and model.embedding is not None:
         assert model.head.weight is model.embedding.weight
     attentions = [block.attention for block in model.blocks() if block is not None]
-    tables = [attention.rope.cos_sin_2MF for attention in attentions if attention.rope is not None]
+    ropes = [getattr(attention, "rope", None) for attention in attentions]
+    tables = [rope.cos_sin_2MF for rope in ropes if rope is not None]
     assert len({table.data_ptr() for table in tables}) == min(len(tables), 1)
     assert not any(table.is_meta for table in tables)
 
