@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch import nn
 
 from nanigpt.data.batch import Batch
 from nanigpt.models.kv_cache import LayerCache
@@ -104,12 +105,14 @@ class PipelinedModel(ParallelModel):
         for stage in self._stages:
             stage.reduces = last  # gradients of all batches are summed over ranks at once
         first, places = task.inputs(batch)
-        total = torch.zeros(len(task.losses(self.model)), device=self.layout.world.device)
+        self._total = total = torch.zeros(
+            len(task.losses(self.model)), device=self.layout.world.device
+        )
 
         def objective(sums: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             means = sums / weight
             total.add_(means.detach())
-            return task.objective(means, self.model)
+            return task.objective(means, self.model).clone()  # upstream detaches it, but no view
 
         self._objective = objective
         # Upstream calls its loss function only where it is given a target.
@@ -137,7 +140,15 @@ class PipelinedModel(ParallelModel):
 
         timetable, device = self.stages.timetable, self.layout.world.device
         self._stages = stages = [
-            _stage(self._within, part, index, len(self.stages.rank_of), device, group=self.group)
+            _stage(
+                self._within,
+                self._learned_shapes,
+                part,
+                index,
+                len(self.stages.rank_of),
+                device,
+                group=self.group,
+            )
             for index, part in self.stages.parts.items()
         ]
         csv = self.stages.csv
@@ -151,6 +162,11 @@ class PipelinedModel(ParallelModel):
         if csv:
             schedule._load_csv(csv)
         return schedule
+
+    def _learned_shapes(self, stage: nn.Module) -> None:
+        """Forget what upstream computed before the first step to learn shapes."""
+        forget_load(stage)
+        self._total.zero_()
 
     def _within(self, phase: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """Calls what is no waiting for other stages."""
@@ -222,13 +238,16 @@ class PipelinedModel(ParallelModel):
         return logits_BLV
 
 
-def _stage(within: Callable, *arguments: Any, **named: Any) -> Any:
+def _stage(
+    within: Callable, learned_shapes: Callable[[nn.Module], None], *arguments: Any, **named: Any
+) -> Any:
     """Upstream's stage, which sums gradients over ranks only when told to.
 
     After every run of a schedule upstream would; here a step may have several.
 
     Args:
         within: calls a function as what is of a phase.
+        learned_shapes: is called after the pass by which upstream learns shapes.
     """
     from torch.distributed.pipelining import PipelineStage
 
@@ -250,6 +269,6 @@ def _stage(within: Callable, *arguments: Any, **named: Any) -> Any:
 
         def _post_metadata_inference_cleanup(self) -> None:
             super()._post_metadata_inference_cleanup()
-            forget_load(self.submod)  # of the pass by which upstream learns shapes
+            learned_shapes(self.submod)
 
     return Stage(*arguments, **named)

@@ -9,7 +9,6 @@ Shapes: `[..., in]` inputs, `[out, in]` weights; D in, R rows, E experts.
 import contextlib
 import importlib.util
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -24,6 +23,7 @@ from nanigpt.models.float8 import Product, multiple, with_local
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts, GroupedProduct
 from nanigpt.models.parameters import Places
+from nanigpt.problems import Fix, Problem
 
 # NVIDIA's Ada and Hopper have float8, Hopper the grouped product, Blackwell scales of 32 numbers.
 _CAPABILITY = {"mxfp8": (10, 0), "experts": (9, 0)}
@@ -44,34 +44,33 @@ class Float8:
         self.emulate = emulate
         self.all_gather = all_gather
 
-    def check_device(self, model: nn.Module, kind: str) -> None:
-        """Checks whether a device of this kind has what the model's layers ask for.
-
-        Raises:
-            UsageError: it has not, or torchao is missing.
-        """
-        asked: dict[tuple[str, bool], str] = {}  # and the first layer that does
-        for name, layer in _layers(model):
-            asked.setdefault((layer.float8, isinstance(layer, Experts)), name)
+    def device_problems(self, model: nn.Module, kind: str) -> list[Problem]:
+        """Return which layers ask for what a device of this kind, or this machine, has not."""
+        asked: dict[tuple[str, bool], nn.Module] = {}  # and the first layer that does
+        for _, layer in _layers(model):
+            asked.setdefault((layer.float8, isinstance(layer, Experts)), layer)
         if not asked:
-            return
-        _require_torchao()
+            return []
+        if importlib.util.find_spec("torchao") is None:
+            fix = "pip install 'nanigpt[float8]'"
+            return [Problem("", ..., "torchao, which is not installed", fix, self)]
         if self.emulate:
-            return
-        instead = (
-            "set parallelizer.float8.emulate=True, which rounds alike on any device, for tests, or "
-            "tag:Float8=None"
-        )
-        for (recipe, experts), name in asked.items():
-            where = re.sub(r"\.(\d+)\b", r"[\1]", f"model.{name}.float8={recipe!r}")
-            if kind != "cuda":
-                raise UsageError(f"{where}: expected a CUDA device, not {kind}; {instead}")
+            return []
+        fix = Fix(self, "emulate", True)
+        found = []
+        for (recipe, experts), layer in asked.items():
             least = max(_CAPABILITY.get(recipe, _LEAST), _CAPABILITY["experts"] if experts else ())
-            if torch.cuda.is_available() and torch.cuda.get_device_capability() < least:
-                raise UsageError(
-                    f"{where}: expected a GPU of compute capability {least[0]}.{least[1]} or "
-                    f"higher, not {torch.cuda.get_device_name()}; {instead}"
+            if kind != "cuda":
+                expected = f"a CUDA device, not {kind}"
+            elif torch.cuda.is_available() and torch.cuda.get_device_capability() < least:
+                expected = (
+                    f"a GPU of compute capability {least[0]}.{least[1]} or higher, not "
+                    f"{torch.cuda.get_device_name()}"
                 )
+            else:
+                continue
+            found.append(Problem("float8", recipe, expected, fix, layer))
+        return found
 
     def apply(self, model: nn.Module, *, shards: int = 1) -> list[Linear]:
         """Gives every layer that has a recipe its product, in place; between TP and FSDP.

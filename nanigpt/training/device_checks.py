@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import FlexAttention
 from nanigpt.models.protocol import compute_dtype
 from nanigpt.models.varlen_attention import VarLen
@@ -11,11 +10,11 @@ from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.problems import Fix, Problem, show
 
 
-def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> list[Problem | str]:
+def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> list[Problem]:
     """Return why a device of this kind, `cpu` or `cuda`, cannot train `model`."""
     computed = compute_dtype(model)
     attentions = [module for module in model.modules() if hasattr(module, "core")]
-    found: list[Problem | str] = [
+    found: list[Problem] = [
         Problem("core", type(attention.core), expected, Fix(attention, "core", None), attention)
         for attention in attentions
         if (expected := _core_problem(attention.core, computed, kind)) is not None
@@ -25,10 +24,7 @@ def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> 
         expected = "False on a CPU, which has no symmetric memory"
         fix = Fix(tensor, "asynchronous", False)
         found.append(Problem("asynchronous", True, expected, fix, tensor))
-    try:
-        parallelizer.float8.check_device(model, kind)
-    except UsageError as error:
-        found.append(str(error))
+    found += parallelizer.float8.device_problems(model, kind)
     if kind == "cuda" and parallelizer.context.method == "ring" and computed == torch.float32:
         expected = "another method on CUDA, where its kernel computes in bfloat16"
         context = parallelizer.context

@@ -137,7 +137,8 @@ class Trainer:
         self.check(world.size, world.device.type)
         refuse_all(self.data_problems())
         for tracker in self.trackers:
-            refuse_all(getattr(tracker, "problems", list)())
+            with on_behalf_of(tracker):
+                refuse_all(getattr(tracker, "problems", list)())
         self.data.setup()
         for evaluation in self.evaluations.values():
             evaluation.setup()
