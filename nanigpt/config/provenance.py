@@ -24,6 +24,7 @@ from nanigpt.config.registry import extension_packages
 for _file in (
     "fiddle/_src/tagging.py",
     "fiddle/_src/selectors.py",
+    "nanigpt/config/overrides.py",
     "nanigpt/config/tagged.py",
     "nanigpt/config/provenance.py",
 ):

@@ -34,6 +34,7 @@ class AttentionCore(Protocol):
         v_BSGK: torch.Tensor,
         queries: Places | None = None,
         keys: Places | None = None,
+        /,
         *,
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,

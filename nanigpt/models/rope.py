@@ -24,7 +24,7 @@ class FrequencyScaling(Protocol):
     attention_factor: float
     score_factor: float
 
-    def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor: ...
+    def __call__(self, frequency_F: torch.Tensor, theta: float, /) -> torch.Tensor: ...
 
 
 class Llama3Scaling:

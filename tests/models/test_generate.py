@@ -123,8 +123,12 @@ def test_the_stop_token_ends_the_text(model):
 @pytest.mark.parametrize(
     "prompt, kwargs, message",
     [
-        ([], {}, "prompt is empty"),
-        ([1], {"max_new_tokens": 64}, "exceeds the model's context of 64 tokens.*can be 63"),
+        ([], {}, r"prompt=\[\]: expected at least one token"),
+        (
+            [1],
+            {"max_new_tokens": 64},
+            "max_new_tokens=64: expected at most 63 after .* context of 64",
+        ),
         ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
         ([1], {"temperature": -1.0}, "temperature=-1.0"),
         ([1], {"top_k": 0}, "top_k=0"),

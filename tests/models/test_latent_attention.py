@@ -307,8 +307,11 @@ def wrong(node, name, value):
     "cfg, message",
     [
         (wrong("", "n_heads", 0), "n_heads=0"),
-        (wrong("", "wq", parts.linear(DIM, 80)), "wq, wq_a, q_norm, wq_b: expected wq alone, or"),
-        (wrong("", "q_norm", None), "made by wq_a, wq_b: expected"),
+        (
+            wrong("", "wq", parts.linear(DIM, 80)),
+            "wq alone, or wq_a, q_norm and wq_b, not wq, wq_a, q_norm, wq_b",
+        ),
+        (wrong("", "q_norm", None), "made by wq alone, or .*, not wq_a, wq_b"),
         (wrong("wq_b", "out_dim", 72), "wq_b.out_dim=72: expected 80"),
         (wrong("wq_b", "in_dim", 8), "wq_b.in_dim=8: expected 24"),
         (wrong("q_norm", "dim", 8), "q_norm.dim=8: expected 24"),
@@ -316,7 +319,7 @@ def wrong(node, name, value):
         (wrong("wkv_a", "out_dim", 20), "wkv_a.out_dim=20: expected 28"),
         (wrong("wkv_a", "in_dim", 8), "wkv_a.in_dim=8: expected 32"),
         (wrong("wkv_b", "out_dim", 80), "wkv_b.out_dim=80: expected 88"),
-        (wrong("wkv_b", "bias", fdl.Config(Constant, value=0.0)), "wkv_b has a bias"),
+        (wrong("wkv_b", "bias", fdl.Config(Constant, value=0.0)), "wkv_b.bias: expected None"),
         (wrong("wo", "in_dim", 80), "wo.in_dim=80: expected 40"),
         (wrong("", "window", 0), "window=0: expected at least 1 position"),
     ],

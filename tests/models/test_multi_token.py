@@ -254,7 +254,7 @@ def test_the_rope_of_an_only_layer_is_shared_too():
         (["fiddler:multi_token", "tag:MultiTokenLossWeight=-1"], "loss_weight=-1.0: expected 0"),
         (
             ["fiddler:multi_token", "set:model.multi_token.depths[0].projection.in_dim=128"],
-            r"depths\[0\]: projection.in_dim=128: expected 256 for norm.dim=128",
+            r"depths\[0\].projection.in_dim=128: expected 256 for norm.dim=128",
         ),
         (
             [

@@ -74,7 +74,10 @@ def test_the_attention_factor_multiplies_what_is_rotated():
     "arguments, message",
     [
         ({"factor": 0.5}, "factor=0.5"),
-        ({"factor": 4.0, "beta_fast": 1.0}, "beta_slow=1.0, beta_fast=1.0"),
+        (
+            {"factor": 4.0, "beta_fast": 1.0},
+            "beta_slow=1.0: expected more than 0, less than beta_fast=1.0",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):

@@ -306,29 +306,35 @@ def test_a_sweep_may_look_for_balance(tmp_path):
 @pytest.mark.parametrize(
     "make, told",
     [
-        (lambda: new_router(scores="relu"), "scores='relu': expected one of softmax, sigmoid"),
+        (lambda: new_router(scores="relu"), "scores='relu': expected one of 'softmax', 'sigmoid'"),
         (lambda: new_router(top_k=0), "top_k=0: expected 1 to n_experts=8"),
         (lambda: new_router(top_k=9), "top_k=9: expected 1 to n_experts=8"),
-        (lambda: new_router(n_groups=3), "n_groups=3, top_groups=1: expected a divisor of"),
-        (lambda: new_router(n_groups=0), "n_groups=0, top_groups=1: expected a divisor of"),
-        (lambda: new_router(n_groups=4, top_groups=5), "n_experts=8, and 1 to n_groups"),
-        (lambda: new_router(n_groups=8, top_groups=4), "expected groups of at least two experts"),
-        (lambda: new_router(n_groups=4, top_groups=1), "and top_k=3 of n_experts=8 in those"),
+        (lambda: new_router(n_groups=3), "n_groups=3: expected a divisor of"),
+        (lambda: new_router(n_groups=0), "n_groups=0: expected a divisor of"),
+        (lambda: new_router(n_groups=4, top_groups=5), "top_groups=5: expected 1 to n_groups=4"),
+        (
+            lambda: new_router(n_groups=8, top_groups=4),
+            "n_groups=8: expected groups of at least two",
+        ),
+        (lambda: new_router(n_groups=4, top_groups=1), "expected groups that hold top_k=3 of"),
         (lambda: new_router(balance_rate=0.0), "balance_rate=0.0: expected a positive number, or"),
-        (lambda: new_experts(n_experts=0), "n_experts=0, dim=16, hidden_dim=24: expected positive"),
-        (lambda: new_experts(weighs="both"), "weighs='both': expected one of outputs, inputs"),
-        (lambda: new_experts(kernel="fast"), "kernel='fast': expected one of auto, grouped, loop"),
+        (lambda: new_experts(n_experts=0), "n_experts=0: expected more than 0"),
+        (lambda: new_experts(weighs="both"), "weighs='both': expected one of 'outputs', 'inputs'"),
+        (
+            lambda: new_experts(kernel="fast"),
+            "kernel='fast': expected one of 'auto', 'grouped', 'loop'",
+        ),
         (
             lambda: new_experts(kernel="grouped", hidden_dim=12),
-            "kernel='grouped', dim=16, hidden_dim=12: expected multiples of 8",
+            "kernel='grouped': expected another kernel with dim=16, hidden_dim=12",
         ),
-        (lambda: ClampedSwiGLU(limit=0), "alpha=1.702, limit=0: expected positive numbers"),
+        (lambda: ClampedSwiGLU(limit=0), "limit=0: expected more than 0"),
         (
             lambda: MixtureOfExperts(
                 router=new_router(), experts=new_experts(n_experts=4), shared=new_shared(dim=6)
             ),
-            "router.n_experts=8, router.dim=16: experts.n_experts=4, expected 8; shared.dim=6, "
-            "expected 16",
+            "experts.n_experts=4: expected 8 for router.n_experts=8, router.dim=16; try "
+            "experts.n_experts=8; shared.dim=6: expected 16",
         ),
     ],
 )

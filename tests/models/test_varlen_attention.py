@@ -147,7 +147,9 @@ def test_what_it_cannot_do_is_refused(naive):
         VarLen()(q[:, -3:], k, v)
     with pytest.raises(ValueError, match="24 queries, 24 keys"):
         VarLen()(q, k, v, places("documents"), places("documents"))
-    with pytest.raises(UsageError, match="core=VarLen with a sink"):
+    with pytest.raises(
+        UsageError, match="core=VarLen: expected another core than VarLen with a sink"
+    ):
         built_model(tiny("tag:AttentionCore=@varlen_attention()", recipe="gpt_oss_debug"))
 
 
