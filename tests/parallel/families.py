@@ -30,7 +30,11 @@ FAMILIES: dict[str, list[str]] = {
     "documents": ["set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"],
     "bf16": [BF16, RECOMPUTE],
     "frozen": [],  # projections whose matrix is frozen; see frozen
-    "frozenfloat8": ["fiddler:float8(emulate=True)", "set:task.loss=@cross_entropy()"],
+    "frozenfloat8": [
+        *("fiddler:float8(emulate=True)", "set:task.loss=@cross_entropy()"),
+        # Two ranks would have 8 of the outputs, and float8 wants 16.
+        *(f"set:model.layers[*].attention.{name}.float8=None" for name in ("wk", "wv")),
+    ],
     "frozenexperts": [],  # experts and embedding frozen
     "pointwise": [],  # plain modules of another package; see plain_model
     "whole": [],
@@ -49,6 +53,8 @@ def family(case: str) -> str:
 
 def steps(case: str) -> int:
     """Optimizer steps that are compared."""
+    if family(case) == "frozenfloat8":
+        return 1  # later ones carry on what 8 bits rounded another way
     return STEPS if family(case) in ("plain", "tied") else 3
 
 

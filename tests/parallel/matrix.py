@@ -43,6 +43,8 @@ COMPILE = "set:parallelizer.compile=@compile(backend='aot_eager')"
 # Relative to one process; by default 1e-5 of the loss, and 1e-4 of every gradient.
 BOUNDS = {
     "experts": {"gradient": 1e-5},
+    # A sum in another order may round to another number of 8 bits.
+    "frozenfloat8": {"loss": 2e-3, "gradient": 0.1},
     # Sums of 8-bit mantissas in another order; Adam carries the difference on from step to step.
     "bf16": {"loss": 1e-2, "gradient": 0.25},
 }
@@ -50,6 +52,7 @@ BOUNDS = {
 # These take long, and are left to the deeper tier.
 DEEP = (
     *("pp2 ZBVZeroBubble compile", "bf16 tp2 fsdp2 recompute compile", "hsdp2 cp2 tp2"),
+    *("frozen tp2 selective compile", "pointwise fsdp2 recompute compile", "whole pp2 tp2"),
     *("tied tp2 fsdp2", "tied pp2 fsdp2", "tied pp2 cp2 tp2"),
     *("local tp2 recompute compile", "local tp2 fsdp2", "local cp2 ulysses tp2", "local pp4"),
     *("experts ep2 selective compile", "experts pp2 InterleavedZeroBubble recompute"),
@@ -114,7 +117,7 @@ CASES: dict[int, dict[str, list[str]]] = {
         "frozen tp2 selective compile": ["fiddler:tensor_parallel(2)", SELECTIVE, COMPILE],
         "frozen pp2 ZBVZeroBubble": ["fiddler:pipeline(2, 'ZBVZeroBubble', 4)"],
         "frozen pp2 1F1B recompute": ["fiddler:pipeline(2, '1F1B', 4)", RECOMPUTE],
-        "frozenfloat8 fsdp2": ["fiddler:fsdp(2)"],
+        "frozenfloat8 tp2": ["fiddler:tensor_parallel(2)"],
         "frozenexperts ep2": ["fiddler:expert_parallel(2)"],
         "frozenexperts pp2 1F1B": ["fiddler:pipeline(2, '1F1B', 4)"],
         "frozenexperts tp2": ["fiddler:tensor_parallel(2)"],
