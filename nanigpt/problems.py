@@ -46,8 +46,8 @@ class Problem:
         expected: end of the sentence "expected ...": `a multiple of tp=4`.
         fix: how to mend it: one Fix, several that belong together, or words.
         component: object whose argument it is; None stands for the component that reports.
-        given: further arguments of the component that the expectation follows from; the config
-            layer says who set them.
+        given: further arguments that the expectation follows from; the config layer says who set
+            them. One of another component than the problem's is a pair (component, argument).
     """
 
     argument: str
@@ -55,7 +55,7 @@ class Problem:
     expected: str
     fix: Fix | tuple[Fix, ...] | str | None = None
     component: object | None = None
-    given: tuple[str, ...] = ()
+    given: tuple[str | tuple[object, str], ...] = ()
 
     def __post_init__(self):
         if not isinstance(self.argument, str):
@@ -112,7 +112,7 @@ def refuse(
     fix: Fix | tuple[Fix, ...] | str | None = None,
     *,
     component: object | None = None,
-    given: tuple[str, ...] = (),
+    given: tuple[str | tuple[object, str], ...] = (),
 ) -> NoReturn:
     """Raise the ComponentError of one problem; the arguments are those of `Problem`."""
     raise ComponentError(Problem(argument, value, expected, fix, component, given))

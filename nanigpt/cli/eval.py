@@ -13,8 +13,8 @@ from nanigpt import tags
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import restore
 from nanigpt.errors import UnknownName
+from nanigpt.problems import refuse_all
 from nanigpt.training.loop import evaluate
-from nanigpt.training.trainer import require
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def run(values: flags.FlagValues) -> int:
         if name not in trainer.evaluations:
             problem = f"--evaluation={name}: the run has no such evaluation"
             raise UnknownName(problem, name, trainer.evaluations)
-    require(trainer.data_problems())
+    refuse_all(trainer.data_problems())
     trainer.data.setup()
     names = values.evaluation or list(trainer.evaluations)
     for name in names:

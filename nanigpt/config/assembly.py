@@ -93,8 +93,13 @@ class Assembly:
             findings = [self.find(problem) for problem in error.problems]
             raise UsageError(report(self.cfg, findings, self._directives)) from error
 
-    def find(self, problem: Problem, reporter: Path = ()) -> Finding:
-        """Find the place of a problem, which the object at `reporter` reports."""
+    def find(self, problem: Problem, reporter: Path | None = None) -> Finding:
+        """Find the place of a problem.
+
+        Args:
+            reporter: path of the node whose constructor reports it; None stands for a report of the
+                root, after the build.
+        """
         path, blamed = self._place(problem.component, problem.argument, reporter), None
         if path is not None and problem.argument:
             text = f"{': ' if problem.value is ... else '='}{problem.message('')}"
@@ -106,7 +111,8 @@ class Assembly:
                 text = f": {text}"
             blamed = _with_arguments(self.cfg, path)
         if problem.given:
-            further = (self._place(problem.component, name, reporter) for name in problem.given)
+            pairs = (g if isinstance(g, tuple) else (problem.component, g) for g in problem.given)
+            further = (self._place(component, name, reporter) for component, name in pairs)
             blamed = (*(blamed or (path,)), *(place for place in further if place is not None))
         settings = []
         for fix in problem.fixes:
@@ -118,19 +124,19 @@ class Assembly:
         advice = f"try {problem.words()}" if problem.words() else ""
         return Finding(path, text, advice, tuple(settings), blamed)
 
-    def _place(self, component: object | None, argument: str, reporter: Path) -> Path | None:
+    def _place(self, component: object | None, argument: str, reporter: Path | None) -> Path | None:
         """The path of a component's argument; None where none leads there."""
         try:
             below = tuple(parse_path(argument)) if argument else ()
         except UsageError:  # such as `a and b`
             return None
         if component is None:
-            return (*reporter, *below)
+            return (*(reporter or ()), *below)
         built = self._nodes.get(id(component), [])
         # A function may return what it was given; the node that has the argument is meant.
         fitting = [path for node, path in built if below and below[0] in argument_names(node)]
         nodes = fitting or [path for _, path in built] or self._held(component)
-        if not nodes and reporter != ():
+        if not nodes and reporter is not None:
             nodes = [reporter]  # the component that is not built for its problems
         return (*nodes[0], *below) if nodes else None
 

@@ -49,11 +49,11 @@ def report(
     groups: dict[Any, list[Finding]] = {}
     for finding in findings:
         values = tuple(show(value) for _, value in finding.settings)
-        key = (finding.text, _who(cfg, finding), finding.advice, values)
+        key = (finding.text, _who(cfg, finding), values or finding.advice)
         groups.setdefault(key, []).append(finding)
     told = []
-    for (text, who, advice, _), group in groups.items():
-        sentence = _sentence(fold(f.path for f in group), text)
+    for (text, who, _), group in groups.items():
+        sentence, advice = _sentence(fold(f.path for f in group), text), group[0].advice
         flags = _flags(cfg, group)
         line = sentence if flags or not advice else f"{sentence}; {advice}"
         told.append((f"{line}  <- {', '.join(who)}" if who else line, flags))

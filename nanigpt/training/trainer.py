@@ -210,7 +210,8 @@ class Trainer:
         if warmup >= self.steps:
             fix = Fix(self.schedule, "warmup_steps", self.steps // 10)
             expected = f"less than steps={self.steps}"
-            found.append(Problem("warmup_steps", warmup, expected, fix, self.schedule))
+            given = ((self, "steps"),)
+            found.append(Problem("warmup_steps", warmup, expected, fix, self.schedule, given))
         length, longest = self.sequence_length, max_sequence_length(self.model)
         if length is not None and longest is not None and length > longest:
             fix = Fix(self.data, "sequence_length", longest)
@@ -238,7 +239,9 @@ class Trainer:
         try:
             return Pretrained(self.initial_weights, self.model)
         except UsageError as error:
-            raise error.within("initial_weights") from error
+            expected = f"weights of this model, but {error}"
+            problem = Problem("initial_weights", self.initial_weights, expected, component=self)
+            raise ComponentError(problem) from error
 
 
 @dataclass

@@ -166,6 +166,22 @@ def test_a_problem_of_another_component_has_that_ones_path():
     assert compose(flags(message), cfg).mesh.tp == 2
 
 
+class Schedule:
+    def __init__(self, *, warmup: int = 10):
+        self.warmup = warmup
+
+
+class Run:
+    def __init__(self, *, schedule: Schedule, steps: int = 5):
+        expected, given = f"less than steps={steps}", ((self, "steps"),)
+        refuse("warmup", schedule.warmup, expected, component=schedule, given=given)
+
+
+def test_who_set_what_an_expectation_follows_from_is_told_too():
+    cfg = compose(["set:steps=6"], fdl.Config(Run, schedule=fdl.Config(Schedule)))
+    assert told(cfg) == "schedule.warmup=10: expected less than steps=6  <- --config=set:steps=6"
+
+
 def test_an_argument_may_be_a_path():
     assert told(make(), Problem("net.layers[3].n_heads", 8, "4", Fix(None, "mesh.tp", 2))) == (
         "net.layers[3].n_heads=8: expected 4\n  try: --config=tag:TensorParallel=2"
