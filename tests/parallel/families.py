@@ -6,6 +6,7 @@ import fiddle as fdl
 import torch
 
 from experiments.deepseek import deepseek_v3_model
+from experiments.gpt_oss import gpt_oss_model
 from experiments.llama3 import llama3_model
 from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
@@ -39,6 +40,10 @@ FAMILIES: dict[str, list[str]] = {
     "pointwise": [],  # plain modules of another package; see plain_model
     "whole": [],
     "local": [],  # windows, chunks, sinks, a layer without RoPE, norms of heads; see local_model
+    "windows": [  # the same within documents
+        *("set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"),
+    ],
+    "gptoss": [],
     "experts": [],  # latent attention, mixtures; see experts_model
     "ahead": [  # the same predicting two further tokens, within documents
         "fiddler:multi_token(2)",
@@ -69,8 +74,13 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
         for layer in model.layers[1:]:
             fdl.update_callable(layer.feed_forward.experts, FrozenExperts)
         fdl.update_callable(model.embedding, FrozenEmbedding)
-    elif name == "local":
+    elif name in ("local", "windows"):
         model = local_model(**sizes)
+    elif name == "gptoss":
+        model = gpt_oss_model(
+            dim=32, n_layers=4, n_experts=8, top_k=2, n_heads=8, n_kv_heads=4, head_dim=8,
+            hidden_dim=32, window=5, original_max_positions=16, **sizes,
+        )  # fmt: skip
     else:
         grouped = {"n_heads": 8, "n_kv_heads": 4}
         model = llama3_model(

@@ -189,6 +189,28 @@ CASES: dict[int, dict[str, list[str]]] = {
             "fiddler:tensor_parallel(2)",
         ],
         "local pp4": ["fiddler:pipeline(4, '1F1B', 4)"],
+        # In this order one process waited for ever for groups of a set-up before.
+        "windows cp2 tp2": ["fiddler:context_parallel(2)", "fiddler:tensor_parallel(2)"],
+        "gptoss pp2 ZBVZeroBubble tp2 selective": [
+            "fiddler:pipeline(2, 'ZBVZeroBubble', 4)",
+            "fiddler:tensor_parallel(2)",
+            SELECTIVE,
+        ],
+        "gptoss pp2 ep2 InterleavedZeroBubble recompute": [
+            "fiddler:pipeline(2, 'InterleavedZeroBubble', 2)",
+            "fiddler:expert_parallel(2)",
+            RECOMPUTE,
+        ],
+        "experts pp2 DualPipeV ep2 selective": [
+            "fiddler:pipeline(2, 'DualPipeV', 4)",
+            "fiddler:expert_parallel(2)",
+            SELECTIVE,
+        ],
+        "experts ep2 cp2 tp2": [
+            "fiddler:expert_parallel(2)",
+            "fiddler:context_parallel(2)",
+            "fiddler:tensor_parallel(2)",
+        ],
     },
     8: {
         "experts ep2 fsdp2 tp2": ["fiddler:expert_parallel(2)", "fiddler:tensor_parallel(2)"],
@@ -211,7 +233,9 @@ def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
     """Losses, gradient norms, and the whole gradients of this rank's parameters, per step."""
     trainer = build(cfg)
     sizes = trainer.parallelizer.mesh.sizes(world.size)
-    trainer.local_batch_size = 8 // (sizes["dp_replicate"] * sizes["dp_shard"]) // 2
+    share = 8 // (sizes["dp_replicate"] * sizes["dp_shard"])
+    microbatches = trainer.parallelizer.pipeline.microbatches or 1
+    trainer.local_batch_size = max(share // 2, microbatches)  # two local batches, if that is enough
     trainer.check(world.size, world.device.type)
     trainer.data.setup()
     trainer.schedule = lambda step, steps: 1.0  # no warm-up, so that steps differ more
