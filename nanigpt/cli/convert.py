@@ -103,8 +103,8 @@ def _give(values: flags.FlagValues) -> int:
         check_vacant(values.to_hf)
     except UsageError as error:
         raise error.within("--to_hf") from error
-    trainer, parallel, progress = restore(values)
-    tokenizer = trainer.data.tokenizer
+    assembly, parallel, progress = restore(values)
+    tokenizer = assembly.root.data.tokenizer
     world = parallel.layout.world
     files = save_pretrained(
         parallel.model,

@@ -31,18 +31,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     # A run of a GPU can be evaluated without one: any device has the compute dtype, and attention.
-    trainer, parallel, progress = restore(
+    assembly, parallel, progress = restore(
         values, instead={tags.Float8: None, tags.AttentionCore: None}
     )
+    trainer = assembly.root
     for name in values.evaluation:
         if name not in trainer.evaluations:
             problem = f"--evaluation={name}: the run has no such evaluation"
             raise UnknownName(problem, name, trainer.evaluations)
-    refuse_all(trainer.data_problems())
-    trainer.data.setup()
     names = values.evaluation or list(trainer.evaluations)
-    for name in names:
-        trainer.evaluations[name].setup()
+    with assembly.located():
+        refuse_all(trainer.data_problems())
+        trainer.data.setup()
+        for name in names:
+            trainer.evaluations[name].setup()
     world = parallel.layout.world
     if world.is_main and progress.step and progress.text != trainer.data.digest:
         log.warning("the data are not those of the checkpoint: these are other validation numbers")

@@ -46,8 +46,9 @@ def run(values: flags.FlagValues) -> int:
     # multiplies other shapes, sure to choose what decoding without it does. Scales of float8 would
     # be those of other shapes, too, and not every device has it.
     exact = {tags.ComputeDType: torch.float32, tags.Float8: None}
-    trainer, parallel, _ = restore(values, changes=exact)
-    text = sampler.run(parallel.model, trainer.data.tokenizer)
+    assembly, parallel, _ = restore(values, changes=exact)
+    with assembly.located():
+        text = sampler.run(parallel.model, assembly.root.data.tokenizer)
     if parallel.layout.world.is_main:
         print(text)
     return 0

@@ -108,7 +108,7 @@ def restore(
     *,
     changes: dict[Any, Any] | None = None,
     instead: dict[Any, Any] | None = None,
-) -> tuple[Trainer, ParallelModel, Progress]:
+) -> tuple[Assembly, ParallelModel, Progress]:
     """Builds the recorded config of `--run` and loads its newest checkpoint, on a CPU where there
     is no other device.
 
@@ -120,7 +120,8 @@ def restore(
     Raises:
         UsageError: there is no such run, or it has no checkpoint.
     """
-    trainer = build_trainer(recorded_config(values, changes=changes))
+    assembly = assemble_trainer(recorded_config(values, changes=changes))
+    trainer = assembly.root
     world = start_world("auto" if trainer.device == "cuda" else trainer.device)
     found = device_problems(trainer.model, trainer.parallelizer, world.device.type)
     if instead and found:
@@ -128,6 +129,7 @@ def restore(
             taken = ", ".join(f"{tag.__name__}={value}" for tag, value in instead.items())
             log.warning("%s; going on with %s", str(found[0]).partition(";")[0], taken)
         changes = {**(changes or {}), **instead}
-        trainer = build_trainer(recorded_config(values, changes=changes))
-    parallel, progress = load_model(trainer, RunDirectory(values.run), world)
-    return trainer, parallel, progress
+        assembly = assemble_trainer(recorded_config(values, changes=changes))
+    with assembly.located():
+        parallel, progress = load_model(assembly.root, RunDirectory(values.run), world)
+    return assembly, parallel, progress

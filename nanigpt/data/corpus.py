@@ -10,7 +10,7 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanigpt.errors import UsageError
+from nanigpt.problems import ComponentError, Problem, refuse
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -41,9 +41,7 @@ class TextCorpus:
         validation_fraction: float = 0.05,
     ):
         if not 0 < validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction={validation_fraction}: expected more than 0, less than 1"
-            )
+            refuse("validation_fraction", validation_fraction, "more than 0, less than 1")
         self.path = path
         self.text_field = text_field
         self.validation_fraction = validation_fraction
@@ -52,12 +50,12 @@ class TextCorpus:
         """Yields (split, text), in an order that depends on the files alone.
 
         Raises:
-            UsageError: a file is missing, empty, not UTF-8, or has no such column.
+            ComponentError: a file is missing, empty, not UTF-8, or has no such column.
         """
         texts = (text for text in self._texts() if text)
         head = list(itertools.islice(texts, _FEW_DOCUMENTS))
         if not head:
-            raise UsageError(f"data.corpus.path: {self.path!r} holds no text")
+            refuse("path", self.path, "files that hold text", component=self)
         if len(head) < _FEW_DOCUMENTS:
             yield from self._split_few(head)
             return
@@ -78,21 +76,22 @@ class TextCorpus:
         """The files, sorted.
 
         Raises:
-            UsageError: there are none.
+            ComponentError: there are none.
         """
         if self.path is None:
-            return _standard_library()
+            return self._standard_library()
         if not self.path:
-            raise UsageError("data.corpus.path is empty; expected a file, a folder or a glob")
+            refuse("path", self.path, "a file, a folder or a glob", component=self)
         path = Path(self.path).expanduser()
         pattern = f"{glob.escape(str(path))}/**/*" if path.is_dir() else str(path)
         files = [str(path)] if path.is_file() else sorted(glob.glob(pattern, recursive=True))
         files = [str(Path(f).resolve()) for f in files if Path(f).is_file()]
         if not files:
-            raise UsageError(
-                f"data.corpus.path: no file matches {self.path!r} (in {Path.cwd()}); expected a "
-                "file, a folder or a glob of .txt, .jsonl or .parquet files"
+            expected = (
+                "a file, a folder or a glob of .txt, .jsonl or .parquet files, but nothing in "
+                f"{Path.cwd()} matches"
             )
+            refuse("path", self.path, expected, component=self)
         return files
 
     def _texts(self) -> Iterator[str]:
@@ -101,7 +100,7 @@ class TextCorpus:
             if suffix in (".jsonl", ".parquet"):
                 yield from self._rows(file, "json" if suffix == ".jsonl" else "parquet")
             else:
-                yield _read_text(file)
+                yield self._text(file)
 
     def _rows(self, file: str, kind: str) -> Iterator[str]:
         if Path(file).stat().st_size == 0:
@@ -115,15 +114,44 @@ class TextCorpus:
             for i, row in enumerate(rows):
                 text = row.get(self.text_field)
                 if not isinstance(text, str):
-                    raise UsageError(
-                        f"data.corpus.text_field: row {i} of {file} has no text in column "
-                        f"{self.text_field!r}; its columns are {', '.join(row)}"
-                    )
+                    expected = f"a column with text in row {i} of {file}, one of {', '.join(row)}"
+                    refuse("text_field", self.text_field, expected, component=self)
                 yield text
-        except UsageError:
+        except ComponentError:
             raise
         except Exception as error:  # datasets wraps each reader's own exceptions differently
-            raise UsageError(f"data.corpus.path: cannot read {file} as {kind}: {error}") from error
+            raise self._unreadable(f"{file} cannot be read as {kind}: {error}") from error
+
+    def _text(self, file: str) -> str:
+        try:
+            if file.endswith(".py"):  # may declare another encoding in its first lines
+                with tokenize.open(file) as stream:
+                    return stream.read()
+            with open(file, encoding="utf-8", newline="") as stream:  # line ends as they are
+                return stream.read()
+        except (UnicodeDecodeError, SyntaxError) as error:
+            raise self._unreadable(f"{file} is not UTF-8 text ({error})") from error
+        except OSError as error:
+            raise self._unreadable(f"{file} cannot be read ({error.strerror})") from error
+
+    def _unreadable(self, reason: str) -> ComponentError:
+        expected = f"files that can be read, but {reason}"
+        return ComponentError(Problem("path", self.path, expected, component=self))
+
+    def _standard_library(self) -> list[str]:
+        root = Path(sysconfig.get_path("stdlib"))
+        skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+        files = [
+            str(path)
+            for path in sorted(root.rglob("*.py"))
+            if not skipped.intersection(path.relative_to(root).parts)
+        ]
+        if not files:
+            expected = (
+                f"a file or glob, since None needs the sources of Python, and {root} has none"
+            )
+            refuse("path", None, expected, component=self)
+        return files
 
     def _split_few(self, texts: list[str]) -> Iterator[tuple[str, str]]:
         block_size = max(sum(map(len, texts)) // _FEW_DOCUMENTS, 1)
@@ -149,34 +177,3 @@ def _blocks(text: str, size: int) -> Iterator[str]:
             block, length = [], 0
     if block:
         yield "".join(block)
-
-
-def _read_text(file: str) -> str:
-    try:
-        if file.endswith(".py"):  # may declare another encoding in its first lines
-            with tokenize.open(file) as stream:
-                return stream.read()
-        with open(file, encoding="utf-8", newline="") as stream:  # line ends as they are
-            return stream.read()
-    except (UnicodeDecodeError, SyntaxError) as error:
-        raise UsageError(
-            f"data.corpus.path: {file} is not UTF-8 text ({error}); convert it first"
-        ) from error
-    except OSError as error:
-        raise UsageError(f"data.corpus.path: cannot read {file} ({error.strerror})") from error
-
-
-def _standard_library() -> list[str]:
-    root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    files = [
-        str(path)
-        for path in sorted(root.rglob("*.py"))
-        if not skipped.intersection(path.relative_to(root).parts)
-    ]
-    if not files:
-        raise UsageError(
-            f"data.corpus.path: the embedded default needs Python's sources, and {root} has none; "
-            "give a text of your own with --config='set:data.corpus.path=FILE_OR_GLOB'"
-        )
-    return files

@@ -14,7 +14,7 @@ from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
 from nanigpt.data.shuffle import permute
 from nanigpt.data.token_cache import open_tokens, tokenize_corpus, tokens_digest
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
-from nanigpt.errors import UsageError
+from nanigpt.problems import refuse, require_positive
 
 
 class PackedDataset:
@@ -36,8 +36,7 @@ class PackedDataset:
         sequence_length: Annotated[int, tags.SequenceLength],
         mask_documents: bool = False,
     ):
-        if sequence_length < 1:
-            raise ValueError(f"sequence_length={sequence_length}: expected at least 1")
+        require_positive(sequence_length=sequence_length)
         self.corpus = corpus
         self.tokenizer = tokenizer
         self.sequence_length = sequence_length
@@ -51,7 +50,7 @@ class PackedDataset:
         Afterwards `digest` tells texts apart.
 
         Raises:
-            UsageError: the corpus cannot be read, or has not one sequence for each split.
+            ComponentError: the corpus cannot be read, or has not one sequence for each split.
         """
         if self._tokens:
             return
@@ -61,10 +60,12 @@ class PackedDataset:
         short = [s for s in self._tokens if self.n_sequences(s) == 0]
         if short:
             have = ", ".join(f"{len(t):,} {split}" for split, t in self._tokens.items())
-            raise UsageError(
-                f"data.corpus.path: the corpus has {have} tokens; each split needs at least "
-                f"sequence_length + 1 = {self.sequence_length + 1}. Give more text, a shorter "
-                "sequence (tag:SequenceLength=N) or another data.corpus.validation_fraction"
+            refuse(
+                "sequence_length",
+                self.sequence_length,
+                f"less than the tokens of each split, which are {have}",
+                "a shorter sequence, more text, or another validation_fraction of the corpus",
+                component=self,
             )
 
     def n_sequences(self, split: str) -> int:

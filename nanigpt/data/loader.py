@@ -10,6 +10,7 @@ from typing import Annotated
 import torch
 
 from nanigpt.data.batch import Batch
+from nanigpt.problems import refuse
 from nanigpt.tags import Unit
 
 Read = Callable[[int], list[Batch]]
@@ -31,7 +32,7 @@ class Loader:
 
     def __init__(self, *, prefetch: Annotated[int | None, Unit("steps")] = None):
         if prefetch is not None and prefetch < 0:
-            raise ValueError(f"prefetch={prefetch}: expected 0 or more")
+            refuse("prefetch", prefetch, "0 or more")
         self.prefetch = prefetch
 
     @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanigpt.errors import UsageError
+from nanigpt.problems import ComponentError, Problem, refuse
 
 
 class ByteTokenizer:
@@ -56,16 +56,13 @@ class HuggingFaceTokenizer:
             from tokenizers import Tokenizer
 
             if not Path(self.path).is_file():
-                raise UsageError(
-                    f"data.tokenizer.path: no file {self.path!r}; expected a tokenizer.json"
-                )
+                refuse("path", self.path, "a file tokenizer.json", component=self)
             try:
                 self._loaded = Tokenizer.from_file(self.path)
             except Exception as error:  # the library raises bare Exception
-                raise UsageError(
-                    f"data.tokenizer.path: {self.path!r} is not a Hugging Face tokenizer.json "
-                    f"({error})"
-                ) from error
+                expected = f"a tokenizer.json of Hugging Face ({error})"
+                problem = Problem("path", self.path, expected, component=self)
+                raise ComponentError(problem) from error
             # A file may carry settings for batches of a fixed length, which would cut the corpus.
             self._loaded.no_truncation()
             self._loaded.no_padding()
@@ -83,10 +80,8 @@ class HuggingFaceTokenizer:
             token = self._tokenizer.token_to_id(name)
             if token is not None:
                 return token
-        raise UsageError(
-            f"data.tokenizer.end_token: {self.path!r} has none of {', '.join(names)}; "
-            "name its end-of-document token with --config='set:data.tokenizer.end_token=...'"
-        )
+        expected = f"the end-of-document token of {self.path!r}, which has no {', '.join(names)}"
+        refuse("end_token", self.end_token, expected, component=self)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.data.batch import IGNORED
+from nanigpt.problems import refuse
 from nanigpt.tags import Unit
 from nanigpt.tasks.linear_cross_entropy import (
     VocabularyPart,
@@ -68,7 +69,7 @@ class LinearCrossEntropy:
 
     def __init__(self, *, chunk_size: Annotated[int, Unit("tokens")] = 1024, z_loss: float = 0.0):
         if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: expected at least 1 token")
+            refuse("chunk_size", chunk_size, "at least 1 token")
         _check_z_loss(z_loss)
         self.chunk_size = chunk_size
         self.z_loss = z_loss
@@ -113,7 +114,7 @@ class LinearCrossEntropy:
 
 def _check_z_loss(z_loss: float) -> None:
     if z_loss < 0:
-        raise ValueError(f"z_loss={z_loss}: expected 0 or more")
+        refuse("z_loss", z_loss, "0 or more")
 
 
 def _logsumexp(logits_TV: torch.Tensor) -> torch.Tensor:

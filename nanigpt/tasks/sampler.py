@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
-from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.generate import check_sampling, generate
+from nanigpt.problems import ComponentError, Problem, on_behalf_of
 from nanigpt.tags import Unit
 
 
@@ -52,12 +52,13 @@ class Sampler:
                 sample fewer tokens.
 
         Raises:
-            UsageError: the prompt is not text, or the whole would exceed the model's context.
+            ComponentError: the prompt is not text, or the whole would exceed the model's context.
         """
         try:
             encoded = tokenizer.encode([self.prompt])[0].tolist()
         except UnicodeEncodeError as error:
-            raise UsageError(f"the prompt is not UTF-8 text ({error})") from error
+            problem = Problem("prompt", self.prompt, f"UTF-8 text ({error})", component=self)
+            raise ComponentError(problem) from error
         # A document begins after the end of the one before.
         prompt, max_new_tokens = [tokenizer.end_id, *encoded], self.max_new_tokens
         if shorten:
@@ -69,18 +70,17 @@ class Sampler:
         was_training = model.training
         model.eval()
         try:
-            new = generate(
-                model,
-                prompt,
-                max_new_tokens=max_new_tokens,
-                temperature=self.temperature,
-                top_k=self.top_k,
-                seed=self.seed,
-                stop_id=tokenizer.end_id,
-                n_tokens=tokenizer.vocab_size,
-            )
-            return self.prompt + tokenizer.decode(list(new))
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+            with on_behalf_of(self):
+                new = generate(
+                    model,
+                    prompt,
+                    max_new_tokens=max_new_tokens,
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    seed=self.seed,
+                    stop_id=tokenizer.end_id,
+                    n_tokens=tokenizer.vocab_size,
+                )
+                return self.prompt + tokenizer.decode(list(new))
         finally:
             model.train(was_training)

@@ -18,6 +18,7 @@ from torch import nn
 from nanigpt.errors import MisfitError
 from nanigpt.models.float8 import ordinary
 from nanigpt.parallel.world import World
+from nanigpt.problems import refuse, require_positive
 from nanigpt.tags import Unit
 from nanigpt.training.run_directory import RunDirectory
 
@@ -52,8 +53,9 @@ class Checkpointer:
     may_change_on_resume = True
 
     def __init__(self, *, interval: Annotated[int, Unit("steps")] = 1000, keep: int | None = 3):
-        if interval < 1 or (keep is not None and keep < 1):
-            raise ValueError(f"interval={interval}, keep={keep}: expected at least 1")
+        require_positive(interval=interval)
+        if keep is not None and keep < 1:
+            refuse("keep", keep, "at least 1, or None")
         self.interval = interval
         self.keep = keep
 

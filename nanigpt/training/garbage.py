@@ -5,6 +5,7 @@ import gc
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
+from nanigpt.problems import refuse
 from nanigpt.tags import Unit
 
 
@@ -23,7 +24,7 @@ class GarbageCollection:
 
     def __init__(self, *, interval: Annotated[int | None, Unit("steps")] = 50):
         if interval is not None and interval < 1:
-            raise ValueError(f"interval={interval}: expected at least 1, or None")
+            refuse("interval", interval, "at least 1, or None")
         self.interval = interval
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 
 from nanigpt.parallel.mesh import Layout
-from nanigpt.problems import Fix, Problem
+from nanigpt.problems import Fix, Problem, refuse, require_positive
 from nanigpt.tags import Unit
 from nanigpt.training.collectives import Labels, axes_of_groups
 from nanigpt.training.phases import PhaseClock, PhaseTimers
@@ -37,8 +37,7 @@ class _Window:
         start: Annotated[int, Unit("steps")] = 10,
         steps: Annotated[int, Unit("steps")] = 3,
     ):
-        if start < 1 or steps < 1:
-            raise ValueError(f"start={start}, steps={steps}: expected at least 1")
+        require_positive(start=start, steps=steps)
         self.start = start
         self.steps = steps
 
@@ -115,7 +114,7 @@ class MemorySnapshot(_Window):
     ):
         super().__init__(start=start, steps=steps)
         if max_entries < 1:
-            raise ValueError(f"max_entries={max_entries}: expected at least 1")
+            refuse("max_entries", max_entries, "at least 1")
         self.max_entries = max_entries
 
     def recording(self, run: RunDirectory, layout: Layout) -> "_Recording":

@@ -220,10 +220,10 @@ def test_all_problems_are_told_at_once():
         build(cfg)
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 problems:"
-    assert [line.split(":")[0].strip() for line in lines[1:]] == [
-        "model.layers[3].attention",
-        "data.corpus",
-        "sampler",
+    assert [line.split(":")[0].strip() for line in lines[1:] if " try: " not in line] == [
+        "model.layers[3].attention.wq.out_dim=5",
+        "data.corpus.validation_fraction=2.0",
+        "task.sampler.temperature=-1.0",
     ]
 
 

@@ -67,11 +67,11 @@ def test_sentencepiece_style_bytes(tmp_path):
 
 
 def test_a_missing_file_and_a_wrong_one_are_named(tmp_path):
-    with pytest.raises(UsageError, match="no file '/nowhere/tokenizer.json'"):
+    with pytest.raises(UsageError, match="path='/nowhere/tokenizer.json': expected a file"):
         _ = HuggingFaceTokenizer(path="/nowhere/tokenizer.json").vocab_size
     wrong = tmp_path / "wrong.json"
     wrong.write_text("{}")
-    with pytest.raises(UsageError, match="not a Hugging Face tokenizer.json"):
+    with pytest.raises(UsageError, match="expected a tokenizer.json of Hugging Face"):
         _ = HuggingFaceTokenizer(path=str(wrong)).vocab_size
 
 

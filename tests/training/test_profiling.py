@@ -134,7 +134,7 @@ def test_a_run_that_is_interrupted_in_a_window_writes_its_trace(tmp_path, monkey
             ["fiddler:memory_snapshot(21)"],
             r"memory.start=21: expected a window of steps=3 .*not at step 23",
         ),
-        (["fiddler:profile(0)"], "start=0, steps=3: expected at least 1"),
+        (["fiddler:profile(0)"], "profiling.trace.start=0: expected more than 0"),
         (["fiddler:memory_snapshot", "set:profiling.memory.max_entries=0"], "max_entries=0"),
     ],
 )
