@@ -106,6 +106,9 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
     )
     check_gains(found)
     absent = {"positions": model.positions, "head.soft_cap": getattr(model.head, "soft_cap", None)}
+    for i, block in enumerate(blocks):
+        for name in ("post_attention_norm", "post_feed_forward_norm"):
+            absent[f"layers[{i}].{name}"] = getattr(block, name)
     for name, value in absent.items():
         if value is not None:
             raise UsageError(f"{name} is {value}: expected None")
