@@ -8,6 +8,7 @@ from nanigpt.config.registry import component
 from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
 from nanigpt.models.activation import GELU, Approximation, ClampedSwiGLU, ReLUSquared, SiLU
 from nanigpt.models.attention_core import Eager, FlexAttention, Kernel, ScaledDotProduct
+from nanigpt.models.dropout import Dropout
 from nanigpt.models.rope import YarnScaling
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.optim.adamw import adamw as make_adamw
@@ -74,6 +75,12 @@ def relu_squared() -> fdl.Config[ReLUSquared]:
 def clamped_swiglu(alpha: float = 1.702, limit: float = 7.0) -> fdl.Config[ClampedSwiGLU]:
     """GPT-OSS's activation of experts, or of another gated network."""
     return fdl.Config(ClampedSwiGLU, alpha=alpha, limit=limit)
+
+
+@component
+def dropout(p: float) -> fdl.Config[Dropout]:
+    """Dropout of what a layer adds to the residual stream: `set:model.layers[*].dropout=...`."""
+    return fdl.Config(Dropout, p=p)
 
 
 @component

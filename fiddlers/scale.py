@@ -10,6 +10,7 @@ from nanigpt import tags
 from nanigpt.config.registry import fiddler
 from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
+from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding
@@ -35,7 +36,12 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
 
     All widths are divided by one number, so heads and their grouping stay those of the recipe.
     """
-    widest = max(rope.head_dim for rope in selectors.select(cfg, RotaryEmbedding))
+    # The heads of latent attention are as wide as their RoPE, all others say their width.
+    heads = [
+        *selectors.select(cfg, RotaryEmbedding, check_nonempty=False),
+        *selectors.select(cfg, Attention, check_nonempty=False),
+    ]
+    widest = max((node.head_dim for node in heads), default=8)
     divisor = max(widest // 8, 1)
     for node, _ in daglish.iterate(cfg):
         if _is_node(node):

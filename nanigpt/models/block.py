@@ -1,14 +1,16 @@
-"""The layer of a decoder: attention and a feed-forward network around a residual stream.
+"""Layers of a decoder: attention and a feed-forward network around a residual stream.
 
 Shapes: B batch, L sequence, D dim.
 """
 
+import abc
 from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from nanigpt import tags
+from nanigpt.models.dropout import Dropout
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.moe.mixture import Load
 from nanigpt.models.sizes import size
@@ -19,19 +21,22 @@ from nanigpt.problems import refuse, refuse_all
 RecomputationMode = Literal["none", "full", "selective", "budget"]
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm residual block: attention, then feed-forward.
+class Block(nn.Module, abc.ABC):
+    """Base class of layers: what they consist of, and what is around their computation.
 
     Args:
+        attention_norm: is called with x_BLD before attention; None is no norm.
         attention: is called with x_BLD, a cache or None, and places or None; returns out_BLD.
+        feed_forward_norm: as `attention_norm`, before the feed-forward network.
         feed_forward: is called with x_BLD and returns out_BLD. A mixture of experts returns the
             load of its experts besides, and takes it back in `add_load`.
+        dropout: of what attention and the feed-forward network add to the stream, or None.
         activation_checkpointing: which activations the backward pass computes again: `none`, `full`
             for all, `selective` for those that cost little, or `budget` for as many as a share of
             memory asks for. `nanigpt.parallel.remat` says what that means, and does it.
     """
 
-    may_change_on_resume = ("activation_checkpointing",)
+    may_change_on_resume: tuple[str, ...] = ("activation_checkpointing",)
     multiplies_below = True
 
     tensor_parallel = {
@@ -39,26 +44,36 @@ class TransformerBlock(nn.Module):
         "attention": "own",
         "feed_forward_norm": "own",
         "feed_forward": "own",
+        "dropout": "own",
     }
 
     def __init__(
         self,
         *,
-        attention_norm: nn.Module,
+        attention_norm: nn.Module | None,
         attention: nn.Module,
-        feed_forward_norm: nn.Module,
+        feed_forward_norm: nn.Module | None,
         feed_forward: nn.Module,
-        activation_checkpointing: Annotated[
-            RecomputationMode, tags.ActivationCheckpointing
-        ] = "none",
+        dropout: Dropout | None,
+        activation_checkpointing: RecomputationMode,
+        **norms: nn.Module | None,
     ):
         super().__init__()
+        norms = {
+            "attention_norm": attention_norm,
+            "feed_forward_norm": feed_forward_norm,
+            **norms,
+        }
         refuse_all(
             [
-                *uncallable("attention_norm", attention_norm, "x_BLD"),
                 *uncallable("attention", attention, "x_BLD", "cache", "places"),
-                *uncallable("feed_forward_norm", feed_forward_norm, "x_BLD"),
                 *uncallable("feed_forward", feed_forward, "x_BLD"),
+                *(
+                    problem
+                    for name, norm in norms.items()
+                    if norm is not None
+                    for problem in uncallable(name, norm, "x_BLD")
+                ),
             ]
         )
         if activation_checkpointing not in get_args(RecomputationMode):
@@ -68,6 +83,7 @@ class TransformerBlock(nn.Module):
         self.attention = attention
         self.feed_forward_norm = feed_forward_norm
         self.feed_forward = feed_forward
+        self.dropout = dropout
         self.activation_checkpointing = activation_checkpointing
 
     def stream_dims(self) -> dict[str, int]:
@@ -90,19 +106,145 @@ class TransformerBlock(nn.Module):
         cache: LayerCache | None = None,
         places: Places | None = None,
     ) -> torch.Tensor:
-        x_BLD, load = self.compute(x_BLD, cache, places)
+        first_row = None if self.dropout is None else self.dropout.draw(x_BLD)
+        x_BLD, load = self.compute(x_BLD, cache, places, first_row)
         if load is not None and torch.is_grad_enabled():
             self.feed_forward.add_load(load)
         return x_BLD
+
+    @abc.abstractmethod
+    def compute(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+        first_row: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Load | None]:
+        """Compute the block itself; this is recomputed, and compiled.
+
+        Args:
+            first_row: number of the first row of x, by which `dropout` chooses; None drops nothing.
+        """
+
+    def _dropped(
+        self, x_BLD: torch.Tensor, first_row: torch.Tensor | None, use: int
+    ) -> torch.Tensor:
+        if self.dropout is None or first_row is None:
+            return x_BLD
+        return self.dropout(x_BLD, first_row, use)
+
+    def _fed_forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, Load | None]:
+        out: Any = self.feed_forward(x_BLD)
+        return out if isinstance(out, tuple) else (out, None)
+
+
+class TransformerBlock(Block):
+    """Residual block: attention, then the feed-forward network, with norms before or behind each.
+
+    Norms are before by default (GPT-2, Llama). Behind, but before the sum, they are OLMo 2's
+    ("reordered"), with none before; both are Gemma 2's ("sandwich").
+
+    Args:
+        attention_norm, attention, feed_forward_norm, feed_forward, dropout: as of `Block`.
+        post_attention_norm: of what attention adds to the stream, or None.
+        post_feed_forward_norm: of what the feed-forward network adds to the stream, or None.
+        activation_checkpointing: as of `Block`.
+    """
+
+    tensor_parallel = {
+        **Block.tensor_parallel,
+        "post_attention_norm": "own",
+        "post_feed_forward_norm": "own",
+    }
+
+    def __init__(
+        self,
+        *,
+        attention_norm: nn.Module | None,
+        attention: nn.Module,
+        feed_forward_norm: nn.Module | None,
+        feed_forward: nn.Module,
+        post_attention_norm: nn.Module | None = None,
+        post_feed_forward_norm: nn.Module | None = None,
+        dropout: Dropout | None = None,
+        activation_checkpointing: Annotated[
+            RecomputationMode, tags.ActivationCheckpointing
+        ] = "none",
+    ):
+        super().__init__(
+            attention_norm=attention_norm,
+            attention=attention,
+            feed_forward_norm=feed_forward_norm,
+            feed_forward=feed_forward,
+            dropout=dropout,
+            activation_checkpointing=activation_checkpointing,
+            post_attention_norm=post_attention_norm,
+            post_feed_forward_norm=post_feed_forward_norm,
+        )
+        self.post_attention_norm = post_attention_norm
+        self.post_feed_forward_norm = post_feed_forward_norm
 
     def compute(
         self,
         x_BLD: torch.Tensor,
         cache: LayerCache | None = None,
         places: Places | None = None,
+        first_row: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Load | None]:
-        """Compute the block itself; this is recomputed, and compiled."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), cache, places)
-        out: Any = self.feed_forward(self.feed_forward_norm(x_BLD))
-        out_BLD, load = out if isinstance(out, tuple) else (out, None)
-        return x_BLD + out_BLD, load
+        out_BLD = self.attention(_normed(x_BLD, self.attention_norm), cache, places)
+        out_BLD = _normed(out_BLD, self.post_attention_norm)
+        x_BLD = x_BLD + self._dropped(out_BLD, first_row, 0)
+        out_BLD, load = self._fed_forward(_normed(x_BLD, self.feed_forward_norm))
+        out_BLD = _normed(out_BLD, self.post_feed_forward_norm)
+        return x_BLD + self._dropped(out_BLD, first_row, 1), load
+
+
+class ParallelBlock(Block):
+    """Residual block whose attention and feed-forward network read the same stream.
+
+    (GPT-J, 2021, and PaLM, 2022, with one norm for both; GPT-NeoX, 2022, with two.)
+
+    Args:
+        attention_norm, attention, feed_forward, dropout: as of `Block`.
+        feed_forward_norm: None takes what `attention_norm` returns.
+        activation_checkpointing: as of `Block`.
+    """
+
+    def __init__(
+        self,
+        *,
+        attention_norm: nn.Module | None,
+        attention: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module | None = None,
+        dropout: Dropout | None = None,
+        activation_checkpointing: Annotated[
+            RecomputationMode, tags.ActivationCheckpointing
+        ] = "none",
+    ):
+        super().__init__(
+            attention_norm=attention_norm,
+            attention=attention,
+            feed_forward_norm=feed_forward_norm,
+            feed_forward=feed_forward,
+            dropout=dropout,
+            activation_checkpointing=activation_checkpointing,
+        )
+
+    def compute(
+        self,
+        x_BLD: torch.Tensor,
+        cache: LayerCache | None = None,
+        places: Places | None = None,
+        first_row: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, Load | None]:
+        read_BLD = _normed(x_BLD, self.attention_norm)
+        added_BLD = self._dropped(self.attention(read_BLD, cache, places), first_row, 0)
+        if self.feed_forward_norm is not None:
+            read_BLD = self.feed_forward_norm(x_BLD)
+        out_BLD, load = self._fed_forward(read_BLD)
+        return x_BLD + added_BLD + self._dropped(out_BLD, first_row, 1), load
+
+
+def _normed(x_BLD: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+    return x_BLD if norm is None else norm(x_BLD)

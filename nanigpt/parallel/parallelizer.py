@@ -13,6 +13,7 @@ from nanigpt.models.linear import Linear
 from nanigpt.models.protocol import compute_dtype
 from nanigpt.parallel.compile import Compile
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.dropout import place_dropout
 from nanigpt.parallel.expert import ExpertParallel
 from nanigpt.parallel.expert_load import most_experts
 from nanigpt.parallel.fsdp import FullyShardedDataParallel
@@ -158,6 +159,7 @@ class Parallelizer:
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
         self.context.apply(model, layout)
+        place_dropout(model, layout, splits_sequence=self.tensor.sequence_parallel)
         for policy in self.extra:
             policy.apply(model, layout)
         compile = None

@@ -16,6 +16,7 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.linear import Linear
 from nanigpt.parallel.compile import keeping_buffers
 from nanigpt.parallel.context import ContextParallel
+from nanigpt.parallel.dropout import take_back_dropout
 from nanigpt.parallel.expert_load import forget_load
 from nanigpt.parallel.gradients import clip_gradients
 from nanigpt.parallel.mesh import Layout
@@ -166,6 +167,7 @@ class PipelinedModel(ParallelModel):
     def _learned_shapes(self, stage: nn.Module) -> None:
         """Forget what upstream computed before the first step to learn shapes."""
         forget_load(stage)
+        take_back_dropout(stage)
         self._total.zero_()
 
     def _within(self, phase: str, function: Callable, *args: Any, **kwargs: Any) -> Any:

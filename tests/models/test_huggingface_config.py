@@ -421,8 +421,10 @@ def test_every_argument_of_the_modules_is_accounted_for():
     }  # or told
     # `core` and recomputation are ways to compute the same, as is `float8`; weights are there, so
     # that it does not matter how they began.
-    assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token"}
-    assert arguments(TransformerBlock) == {*blocks, "activation_checkpointing"}
+    assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token", "positions"}
+    refused_of_blocks = {"post_attention_norm", "post_feed_forward_norm"}
+    training = {"dropout", "activation_checkpointing"}
+    assert arguments(TransformerBlock) == {*blocks, *refused_of_blocks, *training}
     assert arguments(Attention) - linear == {*told, *refused, "core"}
     queries = {"wq_a", "q_norm", "wq_b"}
     latents = {"wkv_a", "kv_norm", "wkv_b"}

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from nanigpt.training.loss import CrossEntropy, LinearCrossEntropy
 from torch.nn import functional as F
 
 from nanigpt.config.build import build
@@ -14,6 +13,7 @@ from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.init import TruncatedNormal
 from nanigpt.models.soft_cap import soft_cap
 from nanigpt.models.visibility import Visibility
+from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 from tests.support import built_model, tiny
 
 CAP = 1.5

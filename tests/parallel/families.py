@@ -5,18 +5,22 @@ from pathlib import Path
 import fiddle as fdl
 import torch
 
+from experiments import parts
 from experiments.deepseek import deepseek_v3_model
 from experiments.gpt_oss import gpt_oss_model
 from experiments.llama3 import llama3_model
 from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
 from nanigpt.config.flag import compose
+from nanigpt.models.activation import GELU, ReLUSquared
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
+from nanigpt.models.block import ParallelBlock, TransformerBlock
 from nanigpt.models.embedding import Embedding
 from nanigpt.models.init import TruncatedNormal
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.norm import RMSNorm
+from nanigpt.models.positions import LearnedPositions
 from tests.parallel.plain import LowRank, PlainAttention, PlainNorm, PointwiseReLU2, WholeReLU2
 
 STEPS = 5
@@ -49,6 +53,8 @@ FAMILIES: dict[str, list[str]] = {
         "fiddler:multi_token(2)",
         *("set:data.mask_documents=True", "set:data.corpus.path={folder}/short.jsonl"),
     ],
+    "learned": [],  # positions, MLPs, LayerNorms around, soft caps; see learned_model
+    "dropout": ["set:model.layers[*].dropout=@dropout(0.2)"],  # the same
 }
 
 
@@ -81,6 +87,8 @@ def debug_run(case: str, settings: list[str], folder: Path) -> fdl.Config:
             dim=32, n_layers=4, n_experts=8, top_k=2, n_heads=8, n_kv_heads=4, head_dim=8,
             hidden_dim=32, window=5, original_max_positions=16, **sizes,
         )  # fmt: skip
+    elif name in ("learned", "dropout"):
+        model = learned_model(**sizes)
     else:
         grouped = {"n_heads": 8, "n_kv_heads": 4}
         model = llama3_model(
@@ -167,6 +175,60 @@ def local_model(**sizes: object) -> fdl.Config:
     global_.rope = None
     global_.temperature = fdl.Config(AttentionTemperature, scale=1.0, floor_scale=4)
     both.window, both.chunk = 11, 16
+    return model
+
+
+def learned_model(
+    *, vocab_size: int, sequence_length: int, compute_dtype: torch.dtype
+) -> fdl.Config:
+    """What GPT-2 has and Gemma 2 has, and a parallel block; no two layers have norms alike."""
+    dim, scales = 32, {"init_scale": 1.0, "output_scale": parts.residual_scale(4)}
+
+    def norm() -> fdl.Config:
+        cfg = parts.layer_norm(dim)
+        cfg.bias = fdl.Config(TruncatedNormal, std=0.1)
+        return cfg
+
+    def layer(kind: type, *norms: str, feed_forward: fdl.Config) -> fdl.Config:
+        attention = parts.attention(
+            dim=dim, n_heads=8, n_kv_heads=4, head_dim=4, rope=None, bias=True, **scales
+        )
+        attention.score_soft_cap = 2.0
+        return fdl.Config(
+            kind,
+            attention=attention,
+            feed_forward=feed_forward,
+            **{"attention_norm": None, **{name: norm() for name in norms}},
+        )
+
+    sizes = {"dim": dim, "hidden_dim": 64, **scales}
+    mlp = parts.mlp(**sizes, bias=True, activation=fdl.Config(GELU, approximate="tanh"))
+    before = ("attention_norm", "feed_forward_norm")
+    behind = ("post_attention_norm", "post_feed_forward_norm")
+    layers = [
+        layer(TransformerBlock, *before, feed_forward=mlp),
+        layer(TransformerBlock, *behind, feed_forward=parts.mlp(**sizes)),
+        layer(TransformerBlock, *before, *behind, feed_forward=parts.feed_forward(**sizes)),
+        layer(ParallelBlock, "attention_norm", feed_forward=parts.feed_forward(**sizes)),
+    ]
+    layers[1].feed_forward_norm = None
+    layers[2].feed_forward.activation = fdl.Config(GELU)
+    layers[3].feed_forward.activation = fdl.Config(ReLUSquared)
+    model = parts.decoder(
+        layers=layers,
+        norm=norm(),
+        dim=dim,
+        vocab_size=vocab_size,
+        tied=False,
+        compute_dtype=compute_dtype,
+        soft_cap=3.0,
+    )
+    model.positions = fdl.Config(
+        LearnedPositions,
+        max_positions=sequence_length,
+        dim=dim,
+        initializer=fdl.Config(TruncatedNormal, std=0.02),
+    )
     return model
 
 

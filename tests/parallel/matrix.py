@@ -57,6 +57,7 @@ DEEP = (
     *("local tp2 recompute compile", "local tp2 fsdp2", "local cp2 ulysses tp2", "local pp4"),
     *("experts ep2 selective compile", "experts pp2 InterleavedZeroBubble recompute"),
     "pp2 ZBVZeroBubble selective compile",
+    *("learned tp2 recompute compile", "learned tp2 no sp", "learned cp2 ulysses"),
     *("experts tp2 recompute compile", "experts ep2 hsdp2", "experts ep2 pp2"),
     *("experts ep2 fsdp2 tp2", "ahead tp2 no sp", "ahead tp2 fsdp2"),
 )
@@ -145,6 +146,25 @@ CASES: dict[int, dict[str, list[str]]] = {
         "local cp2": ["fiddler:context_parallel(2)"],
         "local cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
         "local pp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)"],
+        "learned fsdp2": ["fiddler:fsdp(2)"],
+        "learned tp2": ["fiddler:tensor_parallel(2)"],
+        "learned tp2 no sp": [
+            "fiddler:tensor_parallel(2)",
+            "set:parallelizer.tensor.sequence_parallel=False",
+        ],
+        "learned tp2 recompute compile": ["fiddler:tensor_parallel(2)", RECOMPUTE, COMPILE],
+        "learned cp2": ["fiddler:context_parallel(2)"],
+        "learned cp2 ulysses": ["fiddler:context_parallel(2, 'ulysses')"],
+        "learned pp2": ["fiddler:pipeline(2, 'Interleaved1F1B', 4)"],
+        "dropout tp2 recompute": ["fiddler:tensor_parallel(2)", RECOMPUTE],
+        "dropout tp2 no sp": [
+            "fiddler:tensor_parallel(2)",
+            "set:parallelizer.tensor.sequence_parallel=False",
+        ],
+        "dropout pp2 ZBVZeroBubble selective": [
+            "fiddler:pipeline(2, 'ZBVZeroBubble', 4)",
+            SELECTIVE,
+        ],
         "experts fsdp2": ["fiddler:fsdp(2)"],
         "experts ep2": ["fiddler:expert_parallel(2)"],
         "experts ep2 recompute compile": ["fiddler:expert_parallel(2)", RECOMPUTE, COMPILE],

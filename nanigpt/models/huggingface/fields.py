@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import SwiGLU
 from nanigpt.models.attention import Attention
+from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.embedding import TiedHead
 from nanigpt.models.feed_forward import FeedForward
@@ -99,12 +100,18 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
     Args:
         norms: further ones than those of decoder and blocks.
     """
-    found = [model.norm]
-    for block in model.layers:
-        found += [block.attention_norm, block.feed_forward_norm]
+    blocks = of_kind(TransformerBlock, model.layers)
+    found = of_kind(
+        RMSNorm, [model.norm, *(n for b in blocks for n in (b.attention_norm, b.feed_forward_norm))]
+    )
     check_gains(found)
-    if getattr(model.head, "soft_cap", None) is not None:
-        raise UsageError(f"head.soft_cap is {model.head.soft_cap}: expected None")
+    absent = {"positions": model.positions, "head.soft_cap": getattr(model.head, "soft_cap", None)}
+    for i, block in enumerate(blocks):
+        for name in ("post_attention_norm", "post_feed_forward_norm"):
+            absent[f"layers[{i}].{name}"] = getattr(block, name)
+    for name, value in absent.items():
+        if value is not None:
+            raise UsageError(f"{name} is {value}: expected None")
     found += norms
     return {
         "vocab_size": model.vocab_size,

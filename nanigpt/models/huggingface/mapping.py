@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.dropout import Dropout
 from nanigpt.models.huggingface.views import Part, Reordered, Stacked, Transposed, View
 
 _PLACE = re.compile(r"{(\w+)}")
@@ -32,7 +33,12 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def named_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """The same, under every name, in the order of the model."""
     every = model.state_dict(keep_vars=True).items()
-    return [(name, tensor) for name, tensor in every if not name.startswith(_MULTI_TOKEN)]
+    counters = {f"{n}.rows" for n, module in model.named_modules() if isinstance(module, Dropout)}
+    return [
+        (name, tensor)
+        for name, tensor in every
+        if not name.startswith(_MULTI_TOKEN) and name not in counters
+    ]
 
 
 def left_out(model: nn.Module) -> list[str]:
