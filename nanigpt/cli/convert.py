@@ -1,4 +1,4 @@
-"""Begin a run with weights of Hugging Face, or write a run's newest checkpoint for it.
+"""Import Hugging Face weights into a new run, or export a run's newest checkpoint.
 
 nanigpt convert --from_hf=Llama-3.2-1B --config=config:llama3_1b --run=runs/mine
 nanigpt convert --run=runs/mine --to_hf=exported --dtype=bfloat16
@@ -14,7 +14,7 @@ from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import build_trainer, checked_trainer, on_any_world, restore
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import define_config_flag
+from nanigpt.config.flag import config_flag, define_config_flag
 from nanigpt.config.run_config import claim_run
 from nanigpt.data.tokenizer import ByteTokenizer
 from nanigpt.errors import UsageError
@@ -35,14 +35,19 @@ def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values)
     define_run_flag(values)
     flags.DEFINE_string(
-        "from_hf", None, "folder to read: config.json, *.safetensors", flag_values=values
+        "from_hf",
+        None,
+        "Read weights from this folder, with config.json and *.safetensors.",
+        flag_values=values,
     )
-    flags.DEFINE_string("to_hf", None, "folder to write, new or empty", flag_values=values)
+    flags.DEFINE_string(
+        "to_hf", None, "Write weights into this folder, which is new or empty.", flag_values=values
+    )
     flags.DEFINE_enum(
-        "dtype", "float32", list(_DTYPES), "of the weights that are written", flag_values=values
+        "dtype", "float32", list(_DTYPES), "Write weights in this dtype.", flag_values=values
     )
     flags.DEFINE_float(
-        "max_shard_gb", 5.0, "size of a file that is written at most", 1e-6, flag_values=values
+        "max_shard_gb", 5.0, "Write files of at most this size.", 1e-6, flag_values=values
     )
 
 
@@ -53,19 +58,19 @@ def run(values: flags.FlagValues) -> int:
         )
     if values.run is None:
         raise UsageError("--run is missing; expected --run=runs/NAME")
-    given = bool(values["config"].directives)
+    given = bool(config_flag(values).directives)
     if values.from_hf is not None and not given:
         raise UsageError(
             "--config is missing; expected the model of the weights: --config=config:RECIPE"
         )
     if values.to_hf is not None and given:
         raise UsageError("--config with --to_hf: the run has its own; leave one of the two out")
-    return _take_over(values) if values.from_hf is not None else _give(values)
+    return _import(values) if values.from_hf is not None else _export(values)
 
 
-def _take_over(values: flags.FlagValues) -> int:
+def _import(values: flags.FlagValues) -> int:
     cfg = values.config
-    checked_trainer(cfg, directives=values["config"].directives)
+    checked_trainer(cfg, directives=config_flag(values).directives)
     trainer = build_trainer(on_any_world(cfg))
     directory = RunDirectory(values.run)
     if directory.started:
@@ -87,18 +92,18 @@ def _take_over(values: flags.FlagValues) -> int:
         tokenizer = Path(values.from_hf) / "tokenizer.json"
         if tokenizer.is_file() and isinstance(trainer.data.tokenizer, ByteTokenizer):
             log.warning(
-                "the config's tokenizer is bytes, the weights' is %s: "
+                "the config's tokenizer is bytes, but the weights have %s: "
                 "--config=\"set:data.tokenizer=@huggingface_tokenizer('%s')\"",
                 tokenizer,
                 tokenizer,
             )
         print(f"{directory.path} is at step 0 with the weights of {values.from_hf}")
         if own := left_out(trainer.model):
-            print(f"not read: {len(own)} weights of multi_token, which begin as in a new run")
+            print(f"not read: {len(own)} weights of multi_token, which start as in a new run")
     return 0
 
 
-def _give(values: flags.FlagValues) -> int:
+def _export(values: flags.FlagValues) -> int:
     try:
         check_vacant(values.to_hf)
     except UsageError as error:
@@ -120,5 +125,7 @@ def _give(values: flags.FlagValues) -> int:
         names = ", ".join(file.name for file in files)
         print(f"step {progress.step} of {values.run} is in {values.to_hf}: {names}")
         if own := left_out(parallel.model):
-            print(f"not written: {len(own)} weights of multi_token, which transformers has not")
+            print(
+                f"not written: {len(own)} weights of multi_token, which transformers does not have"
+            )
     return 0
