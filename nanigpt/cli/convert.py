@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from absl import flags
+from torch import nn
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
@@ -16,8 +17,10 @@ from nanigpt.cli.trainer import build_trainer, checked_trainer, on_any_world, re
 from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.flag import config_flag, define_config_flag
 from nanigpt.config.run_config import claim_run
-from nanigpt.data.tokenizer import ByteTokenizer
+from nanigpt.data.protocol import DataSource
+from nanigpt.data.tokenizer import ByteTokenizer, Tokenizer
 from nanigpt.errors import UsageError
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.mapping import left_out
 from nanigpt.models.huggingface.reader import Pretrained
 from nanigpt.models.huggingface.writer import check_vacant, save_pretrained
@@ -72,11 +75,12 @@ def _import(values: flags.FlagValues) -> int:
     cfg = values.config
     checked_trainer(cfg, directives=config_flag(values).directives)
     trainer = build_trainer(on_any_world(cfg))
+    model = _decoder(trainer.model)
     directory = RunDirectory(values.run)
     if directory.started:
         raise UsageError(f"--run={values.run}: holds a run already; expected a new directory")
     try:
-        weights = Pretrained(values.from_hf, trainer.model)
+        weights = Pretrained(values.from_hf, model)
     except UsageError as error:
         raise error.within("--from_hf") from error
     world = start_world(trainer.device)
@@ -90,7 +94,7 @@ def _import(values: flags.FlagValues) -> int:
     trainer.checkpointer.save(directory, world, parallel.model, None, Progress())
     if world.is_main:
         tokenizer = Path(values.from_hf) / "tokenizer.json"
-        if tokenizer.is_file() and isinstance(trainer.data.tokenizer, ByteTokenizer):
+        if tokenizer.is_file() and isinstance(_tokenizer(trainer.data), ByteTokenizer):
             log.warning(
                 "the config's tokenizer is bytes, but the weights have %s: "
                 "--config=\"set:data.tokenizer=@huggingface_tokenizer('%s')\"",
@@ -103,21 +107,32 @@ def _import(values: flags.FlagValues) -> int:
     return 0
 
 
+def _decoder(model: nn.Module) -> Decoder:
+    if not isinstance(model, Decoder):
+        raise UsageError(f"convert: model is {type(model).__name__}: expected Decoder")
+    return model
+
+
+def _tokenizer(data: DataSource) -> Tokenizer | None:
+    """Return the tokenizer of a run's data, or None if they are not text."""
+    return getattr(data, "tokenizer", None)
+
+
 def _export(values: flags.FlagValues) -> int:
     try:
         check_vacant(values.to_hf)
     except UsageError as error:
         raise error.within("--to_hf") from error
     trainer, parallel, progress = restore(values)
-    tokenizer = trainer.data.tokenizer
+    tokenizer = _tokenizer(trainer.data)
     world = parallel.layout.world
     files = save_pretrained(
-        parallel.model,
+        _decoder(parallel.model),
         values.to_hf,
         dtype=_DTYPES[values.dtype],
         max_shard_bytes=int(values.max_shard_gb * 10**9),
-        end_id=tokenizer.end_id,
-        texts=tokenizer.files(),
+        end_id=None if tokenizer is None else tokenizer.end_id,
+        texts=None if tokenizer is None else tokenizer.files(),
         writes=world.is_main,
     )
     world.barrier()

@@ -11,8 +11,9 @@ from absl import flags
 
 from nanigpt.cli.table import add_row, new_table, print_table
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import define_config_flag
+from nanigpt.config.flag import config_flag, define_config_flag
 from nanigpt.errors import UsageError
+from nanigpt.models.protocol import parameter_counts
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -31,12 +32,12 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     from nanigpt.parallel.simulate import shards
 
-    trainer = build_trainer(values.config, directives=values["config"].directives)
+    trainer = build_trainer(values.config, directives=config_flag(values).directives)
     ranks = values.ranks or trainer.parallelizer.mesh.least
     if values.rank >= ranks:
         raise UsageError(f"--rank={values.rank}: expected 0 to {ranks - 1}, there are {ranks}")
     trainer.check(ranks)
-    whole = trainer.model.n_parameters()
+    whole = parameter_counts(trainer.model).total
     found = shards(
         trainer.parallelizer,
         trainer.model,

@@ -220,7 +220,7 @@ def _lines(problems: dict[str, list[str]]) -> Iterator[str]:
 def _search(
     directory: SweepDirectory, axes: dict[str, Space], values: flags.FlagValues
 ) -> TpeTrials:
-    steps = build_trainer(values.config, directives=values["config"].directives).steps
+    steps = build_trainer(values.config, directives=config_flag(values).directives).steps
     search = Search(
         axes,
         goal=directory.settings["goal"],

@@ -91,14 +91,14 @@ class LatentAttention(SelfAttention):
     ):
         super().__init__()
         require_positive(n_heads=n_heads, nope_head_dim=nope_head_dim, v_head_dim=v_head_dim)
-        given = {"wq": wq, "wq_a": wq_a, "q_norm": q_norm, "wq_b": wq_b}
-        given = [name for name, module in given.items() if module is not None]
+        queries = {"wq": wq, "wq_a": wq_a, "q_norm": q_norm, "wq_b": wq_b}
+        given = [name for name, module in queries.items() if module is not None]
         if given not in (["wq"], ["wq_a", "q_norm", "wq_b"]):
-            expected = f"wq alone, or wq_a, q_norm and wq_b, not {', '.join(given) or 'nothing'}"
-            refuse("", ..., f"queries to be made by {expected}")
+            made = f"wq alone, or wq_a, q_norm and wq_b, not {', '.join(given) or 'nothing'}"
+            refuse("", ..., f"queries to be made by {made}")
         if wkv_b.bias is not None:
-            expected = "None, since decoding multiplies with parts of the weight alone"
-            refuse("wkv_b.bias", ..., expected, Fix(None, "wkv_b.bias", None))
+            why = "None, since decoding multiplies with parts of the weight alone"
+            refuse("wkv_b.bias", ..., why, Fix(None, "wkv_b.bias", None))
         self.n_heads = n_heads
         self.nope_head_dim = nope_head_dim
         self.rope_head_dim = rope.head_dim
@@ -117,9 +117,9 @@ class LatentAttention(SelfAttention):
             "wkv_b.out_dim": (wkv_b.out_dim, n_heads * (nope_head_dim + v_head_dim)),
             "wo.in_dim": (wo.in_dim, n_heads * v_head_dim),
         }
-        if wq is None:
-            expected["q_norm.dim"] = (q_norm.dim, wq_a.out_dim)
-            expected["wq_b.in_dim"] = (wq_b.in_dim, wq_a.out_dim)
+        if q_norm is not None:
+            expected["q_norm.dim"] = (q_norm.dim, into.out_dim)
+            expected["wq_b.in_dim"] = (out_of.in_dim, into.out_dim)
         sizes = {"n_heads": n_heads, "nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim}
         sizes |= {"rope.head_dim": rope.head_dim, "wkv_b.in_dim": rank}
         refuse_all(misfits(expected, sizes))

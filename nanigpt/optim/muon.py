@@ -64,7 +64,8 @@ def muon(
             optimizer takes the parameters that belong to it.
 
     Raises:
-        ComponentError: An argument is out of range, or `select` selects a parameter that is no matrix.
+        ComponentError: An argument is out of range, or `select` selects a parameter that is no
+            matrix.
     """
     require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if ns_steps < 1:

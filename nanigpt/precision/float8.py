@@ -58,13 +58,13 @@ class Float8:
         if not asked:
             return []
         if importlib.util.find_spec("torchao") is None:
-            fix = "pip install 'nanigpt[float8]'"
-            return [Problem("", ..., "torchao, which is not installed", fix, self)]
+            command = "pip install 'nanigpt[float8]'"
+            return [Problem("", ..., "torchao, which is not installed", command, self)]
         if self.emulate:
             return []
         fix = Fix(self, "emulate", True)
         found = []
-        for (recipe, experts), layer in asked.items():
+        for (recipe, experts), first in asked.items():
             least = max(
                 _CAPABILITY.get(recipe, _LEAST), _CAPABILITY["experts"] if experts else _LEAST
             )
@@ -77,7 +77,7 @@ class Float8:
                 )
             else:
                 continue
-            found.append(Problem("float8", recipe, expected, fix, layer))
+            found.append(Problem("float8", recipe, expected, fix, first))
         return found
 
     def apply(self, model: nn.Module, *, shards: int = 1) -> list[Linear]:

@@ -1,4 +1,4 @@
-"""The harness of benchmarks: a process for each variant, alternating (A B A B ...), with one thread.
+"""Harness of benchmarks: a process with one thread for each variant, alternating (A B A B ...).
 
 A benchmark is a script that starts itself again for each variant, with the variant's name, and then
 prints one JSON object of figures at the end. One run measures all variants that are to be compared,

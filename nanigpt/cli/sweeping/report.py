@@ -44,8 +44,8 @@ def results(directory: SweepDirectory) -> list[Row]:
         rows.append(Row(trial, directory.status(trial), directory.curve(trial, name)))
     finished = [row for row in rows if row.status == DONE]
     if finished and not any(row.curve for row in finished):
-        rows = directory.rows(finished[0].trial)
-        known = dict.fromkeys(key for row in rows for key in row)
+        metrics = directory.rows(finished[0].trial)
+        known = dict.fromkeys(key for row in metrics for key in row)
         raise UnknownName(f"--objective={name}: not among the metrics", name, known)
 
     def order(row: Row) -> tuple[int, bool, float]:

@@ -53,7 +53,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, *, router: Router, experts: Experts, shared: nn.Module | None = None):
         super().__init__()
-        expected = {
+        expected: dict[str, tuple[int | None, int | None]] = {
             "experts.n_experts": (experts.n_experts, router.n_experts),
             "experts.dim": (experts.dim, router.dim),
         }
