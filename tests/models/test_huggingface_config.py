@@ -421,7 +421,8 @@ def test_every_argument_of_the_modules_is_accounted_for():
     }  # or told
     # `core` and recomputation are ways to compute the same, as is `float8`; weights are there, so
     # that it does not matter how they began.
-    assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token"}
+    parts = {"embedding", "positions", "layers", "norm", "head"}  # positions are refused
+    assert arguments(Decoder) == {*parts, "multi_token"}
     assert arguments(TransformerBlock) == {*blocks, "activation_checkpointing"}
     assert arguments(Attention) - linear == {*told, *refused, "core"}
     queries = {"wq_a", "q_norm", "wq_b"}

@@ -119,6 +119,8 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
     blocks = [(block.attention_norm, block.feed_forward_norm) for block in model.layers]
     found = of_kind(RMSNorm, [model.norm, *itertools.chain.from_iterable(blocks)])
     check_gains(found)
+    if model.positions is not None:
+        raise UsageError(f"positions is {type(model.positions).__name__}: expected None")
     if getattr(model.head, "soft_cap", None) is not None:
         raise UsageError(f"head.soft_cap is {model.head.soft_cap}: expected None")
     found += norms
