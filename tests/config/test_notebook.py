@@ -78,7 +78,10 @@ def test_the_tutorial_runs(execute):
     assert "model.layers[3].attention.wq.out_dim=5: expected 4096" in mistakes
     assert "task.sampler.temperature=-1.0: expected 0" in mistakes
     broken = shown(next(c for c in notebook.cells if c.source == "wrong.model"))
-    assert "no sizes: layers[3].attention: " in broken and 'data-path="layers[4:32]"' in broken
+    assert (
+        "no sizes: layers[3].attention.wq.out_dim=5: expected 4096" in broken
+        and 'data-path="layers[4:32]"' in broken
+    )
     assert "'8,030,261,248'" in shown(cell_with(notebook, "trainer = "), "text/plain")
 
 
