@@ -1,1 +1,1 @@
-"""Recipes: functions that return `fdl.Config[Trainer]`, one file per model family."""
+"""Recipes: functions that return `fdl.Config[Trainer]`, with one file per model family."""

@@ -1,4 +1,4 @@
-"""Components that a command line can exchange: `set:schedule=@linear(warmup_steps=100)`."""
+"""Components that a command line can set: `set:schedule=@linear(warmup_steps=100)`."""
 
 from collections.abc import Sequence
 
@@ -20,26 +20,26 @@ from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 
 @component
 def adamw(lr: float = 3e-4, weight_decay: float = 0.1) -> fdl.Partial:
-    """AdamW, decaying matrices only."""
+    """Use AdamW, which decays only matrices."""
     return fdl.Partial(make_adamw, lr=lr, weight_decay=weight_decay)
 
 
 @component
 def muon(lr: float = 3e-4, weight_decay: float = 0.1) -> fdl.Partial:
-    """Muon for matrices, AdamW for the rest, with one learning rate."""
+    """Use Muon for matrices and AdamW for the rest, with one learning rate."""
     others = fdl.Partial(make_adamw, lr=lr, weight_decay=weight_decay)
     return fdl.Partial(make_muon, lr=lr, weight_decay=weight_decay, others=others)
 
 
 @component
 def cosine(warmup_steps: int = 0, final: float = 0.1) -> fdl.Config[Cosine]:
-    """Warm-up, then half a cosine wave."""
+    """Warm up, then decay along half a cosine wave."""
     return fdl.Config(Cosine, warmup_steps=warmup_steps, final=final)
 
 
 @component
 def linear(warmup_steps: int = 0, final: float = 0.0) -> fdl.Config[Linear]:
-    """Warm-up, then a straight line."""
+    """Warm up, then decay along a straight line."""
     return fdl.Config(Linear, warmup_steps=warmup_steps, final=final)
 
 
@@ -47,7 +47,7 @@ def linear(warmup_steps: int = 0, final: float = 0.0) -> fdl.Config[Linear]:
 def warmup_stable_decay(
     warmup_steps: int = 0, final: float = 0.0, decay_fraction: float = 0.2
 ) -> fdl.Config[WarmupStableDecay]:
-    """Warm-up, the peak, then a straight line at the end."""
+    """Warm up, stay at the peak, then decay along a straight line at the end."""
     return fdl.Config(
         WarmupStableDecay, warmup_steps=warmup_steps, final=final, decay_fraction=decay_fraction
     )
@@ -85,25 +85,25 @@ def dropout(p: float) -> fdl.Config[Dropout]:
 
 @component
 def scaled_dot_product(kernels: Sequence[Kernel] | None = None) -> fdl.Config[ScaledDotProduct]:
-    """PyTorch's fused attention, with the kernels that may be taken, the first first."""
+    """Use PyTorch's fused attention, with the first of the given kernels that can compute it."""
     return fdl.Config(ScaledDotProduct, kernels=kernels)
 
 
 @component
 def flex_attention() -> fdl.Config[FlexAttention]:
-    """FlexAttention, which skips what document masks and causality hide."""
+    """Use FlexAttention, which skips blocks that document masks and causality hide."""
     return fdl.Config(FlexAttention)
 
 
 @component
 def varlen_attention() -> fdl.Config[VarLen]:
-    """FlashAttention of packed documents without a mask; on CUDA, in bfloat16."""
+    """Use FlashAttention of packed documents without a mask, on CUDA and in bfloat16."""
     return fdl.Config(VarLen)
 
 
 @component
 def eager_attention() -> fdl.Config[Eager]:
-    """Attention with its scores written out in float32, to compare with."""
+    """Use attention that computes all scores in float32, as a reference."""
     return fdl.Config(Eager)
 
 
@@ -111,7 +111,7 @@ def eager_attention() -> fdl.Config[Eager]:
 def yarn(
     factor: float, original_max_positions: int, mscale_all_dim: float = 0.0
 ) -> fdl.Config[YarnScaling]:
-    """RoPE stretched to sequences `factor` times as long."""
+    """Extend RoPE to sequences that are `factor` times as long."""
     return fdl.Config(
         YarnScaling,
         factor=factor,
@@ -124,13 +124,13 @@ def yarn(
 def compile(
     backend: str = "inductor", fullgraph: bool = True, scope: Scope = "blocks", loss: bool = True
 ) -> fdl.Config[Compile]:
-    """torch.compile of the model, block by block or whole, and of the loss."""
+    """Compile the model, block by block or as a whole, and the loss."""
     return fdl.Config(Compile, backend=backend, fullgraph=fullgraph, scope=scope, loss=loss)
 
 
 @component
 def cross_entropy(z_loss: float = 0.0) -> fdl.Config[CrossEntropy]:
-    """Cross-entropy of all logits at once."""
+    """Compute the cross-entropy of all logits at once."""
     return fdl.Config(CrossEntropy, z_loss=z_loss)
 
 
@@ -138,17 +138,17 @@ def cross_entropy(z_loss: float = 0.0) -> fdl.Config[CrossEntropy]:
 def linear_cross_entropy(
     chunk_size: int = 1024, z_loss: float = 0.0
 ) -> fdl.Config[LinearCrossEntropy]:
-    """Cross-entropy of logits made and used chunk by chunk of tokens."""
+    """Compute logits and their cross-entropy for one chunk of tokens at a time."""
     return fdl.Config(LinearCrossEntropy, chunk_size=chunk_size, z_loss=z_loss)
 
 
 @component
 def byte_tokenizer() -> fdl.Config[ByteTokenizer]:
-    """Bytes as ids."""
+    """Use bytes as token ids."""
     return fdl.Config(ByteTokenizer)
 
 
 @component
 def huggingface_tokenizer(path: str) -> fdl.Config[HuggingFaceTokenizer]:
-    """A Hugging Face tokenizer.json."""
+    """Use a Hugging Face tokenizer.json."""
     return fdl.Config(HuggingFaceTokenizer, path=path)

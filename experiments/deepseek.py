@@ -1,10 +1,11 @@
 """DeepSeek-V3: the model as a DAG, and recipes at two sizes.
 
-Latent attention, experts, balancing: DeepSeek-V3 Technical Report (2024), sections 2.1 and 4.2;
-YaRN: section 4.3; RoPE, norms and vocabulary: `config.json` of deepseek-ai/DeepSeek-V3 on the
-Hugging Face hub. The smaller one has the sizes of deepseek-ai/DeepSeek-V2-Lite, and the router of
-V3. As in the reports, pretraining has 4096 tokens and RoPE as it is; the published weights were
-stretched afterwards: `set:model.layers[*].attention.rope.scaling=@yarn(40, 4096, 1.0)`.
+Sources: DeepSeek-V3 Technical Report (2024), sections 2.1 and 4.2 for latent attention, experts and
+balancing, section 4.3 for YaRN; `config.json` of deepseek-ai/DeepSeek-V3 on the Hugging Face hub
+for RoPE, norms and vocabulary. The smaller recipe has the sizes of deepseek-ai/DeepSeek-V2-Lite and
+the router of V3. As in the reports, pretraining uses sequences of 4096 tokens and RoPE without
+scaling. The published weights were extended afterwards; this sets their scaling:
+`set:model.layers[*].attention.rope.scaling=@yarn(40, 4096, 1.0)`.
 """
 
 import fiddle as fdl
@@ -48,19 +49,35 @@ def deepseek_v3_model(
     original_max_positions: int = 4096,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> fdl.Config[Decoder]:
-    """The decoder as a DAG: latent attention, and mixtures of experts that a bias balances.
+    """Return the decoder as a DAG of latent attention and mixtures of experts that a bias balances.
 
-    How weights start, and why, is told in `experiments/parts.py`.
+    `experiments/parts.py` explains the initial weights.
 
     Args:
-        n_dense_layers: the first so many layers, which have no mixture of experts.
-        hidden_dim: width of their feed-forward networks.
-        expert_dim: width of one expert.
-        n_shared: experts that every token goes through: one network, so many times as wide.
-        scale: of the routed experts' weights, which sum to that.
-        q_lora_rank: None: queries are made at once, as in DeepSeek-V2-Lite.
-        yarn_factor: RoPE is stretched to sequences so many times `original_max_positions`, which
-            the model was pretrained with; the published model has 40. None is RoPE as it is.
+        dim: Width of the residual stream.
+        n_layers: Number of layers.
+        n_dense_layers: Number of first layers that have no mixture of experts.
+        n_heads: Number of attention heads.
+        hidden_dim: Width of the dense layers' feed-forward networks.
+        expert_dim: Width of one expert.
+        n_experts: Number of experts of each mixture.
+        top_k: Number of a token's experts.
+        n_shared: Width of the shared network, in multiples of `expert_dim`.
+        n_groups: Groups of experts.
+        top_groups: Groups that a token may use.
+        scale: Sum of the weights of a token's experts.
+        q_lora_rank: Features of the latent of queries. None computes queries directly, as in
+            DeepSeek-V2-Lite.
+        kv_lora_rank: Features of the latent of keys and values.
+        nope_head_dim: Features of a head's queries and keys that RoPE does not rotate.
+        rope_head_dim: Features that it rotates.
+        v_head_dim: Features of a head's values.
+        vocab_size: Rows of the embedding.
+        sequence_length: Positions of the model.
+        yarn_factor: Factor by which RoPE extends `original_max_positions`; the published model
+            has 40. None leaves RoPE unscaled.
+        original_max_positions: Longest sequence of the original pretraining.
+        compute_dtype: Dtype of activations.
     """
     output_scale = parts.residual_scale(n_layers)
     rope = fdl.Config(
@@ -126,7 +143,7 @@ def deepseek_v3_model(
 
 @recipe
 def deepseek_v3_debug() -> fdl.Config[Trainer]:
-    """A small DeepSeek-V3 on bytes, with every kind of layer: minutes on two CPU cores."""
+    """Train a small DeepSeek-V3 with every kind of layer on bytes, in minutes on two CPU cores."""
     model = deepseek_v3_model(
         dim=256,
         n_layers=4,
@@ -153,10 +170,10 @@ def deepseek_v3_debug() -> fdl.Config[Trainer]:
 
 @recipe
 def deepseek_v3_16b() -> fdl.Config[Trainer]:
-    """DeepSeek-V3 at the sizes of V2-Lite: 15.7 B parameters, of which a token uses 2.7 B.
+    """Train DeepSeek-V3 at the sizes of V2-Lite, with 15.7 B parameters (2.7 B for each token).
 
-    Learning rate and batch are V2-Lite's (DeepSeek-V2, 2024, appendix B); the scale of weights is
-    that of Moonlight (Liu et al., 2025), which has as many experts.
+    Learning rate and batch size are V2-Lite's (DeepSeek-V2, 2024, appendix B). The scale of the
+    experts' weights is that of Moonlight (Liu et al., 2025), which has as many experts.
     """
     model = deepseek_v3_model(
         dim=2048,
@@ -177,7 +194,7 @@ def deepseek_v3_16b() -> fdl.Config[Trainer]:
 
 @recipe
 def deepseek_v3_671b() -> fdl.Config[Trainer]:
-    """DeepSeek-V3: 671 B parameters, of which a token uses 37 B."""
+    """Train DeepSeek-V3, with 671 B parameters (37 B for each token)."""
     model = deepseek_v3_model(
         dim=7168,
         n_layers=61,

@@ -1,12 +1,12 @@
 """GPT-OSS: the model as a DAG, and recipes at the published sizes.
 
-All sizes, windows, RoPE and what experts compute: gpt-oss-120b & gpt-oss-20b Model Card (OpenAI,
-2025), section 2, `config.json` of openai/gpt-oss-20b and openai/gpt-oss-120b on the Hugging Face
-hub, and transformers' `GptOssConfig`, whose defaults are those of the larger one.
+Sources of sizes, windows, RoPE and the experts' activation: gpt-oss-120b & gpt-oss-20b Model Card
+(OpenAI, 2025), section 2; `config.json` of openai/gpt-oss-20b and openai/gpt-oss-120b on the
+Hugging Face hub; and transformers' `GptOssConfig`, whose defaults are those of the larger model.
 
-Sequences have the 4096 tokens that YaRN stretches to the model's 131,072 positions. Learning rates,
-batch sizes and how biases and sinks start are not published: the first are usual ones for each
-size, the others start at 0.
+Sequences have 4096 tokens, which YaRN extends to the model's 131,072 positions. Learning rates,
+batch sizes, and initial biases and sinks are not published. The recipes use common learning rates
+and batch sizes for each size, and biases and sinks start at 0.
 """
 
 from typing import Any
@@ -46,16 +46,27 @@ def gpt_oss_model(
     original_max_positions: int = 4096,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> fdl.Config[Decoder]:
-    """The decoder as a DAG: attention has biases and sinks, and so have routers and experts biases.
+    """Return the decoder as a DAG of attention with sinks and mixtures of experts, all with biases.
 
-    The first layer, and then every other one, sees a window. Weights of a token's experts are a
-    softmax over their scores alone, which is that over all scores, made to sum to 1.
+    The first layer, and then every other one, sees a window. The weights of a token's experts are a
+    softmax over their scores only, which equals the softmax over all scores, divided by its sum
+    over these experts. `experiments/parts.py` explains the initial weights.
 
     Args:
-        hidden_dim: of each expert.
-        original_max_positions: that YaRN multiplies by `rope_scaling_factor`.
-
-    How weights start, and why, is told in `experiments/parts.py`.
+        n_layers: Number of layers.
+        n_experts: Number of experts of each layer.
+        top_k: Number of a token's experts.
+        dim: Width of the residual stream.
+        n_heads: Number of attention heads.
+        n_kv_heads: Number of heads of keys and values.
+        head_dim: Features of a head.
+        hidden_dim: Width of each expert.
+        window: Positions that a query sees in layers with a window.
+        vocab_size: Rows of the embedding.
+        sequence_length: Positions of the model.
+        rope_scaling_factor: Factor by which YaRN extends `original_max_positions`.
+        original_max_positions: Longest sequence of the original pretraining.
+        compute_dtype: Dtype of activations.
     """
     output_scale = parts.residual_scale(n_layers)
     rope = fdl.Config(
@@ -121,9 +132,9 @@ def gpt_oss_model(
 
 @recipe
 def gpt_oss_debug() -> fdl.Config[Trainer]:
-    """9 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores.
+    """Train 9 M parameters (4 M for each token) on bytes, in minutes on two CPU cores.
 
-    Windows are shorter than sequences, and YaRN starts from the sequences that it trains on.
+    Windows are shorter than sequences, and YaRN extends the length of the training sequences.
     """
     model = gpt_oss_model(
         n_layers=4,
@@ -145,13 +156,13 @@ def gpt_oss_debug() -> fdl.Config[Trainer]:
 
 @recipe
 def gpt_oss_20b() -> fdl.Config[Trainer]:
-    """gpt-oss-20b: 20.9 B parameters, of which a token uses 3.6 B."""
+    """Train gpt-oss-20b, with 20.9 B parameters (3.6 B for each token)."""
     model = gpt_oss_model(n_layers=24, n_experts=32)
     return pretraining_at_4096(model, lr=4e-4, global_batch_size=1024)
 
 
 @recipe
 def gpt_oss_120b() -> fdl.Config[Trainer]:
-    """gpt-oss-120b: 117 B parameters, of which a token uses 5.1 B."""
+    """Train gpt-oss-120b, with 117 B parameters (5.1 B for each token)."""
     model = gpt_oss_model(n_layers=36, n_experts=128)
     return pretraining_at_4096(model, lr=3e-4, global_batch_size=2048)

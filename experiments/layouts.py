@@ -1,9 +1,9 @@
-"""Llama 3 at published layouts, on nodes of eight GPUs.
+"""Llama 3 with published meshes, on nodes of eight GPUs.
 
-Meshes and batches: torchtitan's measurements on H100s of December 2024
-(benchmarks/llama3_h100_202412_torchtitan.md in its repository), tables 1, 4 and 5. Those runs were
-in float8, and table 1's recomputed selectively; these compute in bfloat16 and recompute whole
-blocks.
+Source of meshes and batch sizes: torchtitan's measurements on H100s of December 2024
+(benchmarks/llama3_h100_202412_torchtitan.md in its repository), tables 1, 4 and 5. Those runs used
+float8, and those of table 1 recomputed selectively. These recipes compute in bfloat16 and recompute
+whole blocks.
 """
 
 import fiddle as fdl
@@ -31,19 +31,19 @@ def _at_scale(
 
 @recipe
 def llama3_8b_on_8() -> fdl.Config[Trainer]:
-    """Llama 3.1 8B on one node: sharded over 8."""
+    """Train Llama 3.1 8B on one node, sharded over 8 GPUs."""
     return _at_scale(llama3_8b(), global_batch_size=16, local_batch_size=2, dp_shard=8)
 
 
 @recipe
 def llama3_70b_on_256() -> fdl.Config[Trainer]:
-    """Llama 3.1 70B on 32 nodes: tensor parallel within a node, sharded over the nodes."""
+    """Train Llama 3.1 70B on 32 nodes, tensor parallel within a node and sharded over nodes."""
     return _at_scale(llama3_70b(), global_batch_size=512, local_batch_size=16, dp_shard=32, tp=8)
 
 
 @recipe
 def llama3_405b_on_512() -> fdl.Config[Trainer]:
-    """Llama 3.1 405B on 64 nodes: tensor parallel 8, 8 pipeline ranks, sharded over 8."""
+    """Train Llama 3.1 405B on 64 nodes, with tensor parallel 8, pipeline 8 and 8 shards."""
     cfg = _at_scale(
         llama3_405b(), global_batch_size=256, local_batch_size=32, pp=8, dp_shard=8, tp=8
     )

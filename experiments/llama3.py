@@ -1,8 +1,10 @@
 """Llama 3: the model as a DAG, and recipes at the published sizes.
 
-Sizes, RoPE and learning rates: The Llama 3 Herd of Models (2024), table 3; the 3.2 model cards for
-1B and 3B.
+Sources of sizes, RoPE and learning rates: The Llama 3 Herd of Models (2024), table 3, and the 3.2
+model cards for 1B and 3B.
 """
+
+from typing import Any
 
 import fiddle as fdl
 import torch
@@ -32,14 +34,27 @@ def llama3_model(
     compute_dtype: torch.dtype = torch.bfloat16,
     init_scale: float = 1.0,
 ) -> fdl.Config[Decoder]:
-    """The decoder as a DAG down to single projections: `cfg.layers[7].attention.wq` is a node.
+    """Return the decoder as a DAG down to single projections, such as `cfg.layers[7].attention.wq`.
 
-    Layers and initialisers are distinct nodes, so that each can differ. The RoPE table and a tied
-    embedding are one node that is referenced many times. How weights start, and why, is told in
-    `experiments/parts.py`; `init_scale` multiplies their standard deviations.
+    Layers and initializers are distinct nodes, so that each can differ. The RoPE table and a tied
+    embedding are one node that is referenced many times. `experiments/parts.py` explains the
+    initial weights.
+
+    Args:
+        dim: Width of the residual stream.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        n_kv_heads: Number of heads of keys and values.
+        hidden_dim: Width of the feed-forward networks.
+        vocab_size: Rows of the embedding.
+        sequence_length: Positions of the model.
+        rope_scaling_factor: Factor by which RoPE extends the original 8192 positions, or None.
+        tied: Whether the head shares the embedding's weight.
+        compute_dtype: Dtype of activations.
+        init_scale: Factor of the initial weights' standard deviations.
     """
     head_dim = dim // n_heads
-    scales = {
+    scales: dict[str, Any] = {
         "init_scale": init_scale,
         "output_scale": parts.residual_scale(n_layers, init_scale),
     }
@@ -77,7 +92,7 @@ def llama3_model(
 
 @recipe
 def llama3_debug() -> fdl.Config[Trainer]:
-    """6 M parameters on bytes: two minutes on two CPU cores."""
+    """Train 6 M parameters on bytes, in two minutes on two CPU cores."""
     model = llama3_model(
         dim=256,
         n_layers=6,
@@ -95,7 +110,7 @@ def llama3_debug() -> fdl.Config[Trainer]:
 
 @recipe
 def llama3_1b() -> fdl.Config[Trainer]:
-    """Llama 3.2 1B: 1.24 B parameters, tied embeddings."""
+    """Train Llama 3.2 1B, with 1.24 B parameters and tied embeddings."""
     model = llama3_model(
         dim=2048,
         n_layers=16,
@@ -110,7 +125,7 @@ def llama3_1b() -> fdl.Config[Trainer]:
 
 @recipe
 def llama3_3b() -> fdl.Config[Trainer]:
-    """Llama 3.2 3B: 3.21 B parameters, tied embeddings."""
+    """Train Llama 3.2 3B, with 3.21 B parameters and tied embeddings."""
     model = llama3_model(
         dim=3072,
         n_layers=28,
@@ -125,7 +140,7 @@ def llama3_3b() -> fdl.Config[Trainer]:
 
 @recipe
 def llama3_8b() -> fdl.Config[Trainer]:
-    """Llama 3.1 8B: 8.03 B parameters."""
+    """Train Llama 3.1 8B, with 8.03 B parameters."""
     model = llama3_model(
         dim=4096,
         n_layers=32,
@@ -139,7 +154,7 @@ def llama3_8b() -> fdl.Config[Trainer]:
 
 @recipe
 def llama3_70b() -> fdl.Config[Trainer]:
-    """Llama 3.1 70B: 70.6 B parameters."""
+    """Train Llama 3.1 70B, with 70.6 B parameters."""
     model = llama3_model(
         dim=8192,
         n_layers=80,
@@ -153,7 +168,7 @@ def llama3_70b() -> fdl.Config[Trainer]:
 
 @recipe
 def llama3_405b() -> fdl.Config[Trainer]:
-    """Llama 3.1 405B: 405.9 B parameters."""
+    """Train Llama 3.1 405B, with 405.9 B parameters."""
     model = llama3_model(
         dim=16_384,
         n_layers=126,

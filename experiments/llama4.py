@@ -1,15 +1,17 @@
 """Llama 4: text models as a DAG, and recipes at the published sizes.
 
-Layers, heads, widths, experts, vocabulary, chunks, norms and temperature: `config.json`
+Sources of layers, heads, widths, experts, vocabulary, chunks, norms and temperature: `config.json`
 (`text_config`) of meta-llama/Llama-4-Scout-17B-16E and Llama-4-Maverick-17B-128E on the Hugging
-Face hub, and the defaults of transformers' `Llama4TextConfig`, which are Scout's. RoPE is scaled in
-Scout alone, by 16 where wavelengths exceed 8192 positions: `models/llama4/args.py` of
-meta-llama/llama-models. The model has the 262,144 positions of the base models; those that were
-taught to follow instructions have more.
+Face hub, and the defaults of transformers' `Llama4TextConfig`, which are Scout's. Only Scout scales
+RoPE, by 16 for wavelengths above 8192 positions: `models/llama4/args.py` of
+meta-llama/llama-models. The models have the 262,144 positions of the published base models; the
+instruction-tuned ones have more.
 
-Sequences have 8192 tokens, one chunk. Learning rates and batch sizes are not published: those here
-are usual ones for the size.
+Sequences have 8192 tokens, which is one chunk. Learning rates and batch sizes are not published;
+the recipes use common ones for the size.
 """
+
+from typing import Any
 
 import fiddle as fdl
 import torch
@@ -48,22 +50,31 @@ def llama4_model(
     sequence_length: int = 262_144,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> fdl.Config[Decoder]:
-    """The decoder as a DAG, of layers of several kinds.
+    """Return the decoder as a DAG with layers of several kinds.
 
-    Every fourth layer sees all that came before, and knows no positions, but for a temperature; the
-    others have RoPE and see their chunk. A token goes through one expert, whose weight multiplies
-    what goes in, and through one that all share.
+    Every fourth layer sees all earlier positions and has no RoPE, but a temperature that depends on
+    position. The others have RoPE and see their chunk. A token goes through one expert, whose
+    weight multiplies its input, and through a shared one. `experiments/parts.py` explains the
+    initial weights.
 
     Args:
-        mixture_interval: every so many layers, one is a mixture of experts; 1 is all of them.
-        qk_norm: normalise heads of queries and keys in layers with RoPE. The published models do so
-            after RoPE, these before it, which is the same: without a gain for each feature, a norm
-            changes lengths alone, and RoPE directions alone.
-        hidden_dim: of each expert, and of the shared one.
-        dense_hidden_dim: of layers without experts.
-        chunk: positions, also of one step of the temperature.
-
-    How weights start, and why, is told in `experiments/parts.py`.
+        n_experts: Number of experts of each mixture.
+        mixture_interval: Distance between layers that have a mixture of experts; 1 is all layers.
+        qk_norm: Whether to normalize heads of queries and keys in layers with RoPE. The published
+            models normalize after RoPE, and these before it. Both are the same, since a norm
+            without gains changes only lengths, and RoPE changes only directions.
+        rope_scaling_factor: Factor by which RoPE extends the original 8192 positions, or None.
+        dim: Width of the residual stream.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        n_kv_heads: Number of heads of keys and values.
+        head_dim: Features of a head.
+        hidden_dim: Width of each expert, and of the shared one.
+        dense_hidden_dim: Width of feed-forward networks in layers without experts.
+        chunk: Positions of a chunk, and of one step of the temperature.
+        vocab_size: Rows of the embedding.
+        sequence_length: Positions of the model.
+        compute_dtype: Dtype of activations.
     """
     output_scale = parts.residual_scale(n_layers)
     rope = fdl.Config(
@@ -73,7 +84,7 @@ def llama4_model(
         rope.scaling = fdl.Config(Llama3Scaling, factor=rope_scaling_factor, high_freq_factor=1.0)
 
     def attention(*, local: bool) -> fdl.Config[Attention]:
-        kind: dict[str, object] = {"rope": rope, "chunk": chunk}
+        kind: dict[str, Any] = {"rope": rope, "chunk": chunk}
         if not local:
             temperature = fdl.Config(AttentionTemperature, scale=0.1, floor_scale=chunk)
             kind = {"rope": None, "temperature": temperature}
@@ -126,9 +137,9 @@ def llama4_model(
 
 @recipe
 def llama4_debug() -> fdl.Config[Trainer]:
-    """8 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores.
+    """Train 8 M parameters (4 M for each token) on bytes, in minutes on two CPU cores.
 
-    Each kind of layer is there, and chunks are shorter than sequences.
+    The model has each kind of layer, and chunks that are shorter than sequences.
     """
     model = llama4_model(
         n_experts=8,
@@ -151,13 +162,13 @@ def llama4_debug() -> fdl.Config[Trainer]:
 
 @recipe
 def llama4_scout() -> fdl.Config[Trainer]:
-    """Llama 4 Scout (17B-16E): 108 B parameters, of which a token uses 17 B."""
+    """Train Llama 4 Scout (17B-16E), with 108 B parameters (17 B for each token)."""
     model = llama4_model(n_experts=16, mixture_interval=1, qk_norm=True, rope_scaling_factor=16.0)
     return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)
 
 
 @recipe
 def llama4_maverick() -> fdl.Config[Trainer]:
-    """Llama 4 Maverick (17B-128E): 400 B parameters, of which a token uses 17 B."""
+    """Train Llama 4 Maverick (17B-128E), with 400 B parameters (17 B for each token)."""
     model = llama4_model(n_experts=128, mixture_interval=2, qk_norm=False)
     return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)

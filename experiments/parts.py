@@ -1,10 +1,10 @@
-"""Parts of decoders as DAG nodes, which the families share.
+"""DAG nodes of decoders that all families use.
 
-Each call makes new nodes, so that every projection of every layer can differ. What is to be shared
-(a RoPE table) is passed in.
+Each call makes new nodes, so that every projection of every layer can differ. A node that is to be
+shared, such as a RoPE table, is passed in.
 
-Weights start truncated normal with standard deviation `scale / sqrt(fan_in)`, which keeps
-activations alike at every width.
+Initial weights are truncated normal with standard deviation `scale / sqrt(fan_in)`, so that
+activations have the same size at every width.
 """
 
 import copy
@@ -32,15 +32,17 @@ from nanigpt.tags import VocabSize, Width
 
 
 def residual_scale(n_layers: int, init_scale: float = 1.0) -> float:
-    """Of projections that write to the residual stream: the sum of 2 n_layers of them is then as
-    large as one (Radford et al., 2019)."""
+    """Return the scale of projections that write to the residual stream.
+
+    With it, the sum of all 2 n_layers of them is as large as a single one (Radford et al., 2019).
+    """
     return init_scale / math.sqrt(2 * n_layers)
 
 
 def linear(
     in_dim: int, out_dim: int, scale: float = 1.0, *, bias: bool = False
 ) -> fdl.Config[Linear]:
-    """A projection; its bias, if it has one, starts at 0."""
+    """Return a projection, whose bias starts at 0 if it has one."""
     initializer = fdl.Config(FanInNormal, scale=scale)
     cfg = fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
     if bias:
@@ -49,12 +51,12 @@ def linear(
 
 
 def zero() -> fdl.Config[Constant]:
-    """Where biases start."""
+    """Return the initializer of biases."""
     return fdl.Config(Constant, value=0.0)
 
 
 def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
-    """RMSNorm whose gain starts at 1."""
+    """Return RMSNorm with a gain that starts at 1."""
     return fdl.Config(RMSNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
 
 
@@ -77,7 +79,18 @@ def attention(
     bias: bool = False,
     **arguments: Any,
 ) -> fdl.Config[Attention]:
-    """Attention with its four projections; `arguments` are further ones of `Attention`."""
+    """Return attention with its four projections.
+
+    Args:
+        dim: Width of the residual stream.
+        n_heads: Number of heads.
+        n_kv_heads: Number of heads of keys and values.
+        head_dim: Features of a head.
+        output_scale: Scale of the output projection's initial weights.
+        init_scale: Scale of the other projections' initial weights.
+        bias: Whether projections have biases.
+        **arguments: Further arguments of `Attention`.
+    """
     return fdl.Config(
         Attention,
         n_heads=n_heads,
@@ -105,12 +118,20 @@ def latent_attention(
     eps: float = 1e-6,
     **arguments: Any,
 ) -> fdl.Config[LatentAttention]:
-    """Latent attention with its projections and norms; `arguments` are further ones.
+    """Return latent attention with its projections and norms.
 
     Args:
-        q_lora_rank: features of the latent that queries are made of; None: they are made at once.
-        rope: says how many features of each head are rotated.
-        eps: of both norms.
+        dim: Width of the residual stream.
+        n_heads: Number of heads.
+        q_lora_rank: Features of the latent of queries. None computes queries directly.
+        kv_lora_rank: Features of the latent of keys and values.
+        nope_head_dim: Features of a head's queries and keys that RoPE does not rotate.
+        v_head_dim: Features of a head's values.
+        rope: Rotary embedding; its `head_dim` is the number of features that it rotates.
+        output_scale: Scale of the output projection's initial weights.
+        init_scale: Scale of the other projections' initial weights.
+        eps: eps of both norms.
+        **arguments: Further arguments of `LatentAttention`.
     """
     q_dim = n_heads * (nope_head_dim + rope.head_dim)
     if q_lora_rank is None:
@@ -144,7 +165,15 @@ def feed_forward(
     init_scale: float = 1.0,
     **arguments: Any,
 ) -> fdl.Config[FeedForward]:
-    """A gated network with its three projections; SwiGLU unless it is given an `activation`."""
+    """Return a gated network with its three projections, which is SwiGLU by default.
+
+    Args:
+        dim: Width of the residual stream.
+        hidden_dim: Width of the network.
+        output_scale: Scale of the output projection's initial weights.
+        init_scale: Scale of the other projections' initial weights.
+        **arguments: Further arguments of `FeedForward`, such as `activation`.
+    """
     return fdl.Config(
         FeedForward,
         w1=linear(dim, hidden_dim, init_scale),
@@ -184,11 +213,18 @@ def mixture_of_experts(
     experts: dict[str, Any] | None = None,
     **router: Any,
 ) -> fdl.Config[MixtureOfExperts]:
-    """Router, experts, and those that all tokens share, if they have a `shared_dim`.
+    """Return a mixture: router, experts, and a shared network if `shared_dim` is given.
 
     Args:
-        experts: further arguments of `Experts`.
-        router: further arguments of `Router`.
+        dim: Width of the residual stream.
+        n_experts: Number of experts.
+        top_k: Number of a token's experts.
+        hidden_dim: Width of one expert.
+        output_scale: Scale of the output projections' initial weights.
+        init_scale: Scale of all other initial weights.
+        shared_dim: Width of the network that every token goes through, or None.
+        experts: Further arguments of `Experts`.
+        **router: Further arguments of `Router`.
     """
     shared = None
     if shared_dim is not None:
@@ -224,11 +260,12 @@ def multi_token_prediction(
     norm: fdl.Config[RMSNorm],
     loss_weight: float = 0.3,
 ) -> fdl.Config[MultiTokenPrediction]:
-    """Predictions of further tokens: the argument `multi_token` of a decoder.
+    """Return predictions of further tokens, for the argument `multi_token` of a decoder.
 
     Args:
-        blocks: one for each further token.
-        norm: one of the decoder's, which those here are like.
+        blocks: One block for each further token.
+        norm: A norm of the decoder, of which all norms here are copies.
+        loss_weight: Weight of the mean of their losses.
     """
     dim = norm.dim
 
@@ -256,13 +293,19 @@ def decoder(
     compute_dtype: torch.dtype,
     soft_cap: float | None = None,
 ) -> fdl.Config[Decoder]:
-    """Embedding, blocks, norm and head; a tied embedding is one node that the head refers to.
+    """Return a decoder of embedding, blocks, norm and head.
 
-    The head starts with logits of standard deviation 0.5, which puts the first loss near
-    ln(vocab_size).
+    A tied embedding is one node that the head refers to. The head's initial weights give logits
+    with standard deviation 0.5, so the first loss is near ln(vocab_size).
 
     Args:
-        soft_cap: bound of the logits, or None.
+        layers: Blocks.
+        norm: The norm before the head.
+        dim: Width of the residual stream.
+        vocab_size: Rows of the embedding.
+        tied: Whether the head shares the embedding's weight.
+        compute_dtype: Dtype of activations.
+        soft_cap: Bound of the logits, or None.
     """
     head_initializer = fdl.Config(FanInNormal, scale=0.5)
     embedding = fdl.Config(

@@ -1,10 +1,10 @@
 """Qwen3: dense models and mixtures of experts as a DAG, and recipes at the published sizes.
 
-Layers, heads and tied embeddings: Qwen3 Technical Report (Yang et al., 2025), table 1; widths,
-RoPE, norms and vocabulary: `config.json` of each Qwen/Qwen3-*-Base on the Hugging Face hub.
-Sequences have 4096 tokens, as in the report's first two stages of pretraining; the model has the
-32,768 positions of the third, and its RoPE. Learning rates and batch sizes are not published: those
-here are usual ones for each size.
+Sources: Qwen3 Technical Report (Yang et al., 2025), table 1, for layers, heads and tied embeddings;
+`config.json` of each Qwen/Qwen3-*-Base on the Hugging Face hub for widths, RoPE, norms and
+vocabulary. Sequences have 4096 tokens, as in the report's first two stages of pretraining. The
+model has the 32,768 positions of the third stage, and its RoPE. Learning rates and batch sizes are
+not published; the recipes use common ones for each size.
 """
 
 from typing import Any
@@ -38,13 +38,24 @@ def qwen3_model(
     tied: bool = False,
     compute_dtype: torch.dtype = torch.bfloat16,
 ) -> fdl.Config[Decoder]:
-    """The decoder as a DAG. Unlike in Llama 3, each head of queries and keys has a norm, and heads
-    together need not be as wide as the model.
+    """Return the decoder as a DAG.
+
+    Unlike in Llama 3, each head of queries and keys has a norm, and all heads together need not be
+    as wide as the model. `experiments/parts.py` explains the initial weights.
 
     Args:
-        n_experts: of each layer, `hidden_dim` is the width of one then; 0 is a dense model.
-
-    How weights start, and why, is told in `experiments/parts.py`.
+        dim: Width of the residual stream.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        hidden_dim: Width of the feed-forward networks, or of one expert.
+        n_experts: Number of experts of each layer; 0 is a dense model.
+        top_k: Number of a token's experts.
+        n_kv_heads: Number of heads of keys and values.
+        head_dim: Features of a head.
+        vocab_size: Rows of the embedding.
+        sequence_length: Positions of the model.
+        tied: Whether the head shares the embedding's weight.
+        compute_dtype: Dtype of activations.
     """
     output_scale = parts.residual_scale(n_layers)
     rope = fdl.Config(
@@ -55,7 +66,7 @@ def qwen3_model(
         return parts.norm(dim, eps=1e-6)
 
     def feed_forward() -> fdl.Config:
-        sizes = {"dim": dim, "hidden_dim": hidden_dim, "output_scale": output_scale}
+        sizes: dict[str, Any] = {"dim": dim, "hidden_dim": hidden_dim, "output_scale": output_scale}
         if not n_experts:
             return parts.feed_forward(**sizes)
         return parts.mixture_of_experts(
@@ -92,13 +103,13 @@ def qwen3_model(
 
 @recipe
 def qwen3_debug() -> fdl.Config[Trainer]:
-    """6 M parameters on bytes: two minutes on two CPU cores."""
+    """Train 6 M parameters on bytes, in two minutes on two CPU cores."""
     return _debug(n_layers=6, n_heads=16, n_kv_heads=8, hidden_dim=768, tied=True)
 
 
 @recipe
 def qwen3_moe_debug() -> fdl.Config[Trainer]:
-    """11 M parameters, of which a token uses 4 M, on bytes: minutes on two CPU cores."""
+    """Train 11 M parameters (4 M for each token) on bytes, in minutes on two CPU cores."""
     return _debug(n_layers=4, n_heads=8, n_kv_heads=4, hidden_dim=192, n_experts=16, top_k=4)
 
 
@@ -116,49 +127,49 @@ def _debug(**sizes: Any) -> fdl.Config[Trainer]:
 
 @recipe
 def qwen3_0_6b() -> fdl.Config[Trainer]:
-    """Qwen3 0.6B: 596 M parameters, tied embeddings."""
+    """Train Qwen3 0.6B, with 596 M parameters and tied embeddings."""
     model = qwen3_model(dim=1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True)
     return pretraining_at_4096(model, lr=6e-4, global_batch_size=512)
 
 
 @recipe
 def qwen3_1_7b() -> fdl.Config[Trainer]:
-    """Qwen3 1.7B: 1.72 B parameters, tied embeddings."""
+    """Train Qwen3 1.7B, with 1.72 B parameters and tied embeddings."""
     model = qwen3_model(dim=2048, n_layers=28, n_heads=16, hidden_dim=6144, tied=True)
     return pretraining_at_4096(model, lr=4e-4, global_batch_size=512)
 
 
 @recipe
 def qwen3_4b() -> fdl.Config[Trainer]:
-    """Qwen3 4B: 4.02 B parameters, tied embeddings, heads wider than the model."""
+    """Train Qwen3 4B, with 4.02 B parameters, tied embeddings, and heads wider than the model."""
     model = qwen3_model(dim=2560, n_layers=36, n_heads=32, hidden_dim=9728, tied=True)
     return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_8b() -> fdl.Config[Trainer]:
-    """Qwen3 8B: 8.19 B parameters."""
+    """Train Qwen3 8B, with 8.19 B parameters."""
     model = qwen3_model(dim=4096, n_layers=36, n_heads=32, hidden_dim=12_288)
     return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_14b() -> fdl.Config[Trainer]:
-    """Qwen3 14B: 14.8 B parameters."""
+    """Train Qwen3 14B, with 14.8 B parameters."""
     model = qwen3_model(dim=5120, n_layers=40, n_heads=40, hidden_dim=17_408)
     return pretraining_at_4096(model, lr=2e-4, global_batch_size=1024)
 
 
 @recipe
 def qwen3_32b() -> fdl.Config[Trainer]:
-    """Qwen3 32B: 32.8 B parameters, heads wider than the model."""
+    """Train Qwen3 32B, with 32.8 B parameters and heads wider than the model."""
     model = qwen3_model(dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
     return pretraining_at_4096(model, lr=1.5e-4, global_batch_size=2048)
 
 
 @recipe
 def qwen3_30b_a3b() -> fdl.Config[Trainer]:
-    """Qwen3 30B-A3B: 30.5 B parameters, of which a token uses 3.3 B."""
+    """Train Qwen3 30B-A3B, with 30.5 B parameters (3.3 B for each token)."""
     model = qwen3_model(
         dim=2048, n_layers=48, n_heads=32, n_kv_heads=4, hidden_dim=768, n_experts=128
     )
@@ -167,7 +178,7 @@ def qwen3_30b_a3b() -> fdl.Config[Trainer]:
 
 @recipe
 def qwen3_235b_a22b() -> fdl.Config[Trainer]:
-    """Qwen3 235B-A22B: 235 B parameters, of which a token uses 22 B."""
+    """Train Qwen3 235B-A22B, with 235 B parameters (22 B for each token)."""
     model = qwen3_model(
         dim=4096, n_layers=94, n_heads=64, n_kv_heads=4, hidden_dim=1536, n_experts=128
     )

@@ -1,1 +1,1 @@
-"""Fiddlers: functions that edit a run's config in place, one file per concern."""
+"""Fiddlers: functions that edit a run's config in place, with one file per concern."""

@@ -1,4 +1,4 @@
-"""What a model is trained to predict."""
+"""Fiddlers that change what a model is trained to predict."""
 
 import copy
 
@@ -15,7 +15,7 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def multi_token(cfg: fdl.Config[Trainer], depths: int = 1, loss_weight: float = 0.3) -> None:
-    """Predicts so many further tokens in training, each by a block like the last layer."""
+    """Predict `depths` further tokens in training, each with a block like the last layer."""
     if depths < 1:
         raise UsageError(f"multi_token({depths}): expected at least 1 further token")
     model = cfg.model
@@ -26,7 +26,7 @@ def multi_token(cfg: fdl.Config[Trainer], depths: int = 1, loss_weight: float = 
         )
     last = model.layers[-1]
     own = Sharing(cfg).internal(last)
-    # What layers share, such as the RoPE table, these share too; all else can differ.
+    # The new blocks share the nodes that layers share, such as the RoPE table. All else can differ.
     shared = [
         part
         for part, _ in daglish.iterate(last)

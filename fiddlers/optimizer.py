@@ -1,4 +1,4 @@
-"""Which optimizer a run has, and for which parameters."""
+"""Fiddlers that change the optimizer, and its values for some parameters."""
 
 from typing import Any
 
@@ -18,7 +18,13 @@ from nanigpt.training.trainer import Trainer
 def muon(
     cfg: fdl.Config[Trainer], lr: float | None = None, adjust_lr: AdjustLR = "match_rms_adamw"
 ) -> None:
-    """Muon for matrices; embedding, head and vectors keep the optimizer. None is its lr."""
+    """Use Muon for matrices; embedding, head and vectors keep their optimizer.
+
+    Args:
+        cfg: The run.
+        lr: Learning rate of Muon; None takes the optimizer's.
+        adjust_lr: Factor of the learning rate.
+    """
     if fdl.get_callable(cfg.optimizer) is make_muon:
         raise UsageError("muon: the run has Muon already; change optimizer.lr")
     cfg.optimizer = fdl.Partial(
@@ -34,7 +40,7 @@ def muon(
 
 @fiddler
 def optimizer_state(cfg: fdl.Config[Trainer], state: State) -> None:
-    """AdamW's moments in `bfloat16` or `8bit`, or in `float32` again."""
+    """Store AdamW's moments in `bfloat16`, `8bit` or `float32`."""
     _adamw(cfg).state = state
 
 
@@ -45,8 +51,14 @@ def parameter_group(
     lr: float | None = None,
     weight_decay: float | None = None,
 ) -> None:
-    """Gives parameters of a name or kind, AdamW's and Muon's alike, a learning rate or a weight
-    decay of their own."""
+    """Give some parameters a learning rate or a weight decay of their own.
+
+    Args:
+        cfg: The run.
+        select: Name or kind of the parameters, which may be AdamW's or Muon's.
+        lr: Peak learning rate; None keeps the optimizer's.
+        weight_decay: Weight decay; None keeps the optimizer's.
+    """
     group = fdl.Config(ParameterGroup, select=select, lr=lr, weight_decay=weight_decay)
     for optimizer in (_adamw(cfg), *selectors.select(cfg, make_muon, check_nonempty=False)):
         optimizer.groups = (*optimizer.groups, group)

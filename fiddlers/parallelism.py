@@ -1,6 +1,6 @@
-"""How a run is spread over ranks.
+"""Fiddlers that spread a run over ranks.
 
-Each sets one axis of the mesh; they compose, and what they leave goes to `dp_shard`.
+Each sets one axis of the mesh. They combine, and `dp_shard` takes the remaining ranks.
 """
 
 import fiddle as fdl
@@ -15,33 +15,33 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def fsdp(cfg: fdl.Config[Trainer], shards: int = -1, reshard: Reshard = "default") -> None:
-    """Shards parameters over so many ranks; -1 is all that the other axes leave."""
+    """Shard parameters over `shards` ranks; -1 takes all ranks that the other axes leave."""
     set_tag(cfg, tags.DataParallelShard, shards)
     cfg.parallelizer.fsdp.reshard_after_forward = reshard
 
 
 @fiddler
 def hsdp(cfg: fdl.Config[Trainer], replicate: int) -> None:
-    """Keeps `replicate` copies of the sharded model, such as one per node."""
+    """Keep `replicate` copies of the sharded model, such as one per node."""
     set_tag(cfg, tags.DataParallelReplicate, replicate)
 
 
 @fiddler
 def tensor_parallel(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Splits matrices, and the sequence between them, over n ranks."""
+    """Split matrices, and the sequence between them, over n ranks."""
     set_tag(cfg, tags.TensorParallel, n)
 
 
 @fiddler
 def context_parallel(cfg: fdl.Config[Trainer], n: int, method: Method = "all_gather") -> None:
-    """Splits each sequence over n ranks."""
+    """Split each sequence over n ranks."""
     set_tag(cfg, tags.ContextParallel, n)
     cfg.parallelizer.context.method = method
 
 
 @fiddler
 def expert_parallel(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Divides the experts of a mixture over n of the ranks that share parameters."""
+    """Divide the experts of each mixture over n of the ranks that share parameters."""
     set_tag(cfg, tags.ExpertParallel, n)
 
 
@@ -49,9 +49,15 @@ def expert_parallel(cfg: fdl.Config[Trainer], n: int) -> None:
 def pipeline(
     cfg: fdl.Config[Trainer], n: int, schedule: str = "1F1B", microbatches: int | None = None
 ) -> None:
-    """Divides the layers over n ranks, through which microbatches pass.
+    """Divide the layers over n ranks, through which microbatches pass.
 
     Each microbatch has as many sequences as a local batch had before.
+
+    Args:
+        cfg: The run.
+        n: Number of pipeline ranks.
+        schedule: Name of the schedule.
+        microbatches: Number of microbatches; None makes one of each sequence.
     """
     set_tag(cfg, tags.PipelineParallel, n)
     set_tag(cfg, tags.PipelineSchedule, schedule)

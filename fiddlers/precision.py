@@ -1,4 +1,4 @@
-"""Number formats that a run computes in."""
+"""Fiddlers that change the number formats of a run."""
 
 from typing import get_args
 
@@ -22,8 +22,15 @@ def float8(
     head: bool = False,
     experts: bool = False,
 ) -> None:
-    """Trains projections in float8, those whose sizes it has; experts and the output head too if
-    they are named. Routers never. `emulate` runs on any device, for tests."""
+    """Train projections in float8 if their sizes allow it.
+
+    Args:
+        cfg: The run. Its routers never change.
+        recipe: Recipe of the scales.
+        emulate: Round to float8 on any device, for tests.
+        head: Also change the output head.
+        experts: Also change the experts of mixtures.
+    """
     if experts and recipe not in get_args(ExpertRecipe):
         raise UsageError(
             f"float8(recipe={recipe!r}, experts=True): experts have the recipes "

@@ -1,4 +1,4 @@
-"""What a run tells of its own speed and memory."""
+"""Fiddlers that measure a run's speed and memory."""
 
 import fiddle as fdl
 
@@ -10,17 +10,17 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def phase_timers(cfg: fdl.Config[Trainer]) -> None:
-    """Times data, forward, backward and optimizer of every step."""
+    """Measure the time of data, forward, backward and optimizer in every step."""
     cfg.profiling.phases = fdl.Config(PhaseTimers)
 
 
 @fiddler
 def profile(cfg: fdl.Config[Trainer], start: int = 10, steps: int = 3) -> None:
-    """Traces some steps, and tells where their time goes, by phase and mesh axis."""
+    """Trace some steps, and report their time by phase and mesh axis."""
     cfg.profiling.trace = fdl.Config(Trace, start=start, steps=steps)
 
 
 @fiddler
 def memory_snapshot(cfg: fdl.Config[Trainer], start: int = 1, steps: int = 3) -> None:
-    """Records the CUDA memory of some steps."""
+    """Record the CUDA memory of some steps."""
     cfg.profiling.memory = fdl.Config(MemorySnapshot, start=start, steps=steps)

@@ -1,4 +1,4 @@
-"""How large and how long a run is."""
+"""Fiddlers that change the size and the length of a run."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def steps(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Trains for n steps, and scales the warm-up with them."""
+    """Train for n steps, and scale the warm-up with them."""
     if n < 1:
         raise UsageError(f"steps({n}): expected at least 1")
     cfg.schedule.warmup_steps = cfg.schedule.warmup_steps * n // cfg.steps
@@ -31,10 +31,11 @@ def steps(cfg: fdl.Config[Trainer], n: int) -> None:
 
 @fiddler
 def debug_scale(cfg: fdl.Config[Trainer]) -> None:
-    """Shrinks any recipe to run in seconds on a CPU: narrow, two layers or one of each kind, few
-    experts, short, float32, one rank.
+    """Shrink any recipe so that it runs in seconds on a CPU.
 
-    All widths are divided by one number, so heads and their grouping stay those of the recipe.
+    The run has narrow layers, either two or one of each kind, with few experts. It has short
+    sequences and few steps, computes in float32, and needs one rank. All widths are divided by one
+    number, so heads and their groups stay those of the recipe.
     """
     # The heads of latent attention are as wide as their RoPE, all others say their width.
     heads = [
@@ -78,11 +79,13 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
 
 
 def _few(layers: list[fdl.Config]) -> list[fdl.Config]:
-    """The first layer of each kind, or two of the only one: the first layers of many may be dense
-    ones alone, before mixtures of experts."""
+    """Return the first layer of each kind, or the first two if there is only one kind.
+
+    The first two would not do in general: they may be dense, and mixtures of experts follow.
+    """
     first: dict[Any, fdl.Config] = {}
     for layer in layers:
-        # What it is put together of, not how large that is.
+        # The kind is the classes of all parts, not their sizes.
         kind = frozenset(
             (daglish.path_str(path), fdl.get_callable(part) if _is_node(part) else None)
             for part, path in daglish.iterate(layer)

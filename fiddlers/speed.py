@@ -1,4 +1,4 @@
-"""What makes a run faster, and what that costs."""
+"""Fiddlers that make a run faster."""
 
 import fiddle as fdl
 
@@ -15,7 +15,7 @@ def compile(
     fullgraph: bool = True,
     loss: bool = True,
 ) -> None:
-    """Compiles the model, block by block or as a whole, and the loss."""
+    """Compile the model, block by block or as a whole, and the loss."""
     cfg.parallelizer.compile = fdl.Config(
         Compile, backend=backend, scope=scope, fullgraph=fullgraph, loss=loss
     )

@@ -1,4 +1,4 @@
-"""`python -m nanigpt COMMAND ...`."""
+"""The program `python -m nanigpt COMMAND ...`."""
 
 import sys
 

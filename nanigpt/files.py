@@ -1,12 +1,15 @@
-"""Writing files that other processes see whole."""
+"""Files that several processes use: writes that others see whole, and locks."""
 
 import os
+import socket
 import tempfile
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file at once and durably: readers, and a kill, find the old or the new one."""
+    """Replace a file at once and durably: readers, and a kill, find the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "w") as stream:
@@ -15,3 +18,26 @@ def write_atomically(path: Path, text: str) -> None:
         os.fsync(stream.fileno())
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
+
+
+def try_lock(path: Path) -> BaseFileLock:
+    """Lock a file without waiting, and write the owner's host and process id into it.
+
+    Args:
+        path: A file whose folder exists. It is created if necessary, and stays.
+
+    Returns:
+        The lock, which this process holds until it releases the lock, or ends.
+
+    Raises:
+        BlockingIOError: Another process has the lock. The message is the file's text,
+            `HOST PROCESS`.
+        OSError: The file cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(path.read_text().strip()) from error
+    path.write_text(f"{socket.gethostname()} {os.getpid()}\n")
+    return lock

@@ -1,4 +1,4 @@
-"""Messages of other libraries that tell a user nothing."""
+"""Other libraries' messages, which users need not read."""
 
 import contextlib
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def errors_only(*loggers: str) -> Iterator[None]:
-    """Within it these loggers, and those below them, tell errors, and nothing else."""
+    """Show only the errors of these loggers, and of those below them."""
     found = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in found]
     for logger in found:
@@ -20,11 +20,13 @@ def errors_only(*loggers: str) -> Iterator[None]:
 
 
 def import_torchao() -> None:
-    """Imports torchao, which warns of its own use of PyTorch, and without a GPU of each kernel for
-    GPUs that it cannot load.
+    """Import torchao without its warnings.
+
+    It warns about its own use of PyTorch, and on a machine without GPUs about each kernel that it
+    cannot load.
 
     Raises:
-        ImportError: it is not installed, or not whole.
+        ImportError: torchao is not installed, or is incomplete.
     """
     import torch
 

@@ -1,1 +1,1 @@
-"""Commands of `python -m nanigpt`, one file each."""
+"""The commands of `python -m nanigpt`, each in one file."""

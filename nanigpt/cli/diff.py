@@ -1,5 +1,7 @@
-"""Print what differs between two configs. Each side is a run directory, a config file, or
-directives joined by spaces; a value with a space is quoted as in a shell.
+"""Print the differences between two configs.
+
+Each side is a run directory, a config file, or directives joined by spaces, where a value with a
+space is quoted as in a shell.
 
   nanigpt diff runs/llama3_debug 'config:llama3_debug tag:LearningRate=1e-4'
   nanigpt diff config:llama3_1b config:llama3_3b --format=html > diff.html
@@ -22,7 +24,7 @@ _TRY = "\n  try: nanigpt diff config:llama3_1b 'config:llama3_1b tag:LearningRat
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_enum("format", "text", FORMATS, "how to print it", flag_values=values)
+    flags.DEFINE_enum("format", "text", FORMATS, "Print this format.", flag_values=values)
 
 
 def run(values: flags.FlagValues, arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""Print the content fingerprint of a config: equal for configs that build the same run.
+"""Print the content fingerprint of a config, which is equal for configs that build the same run.
 
 nanigpt fingerprint --config=config:llama3_8b --config=tag:LearningRate=1e-4
 """

@@ -6,9 +6,8 @@ nanigpt launch --nodes=4 --dry_run -- train --config=config:llama3_70b --run=run
 nanigpt launch --nodes=2 --rdzv_endpoint=node0:29500 -- train   (the same on each of the two nodes)
 nanigpt launch --nodes=2 --scheduler=kubernetes --component=--image=nanigpt:1 -- train
 
-What follows -- is a command as it would be without launch; `train` may be left out. It is parsed,
-and its config composed and checked, before anything is started. tools/cluster/README.md says which
-way of starting is for whom.
+Write the command after --, as without launch; `train` may be left out. launch parses it, and checks
+its config, before it starts anything. tools/cluster/README.md helps to choose the way of starting.
 """
 
 from absl import flags
@@ -22,7 +21,7 @@ from nanigpt.errors import UsageError
 
 TAKES_ARGUMENTS = True
 
-# Flags that only one way of starting reads; each chooses it.
+# Flags that belong to one way of starting, and choose it.
 _BELONGS_TO = {
     "rdzv_endpoint": "local",
     "rdzv_id": "local",
@@ -34,7 +33,7 @@ _BELONGS_TO = {
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    values.set_gnu_getopt(False)  # what follows the name of the command is the command's
+    values.set_gnu_getopt(False)  # arguments after the name of the command belong to the command
 
     def string(name: str, default: str | None, text: str) -> None:
         flags.DEFINE_string(name, default, text, flag_values=values)
@@ -45,36 +44,36 @@ def define_flags(values: flags.FlagValues) -> None:
     def options(name: str, text: str) -> None:
         flags.DEFINE_multi_string(name, [], text, flag_values=values)
 
-    integer("nodes", 1, "machines", low=1)
+    integer("nodes", 1, "Use this number of machines.", low=1)
     integer(
         "nproc_per_node",
         None,
-        "processes on each, one per GPU (default: this machine's GPUs, or 1; on a cluster 8)",
+        "Start this number of processes on each machine, one for each GPU (default: the number of "
+        "this machine's GPUs, or 1; on a cluster 8).",
         low=1,
     )
     integer(
         "max_restarts",
         None,
-        "how often torchrun restarts all processes after a failure, from the newest checkpoint "
-        "(default: 0; on a cluster 1)",
+        "Restart all processes up to this number of times after a failure, from the newest "
+        "checkpoint (default: 0; on a cluster 1).",
         low=0,
     )
     flags.DEFINE_enum(
         "on",
         None,
         ["local", "slurm", "torchx"],
-        "who starts them (default: as other flags tell, else slurm for several nodes)",
+        "Start the processes in this way (default: the way that other flags belong to, or slurm "
+        "for several nodes).",
         flag_values=values,
     )
-    flags.DEFINE_bool(
-        "dry_run", False, "print what would be run, and run nothing", flag_values=values
-    )
-    string("rdzv_endpoint", None, "local: HOST:PORT at which several nodes meet")
-    string("rdzv_id", "nanigpt", "local: name of this launch, the same on all nodes")
-    options("sbatch", "slurm: a further option of sbatch, such as --partition=NAME")
-    string("scheduler", "local_cwd", "torchx: local_cwd, slurm, kubernetes or another of TorchX's")
-    options("torchx", "torchx: a further option of torchx run, such as -cfg=queue=default")
-    options("component", "torchx: a further option of the component, such as --image=NAME")
+    flags.DEFINE_bool("dry_run", False, "Print the command, and run nothing.", flag_values=values)
+    string("rdzv_endpoint", None, "local: Let several nodes meet at this HOST:PORT.")
+    string("rdzv_id", "nanigpt", "local: Name this launch, with the same name on all nodes.")
+    options("sbatch", "slurm: Give sbatch another option, such as --partition=NAME.")
+    string("scheduler", "local_cwd", "torchx: Use local_cwd, slurm, kubernetes or another one.")
+    options("torchx", "torchx: Give torchx run another option, such as -cfg=queue=default.")
+    options("component", "torchx: Give the component another option, such as --image=NAME.")
 
 
 def run(values: flags.FlagValues, nested: list[str]) -> int:
@@ -97,7 +96,7 @@ def _place(values: flags.FlagValues) -> str:
     on = values.on or next(iter(owners), "slurm" if values.nodes > 1 else "local")
     for owner, name in owners.items():
         if owner != on:
-            raise UsageError(f"launch: --{name} goes with --on={owner}, this is --on={on}")
+            raise UsageError(f"launch: --{name} goes with --on={owner}, but this is --on={on}")
     return on
 
 

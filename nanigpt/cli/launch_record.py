@@ -1,4 +1,4 @@
-"""What a run was launched with: command line, versions, git commit."""
+"""The record of a run's launches: command line, versions and git commit."""
 
 import json
 import platform
@@ -18,7 +18,7 @@ _PACKAGES = (
 
 
 def record_launch(run: RunDirectory, world: World, *, fingerprint: str) -> None:
-    """Appends one object to the run's launches.jsonl."""
+    """Append one object to the run's launches.jsonl."""
     launch = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv[1:],
@@ -43,7 +43,7 @@ def _version(package: str) -> str | None:
 
 
 def _git_commit() -> dict[str, str | bool] | None:
-    """Commit of the sources that run, and whether they differ from it; None outside a checkout."""
+    """Return the commit of the sources and whether they differ from it, or None without one."""
     folder = Path(nanigpt.__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
@@ -51,7 +51,7 @@ def _git_commit() -> dict[str, str | bool] | None:
             done = subprocess.run(
                 ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
             )
-        except (OSError, subprocess.TimeoutExpired):  # no git here
+        except (OSError, subprocess.TimeoutExpired):  # git is not installed, or hangs
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 

@@ -1,4 +1,4 @@
-"""Finds the command, parses its flags, and turns a user's mistake into one line."""
+"""The program: it finds the command, parses its flags, and prints a user's mistake as one line."""
 
 import importlib
 import logging
@@ -13,23 +13,23 @@ from nanigpt.errors import RankError, UnknownName, UsageError
 from nanigpt.problems import ComponentError
 
 COMMANDS = {
-    "train": "train a run, or resume it",
-    "eval": "validation loss of a run's newest checkpoint",
-    "check": "check a config without running it",
-    "show": "print a config",
-    "count": "print parameters, FLOPs and KV-cache bytes of a model, or of all recipes",
-    "shards": "print what one of many ranks would hold",
-    "diff": "print what differs between two configs",
-    "fingerprint": "print the content hash of a config",
-    "generate": "sample text from a run's newest checkpoint",
-    "convert": "take over weights of Hugging Face, or give a run's to it",
-    "sweep": "train variants of a config, and compare them",
-    "launch": "start a command on many processes, here or on a cluster",
+    "train": "Train a run, or resume it.",
+    "eval": "Compute the validation loss of a run's newest checkpoint.",
+    "check": "Check a config without running it.",
+    "show": "Print a config.",
+    "count": "Print parameters, FLOPs and KV-cache bytes of a model, or of all recipes.",
+    "shards": "Print the parameters that one of many ranks would hold.",
+    "diff": "Print the differences between two configs.",
+    "fingerprint": "Print the content hash of a config.",
+    "generate": "Sample text from a run's newest checkpoint.",
+    "convert": "Import Hugging Face weights, or export a run's.",
+    "sweep": "Train variants of a config, and compare them.",
+    "launch": "Start a command on many processes, here or on a cluster.",
 }
 
 
 def main(argv: list[str]) -> int:
-    """Runs one command; returns the exit status: 0, or 2 for a mistake of the user's."""
+    """Run one command; return the exit status, which is 2 for a mistake of the user."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not argv or argv[0] in ("help", "--help", "-h"):
         print(_help())
@@ -39,36 +39,36 @@ def main(argv: list[str]) -> int:
         sys.stdout.flush()
         return status
     except (UsageError, ComponentError) as error:
-        # Ranks of one node mostly make the same mistake: the first speaks for them.
+        # Ranks of one node usually meet the same mistake, so only the first prints it.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
             print(f"nanigpt: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # who read what was printed, such as head, has gone
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # as a program that SIGPIPE ended
+        return 141  # like a program that SIGPIPE has ended
     except KeyboardInterrupt:
         print("nanigpt: interrupted", file=sys.stderr)
         return 130
 
 
 def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, list[str]]:
-    """The module of a command, its flags, and the arguments after them.
+    """Return the module of a command, its flags, and the arguments after them.
 
     Raises:
-        UsageError: there is no such command, or it does not take these arguments.
+        UsageError: There is no such command, or it does not take these arguments.
     """
     if name not in COMMANDS:
         error = UnknownName(f"unknown command {name!r}", name, COMMANDS)
         raise UsageError(f"{error}\n  try: nanigpt {' '.join([*error.near[:1], '--help'])}")
     command = importlib.import_module(f"nanigpt.cli.{name}")
-    # A set of flags of our own: fiddle.absl_flags adds legacy flags to absl's global one.
+    # A separate set of flags, since fiddle.absl_flags adds legacy flags to absl's global one.
     values = flags.FlagValues()
-    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     command.define_flags(values)
     try:
         rest = values([f"nanigpt {name}", *argv])[1:]
     except flags.Error as error:
-        raise UsageError(f"{name}: {_told(error)}{_help_line(name)}") from error
+        raise UsageError(f"{name}: {_message(error)}{_help_line(name)}") from error
     if rest and not getattr(command, "TAKES_ARGUMENTS", False):
         raise UsageError(
             f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value"
@@ -79,7 +79,7 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
 
 def _run(name: str, argv: list[str]) -> int:
     command, values, rest = parse(name, argv)
-    config = next((values[flag] for flag in values if flag == "config"), None)
+    config: Any = next((values[flag] for flag in values if flag == "config"), None)
     if values.help or (config is not None and config.asks_for_help):
         print(_command_help(command, values, config))
         return 0
@@ -87,8 +87,8 @@ def _run(name: str, argv: list[str]) -> int:
         status = command.run(values, rest)
     else:
         status = command.run(values)
-    # Here what the command held is gone. After an error the group is left alone: other ranks may be
-    # in the middle of a collective, and destroying it would wait for them forever.
+    # The command's objects no longer exist here. After an error the group is not destroyed: other
+    # ranks may be in the middle of a collective, and destroying it would wait for them forever.
     if "torch.distributed" in sys.modules:
         from nanigpt.parallel.world import stop_world
 
@@ -96,8 +96,8 @@ def _run(name: str, argv: list[str]) -> int:
     return status
 
 
-def _told(error: flags.Error) -> str:
-    """What absl says, without the tuple that it prints for a boolean flag's value."""
+def _message(error: flags.Error) -> str:
+    """Return absl's message without the tuple that it prints for the value of a boolean flag."""
     cause = error.__context__
     if isinstance(cause, ValueError) and len(cause.args) > 1:
         return str(error).replace(str(cause), "expected true or false")
@@ -109,7 +109,7 @@ def _help_line(command: str) -> str:
 
 
 def _command_help(command: ModuleType, values: flags.FlagValues, config: Any) -> str:
-    parts = [command.__doc__.strip(), f"Flags\n{_flag_help(values)}"] if values.help else []
+    parts = [(command.__doc__ or "").strip(), f"Flags\n{_flag_help(values)}"] if values.help else []
     if config is not None:
         from nanigpt.config.guide import guide
 
@@ -135,5 +135,5 @@ def _help() -> str:
 
 
 def run_console() -> int:
-    """Entry point of the installed `nanigpt` command."""
+    """Run the installed command `nanigpt`."""
     return main(sys.argv[1:])

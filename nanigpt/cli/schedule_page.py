@@ -1,4 +1,4 @@
-"""A pipeline's timeline as a page, in the look of the pages of configs."""
+"""A page with a pipeline's timeline, in the style of the pages of configs."""
 
 from html import escape
 from string import Template
@@ -21,7 +21,7 @@ $pictures
 
 
 def to_html(timeline: Timeline) -> str:
-    """`to_svg` as a page of its own; one that must be scrolled has an overview above it."""
+    """Return a page with the timeline, below an overview if the timeline is too wide for a page."""
     widths = [None] if natural_width(timeline) <= _WIDTH else [_WIDTH, None]
     pictures = [to_svg(timeline, width=width, heading=False) for width in widths]
     title, _, bubble = summary(timeline).partition(": ")

@@ -1,4 +1,4 @@
-"""Print what one rank holds of each parameter, of a world that need not be there.
+"""Print one rank's part of each parameter, for any number of ranks and without starting them.
 
 nanigpt shards --config=config:llama3_70b_on_256 --ranks=256
 nanigpt shards --config=config:llama3_405b_on_512 --ranks=512 --rank=511
@@ -9,29 +9,35 @@ import re
 
 from absl import flags
 
+from nanigpt.cli.table import add_row, new_table, print_table
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import define_config_flag
+from nanigpt.config.flag import config_flag, define_config_flag
 from nanigpt.errors import UsageError
+from nanigpt.models.protocol import parameter_counts
 
 
 def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values, default_directive="config:llama3_debug")
     flags.DEFINE_integer(
-        "ranks", None, "processes of the world (default: the mesh's)", 1, flag_values=values
+        "ranks",
+        None,
+        "Divide the model among this number of ranks (default: the mesh's smallest).",
+        1,
+        flag_values=values,
     )
-    flags.DEFINE_integer("rank", 0, "the one to look at", 0, flag_values=values)
-    flags.DEFINE_bool("all", False, "every layer for itself", flag_values=values)
+    flags.DEFINE_integer("rank", 0, "Show this rank.", 0, flag_values=values)
+    flags.DEFINE_bool("all", False, "Show every layer separately.", flag_values=values)
 
 
 def run(values: flags.FlagValues) -> int:
     from nanigpt.parallel.simulate import shards
 
-    trainer = build_trainer(values.config, directives=values["config"].directives)
+    trainer = build_trainer(values.config, directives=config_flag(values).directives)
     ranks = values.ranks or trainer.parallelizer.mesh.least
     if values.rank >= ranks:
         raise UsageError(f"--rank={values.rank}: expected 0 to {ranks - 1}, there are {ranks}")
     trainer.check(ranks)
-    whole = trainer.model.n_parameters()
+    whole = parameter_counts(trainer.model).total
     found = shards(
         trainer.parallelizer,
         trainer.model,
@@ -39,16 +45,15 @@ def run(values: flags.FlagValues) -> int:
         rank=values.rank,
         local_batch=trainer.local_batch(ranks),
     )
-    rows: dict[tuple[str, ...], list[str]] = {}
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
     for shard in found:
         name = shard.name if values.all else re.sub(r"\.\d+\.", ".*.", shard.name)
         row = (name, _shape(shard.shape), _shape(shard.local), shard.split)
         rows.setdefault(row, []).append(shard.name)
-    lines = [("parameter", "shape", f"on rank {values.rank}", "split", "")]
-    lines += [(*row, f"x{len(names)}" if names[1:] else "") for row, names in rows.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(5)]
-    for line in lines:
-        print("  ".join(map(str.ljust, line, widths)).rstrip())
+    table = new_table(["parameter", "shape", f"on rank {values.rank}", "split", ""])
+    for row, names in rows.items():
+        add_row(table, [*row, f"x{len(names)}" if names[1:] else ""])
+    print_table(table)
     held = sum(math.prod(shard.local) for shard in found)
     print(f"{held:,} of {whole:,} parameters, {held / whole:.3%}")
     return 0

@@ -1,4 +1,4 @@
-"""Print a config: as a tree, a list, Python, JSON, a graph, or a page.
+"""Print a config as a tree, a list, Python, JSON, a graph, or a page.
 
 nanigpt show --config=config:llama3_8b --config=tag:LearningRate=1e-4 --why
 nanigpt show --config=run:runs/llama3_debug --format=python > rebuilt.py
@@ -19,14 +19,17 @@ from nanigpt.errors import UsageError
 
 def define_flags(values: flags.FlagValues) -> None:
     define_config_flag(values, default_directive="config:llama3_debug")
-    flags.DEFINE_enum("format", "tree", FORMATS, "how to print it", flag_values=values)
+    flags.DEFINE_enum("format", "tree", FORMATS, "Print this format.", flag_values=values)
     flags.DEFINE_bool(
-        "why", False, "tell who set each value, and what it was before", flag_values=values
+        "why",
+        False,
+        "Show the place that set each value, and its value before.",
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "schedule",
         False,
-        "the pipeline's schedule in time instead, as text or with --format=html as a page",
+        "Print the pipeline's schedule instead, as text, or as a page with --format=html.",
         flag_values=values,
     )
 
@@ -50,7 +53,7 @@ def _schedule(cfg: Any, *, format: str, color: bool) -> str:
     ranks = mesh.axes["pp"]
     if ranks < 2:
         raise UsageError(
-            f"--schedule: the mesh has pp={ranks}, no pipeline; expected 2 or more, as of "
+            f"--schedule: the mesh has pp={ranks}, no pipeline; expected 2 or more, as with "
             '''--config="fiddler:pipeline(4, '1F1B', microbatches=8)"'''
         )
     if format not in ("tree", "html"):

@@ -1,13 +1,13 @@
-"""Train a grid, a random sample or a TPE search of configs, and compare them.
+r"""Train a grid, a random sample or a TPE search of configs, and compare them.
 
-nanigpt sweep --config=config:llama3_debug --sweep='tag:LearningRate=[1e-4,3e-4,1e-3]' \\
+nanigpt sweep --config=config:llama3_debug --sweep='tag:LearningRate=[1e-4,3e-4,1e-3]' \
     --sweep='set:optimizer.betas[1]=[0.95,0.99]' --parallel=2
 nanigpt sweep --sweep='tag:LearningRate=loguniform(1e-5,1e-2)' --method=tpe --trials=20
 nanigpt sweep --sweep='tag:LearningRate=[1e-4,3e-4]' --slurm --sbatch=--gpus=1 --submit
 nanigpt sweep --dir=sweeps/llama3_debug --report
 
-Every trial is a run of its own. The same command resumes a sweep that was ended or killed; with
-more values it runs the new trials only. What was trained once is never trained again.
+Every trial is a run of its own. The same command resumes a sweep that was stopped or killed. With
+more values, it runs only the new trials. No trial is ever trained twice.
 """
 
 import importlib.util
@@ -21,12 +21,12 @@ from nanigpt.cli.sweeping.lock import lock
 from nanigpt.cli.sweeping.objective import require_possible
 from nanigpt.cli.sweeping.plot import plot
 from nanigpt.cli.sweeping.pool import Pool
-from nanigpt.cli.sweeping.report import print_conclusion, print_table, results, write_csv
+from nanigpt.cli.sweeping.report import print_conclusion, print_results, results, write_csv
 from nanigpt.cli.sweeping.runner import Runner, TpeTrials, to_run
 from nanigpt.cli.sweeping.slurm import submit, write_array
 from nanigpt.cli.sweeping.tpe import Search
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import compose, define_config_flag, recipe_name
+from nanigpt.config.flag import compose, config_flag, define_config_flag, recipe_name
 from nanigpt.config.sweep import Space, extremes, parse_axis, points
 from nanigpt.errors import UsageError
 
@@ -38,54 +38,70 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "sweep",
         [],
-        "tag:TAG=SPACE or set:PATH=SPACE, where SPACE is [a,b,c], uniform(low,high), "
-        "loguniform(low,high) or int(low,high); repeat the flag for another axis",
+        "Vary tag:TAG=SPACE or set:PATH=SPACE, where SPACE is [a,b,c], uniform(low,high), "
+        "loguniform(low,high) or int(low,high). Repeat the flag for another axis.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "dir", None, "directory of the sweep (default: sweeps/RECIPE)", flag_values=values
+        "dir",
+        None,
+        "Keep the sweep in this directory (default: sweeps/RECIPE).",
+        flag_values=values,
     )
     flags.DEFINE_enum(
-        "method", "grid", ["grid", "random", "tpe"], "how points are chosen", flag_values=values
+        "method",
+        "grid",
+        ["grid", "random", "tpe"],
+        "Choose the trials by this method.",
+        flag_values=values,
     )
 
     def integer(name: str, default: int | None, text: str, low: int = 1) -> None:
         flags.DEFINE_integer(name, default, text, lower_bound=low, flag_values=values)
 
-    integer("trials", None, "how many, for random and tpe")
-    integer("seed", 0, "of random and tpe", low=0)
-    integer("parallel", None, "trials at a time (default: 1; of a Slurm array: all)")
-    integer("nproc", 1, "processes of each trial")
-    integer("only", None, "run the trial of this number in sweep.json, and nothing else", low=0)
+    integer("trials", None, "Run this number of trials, with --method=random or tpe.")
+    integer("seed", 0, "Seed the random numbers of --method=random or tpe.", low=0)
+    integer(
+        "parallel",
+        None,
+        "Run this number of trials at the same time (default: 1, or all in a Slurm array).",
+    )
+    integer("nproc", 1, "Start this number of processes for each trial.")
+    integer("only", None, "Run only the trial with this number in sweep.json.", low=0)
     flags.DEFINE_string(
         "objective",
         None,
-        "number of metrics.jsonl to compare by (default: val_loss)",
+        "Compare trials by this number in metrics.jsonl (default: val_loss).",
         flag_values=values,
     )
     flags.DEFINE_enum(
-        "goal", None, ["min", "max"], "of the objective (default: min)", flag_values=values
+        "goal",
+        None,
+        ["min", "max"],
+        "Search for the smallest or the largest objective (default: min).",
+        flag_values=values,
     )
     flags.DEFINE_float(
         "prune_after",
         0.25,
-        "tpe ends trials that are worse than the median, after this part of their steps; 1: never",
+        "With --method=tpe, end trials that are worse than the median after this fraction of their "
+        "steps; 1 ends none.",
         lower_bound=0.0,
         upper_bound=1.0,
         flag_values=values,
     )
-    flags.DEFINE_bool("retry", False, "run failed trials again", flag_values=values)
-    flags.DEFINE_bool("report", False, "print the results, and run nothing", flag_values=values)
-    flags.DEFINE_bool("slurm", False, "write a Slurm array, and run nothing", flag_values=values)
-    flags.DEFINE_bool("submit", False, "give the Slurm array to sbatch", flag_values=values)
+    flags.DEFINE_bool("retry", False, "Run failed trials again.", flag_values=values)
+    flags.DEFINE_bool("report", False, "Print the results, and run nothing.", flag_values=values)
+    flags.DEFINE_bool("slurm", False, "Write a Slurm array, and run nothing.", flag_values=values)
+    flags.DEFINE_bool("submit", False, "Submit the Slurm array with sbatch.", flag_values=values)
     flags.DEFINE_multi_string(
-        "sbatch", [], "an option of the Slurm array, such as --gpus=1", flag_values=values
+        "sbatch", [], "Give the Slurm array an option, such as --gpus=1.", flag_values=values
     )
 
 
 def run(values: flags.FlagValues) -> int:
-    """Returns 0, or 1 where a trial failed."""
-    base = values["config"].directives
+    """Run the command; return 0, or 1 if a trial failed."""
+    base = config_flag(values).directives
     path = Path(values.dir or f"sweeps/{recipe_name(base)}")
     if values.only is not None:
         return _run_one(_recorded(path), values)
@@ -95,7 +111,7 @@ def run(values: flags.FlagValues) -> int:
         directory.settings |= _objective(directory, values)
         return _report(directory, directory.trials)
     axes = _axes(values)
-    planned = _plan(base, axes, values)  # what is wrong is told before anything is written
+    planned = _plan(base, axes, values)  # finds mistakes before anything is written
     if values.objective is not None:
         edits = planned[0].edits if planned else ()
         require_possible(values.objective, build_trainer(compose([*base, *edits])))
@@ -124,7 +140,7 @@ def run(values: flags.FlagValues) -> int:
 
 
 def _axes(values: flags.FlagValues) -> dict[str, Space]:
-    """What the flags ask to vary, once it is clear that they go together."""
+    """Read the axes, and check that the flags fit together."""
     try:
         return _read_axes(values)
     except UsageError as error:
@@ -142,7 +158,7 @@ def _read_axes(values: flags.FlagValues) -> dict[str, Space]:
         raise UsageError(f"--method={values.method} needs --trials=N")
     if values.slurm and values.method == "tpe":
         raise UsageError(
-            "--slurm: a TPE search learns from trial to trial, an array's tasks do not; use "
+            "--slurm: a TPE search learns from trial to trial, but an array's tasks do not; use "
             "--method=random, or run the search itself as one job with --parallel"
         )
     if values.submit and not values.slurm:
@@ -166,11 +182,12 @@ def _read_axes(values: flags.FlagValues) -> dict[str, Space]:
 
 
 def _plan(base: list[str], axes: dict[str, Space], values: flags.FlagValues) -> list[Trial]:
-    """The trials of a grid or of random draws, all of them composed and built; of a TPE search,
-    whose trials nobody knows yet, the ends of its ranges are.
+    """Return the trials of a grid or of random draws, after building each.
+
+    The trials of a TPE search are not known yet. For it, the ends of its ranges are built.
 
     Raises:
-        UsageError: with what is wrong with any of them.
+        UsageError: Some trials cannot be built. The message lists the problems.
     """
     tpe = values.method == "tpe"
     if tpe:
@@ -187,12 +204,12 @@ def _plan(base: list[str], axes: dict[str, Space], values: flags.FlagValues) -> 
             where = ", ".join(f"{key}={value}" for key, value in point.items())
             problems.setdefault(str(error), []).append(where)
     if problems:
-        raise UsageError("\n".join(["the sweep cannot be run:", *_told(problems)]))
+        raise UsageError("\n".join(["the sweep cannot be run:", *_lines(problems)]))
     return [] if tpe else list(trials.values())
 
 
-def _told(problems: dict[str, list[str]]) -> Iterator[str]:
-    """Each problem once, with the first of the points that have it."""
+def _lines(problems: dict[str, list[str]]) -> Iterator[str]:
+    """Yield each problem once, with the first of the points that have it."""
     for problem, where in list(problems.items())[:_SHOWN]:
         more = f" (and {len(where) - 1} more)" if where[1:] else ""
         yield f"  {where[0]}{more}: {problem}"
@@ -203,12 +220,12 @@ def _told(problems: dict[str, list[str]]) -> Iterator[str]:
 def _search(
     directory: SweepDirectory, axes: dict[str, Space], values: flags.FlagValues
 ) -> TpeTrials:
-    steps = build_trainer(values.config, directives=values["config"].directives).steps
+    steps = build_trainer(values.config, directives=config_flag(values).directives).steps
     search = Search(
         axes,
         goal=directory.settings["goal"],
         seed=values.seed,
-        # A quarter of the trials, as many as make a median, tell where to look.
+        # A quarter of the trials, and enough for a median, explore at random.
         startup=max(values.trials // 4, 3),
         prune_after=round(values.prune_after * steps) if values.prune_after < 1 else steps + 1,
     )
@@ -216,7 +233,7 @@ def _search(
 
 
 def _objective(directory: SweepDirectory, values: flags.FlagValues) -> dict[str, str]:
-    """What to compare by: as the flags say, else as the last call did."""
+    """Return the objective and its goal from the flags, or from the last call."""
     return {
         "objective": values.objective or directory.settings.get("objective", "val_loss"),
         "goal": values.goal or directory.settings.get("goal", "min"),
@@ -236,7 +253,7 @@ def _write_array(directory: SweepDirectory, left: list[Trial], values: flags.Fla
 
 
 def _run_one(directory: SweepDirectory, values: flags.FlagValues) -> int:
-    """A task of a Slurm array."""
+    """Run a single trial, as a task of a Slurm array."""
     if values.only >= len(directory.trials):
         raise UsageError(
             f"--only={values.only}: {directory.path} has trials 0 to {len(directory.trials) - 1}"
@@ -259,7 +276,7 @@ def _announce(directory: SweepDirectory, n: int, left: int) -> None:
 
 def _report(directory: SweepDirectory, trials: list[Trial]) -> int:
     rows = results(directory)
-    print_table(directory, rows)
+    print_results(directory, rows)
     write_csv(directory, rows)
     plot(directory, rows)
     print_conclusion(directory, rows)

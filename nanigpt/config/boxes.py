@@ -11,6 +11,7 @@ import fiddle as fdl
 from nanigpt.config.html import hue
 from nanigpt.config.leaves import head, show_value
 from nanigpt.config.outline import Row, outline
+from nanigpt.words import counted, listed
 
 _VALUES = 4  # of a box
 _LONGEST = 30  # characters of a value
@@ -55,8 +56,7 @@ class Graph:
         """What is written at each edge."""
         texts = {}
         for edge, names in self.edges.items():
-            more = f" and {len(names) - _LABELS} more" if len(names) > _LABELS else ""
-            texts[edge] = ", ".join(names[:_LABELS]) + more
+            texts[edge] = listed(names, _LABELS)
         return texts
 
 
@@ -85,7 +85,7 @@ class _Drawing:
         if level == self._depth:
             below = sum(isinstance(r.value, fdl.Buildable) and not r.first for r in row.rows()) - 1
             if below:
-                self._graph.boxes[number].lines.append(f"{below} node{'s'[below == 1 :]} below")
+                self._graph.boxes[number].lines.append(f"{counted(below, 'node')} below")
             return number
         for child, name in _nodes(row, row.path):
             if child.first:

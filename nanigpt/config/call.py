@@ -27,27 +27,26 @@ class Call:
         """
         if text.isidentifier():
             return cls(text)
+        expected = UsageError(f"expected NAME or NAME(3, key=text), not {text!r}")
         try:
             tree = ast.parse(text, mode="eval").body
         except SyntaxError:
-            tree = None
-        plain = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name)
-        starred = plain and (
-            any(isinstance(a, ast.Starred) for a in tree.args)
-            or any(k.arg is None for k in tree.keywords)
-        )
-        if not plain or starred:
-            raise UsageError(f"expected NAME or NAME(3, key=text), not {text!r}")
+            raise expected from None
+        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+            raise expected
 
         def source(node: ast.expr) -> str:
             return ast.get_source_segment(text, node) or ""
 
-        names = [k.arg for k in tree.keywords]
+        args = tuple(source(a) for a in tree.args if not isinstance(a, ast.Starred))
+        kwargs = tuple((k.arg, source(k.value)) for k in tree.keywords if k.arg is not None)
+        if len(args) < len(tree.args) or len(kwargs) < len(tree.keywords):
+            raise expected
+        names = [name for name, _ in kwargs]
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
             raise UsageError(f"{twice[0]} is given twice in {text!r}; keep one of the two")
-        args = tuple(source(a) for a in tree.args)
-        return cls(tree.func.id, args, tuple((k.arg, source(k.value)) for k in tree.keywords))
+        return cls(tree.func.id, args, kwargs)
 
     def apply(self, function: Callable, *first: Any) -> Any:
         """Calls `function(*first, *args, **kwargs)`, arguments typed by its annotations.

@@ -35,7 +35,7 @@ def diff(old: fdl.Buildable, new: fdl.Buildable) -> list[Change]:
     changed = list(changes(old, new))
     if not changed:
         return []
-    sides = [{(): old}, {(): new}]
+    sides: list[dict[tuple[Element, ...], Any]] = [{(): old}, {(): new}]
     elements = {path: _elements(path, sides) for path, *_ in changed}
     grouped: dict[tuple, list[str]] = {}
     for path, before, after in changed:
@@ -70,7 +70,8 @@ def _where(paths: list[tuple[Element, ...]]) -> str:
     text = ""
     for i, element in enumerate(paths[0]):
         if i == at and len(paths) > 1:
-            text += f"[{_span([path[i] for path in paths])}]"
+            indices = [index for path in paths if isinstance(index := path[i], int)]
+            text += f"[{_span(indices)}]"
         else:
             text = join(text, element)
     return text

@@ -71,7 +71,7 @@ class _Edits:
         self.writer = Writer(new)
         self.writer.imports.name(fiddler, "")
         self._body = Scope()
-        self._shared: list[tuple[list | dict, list | dict, Path]] = []
+        self._shared: list[tuple[list | dict, Any, Path]] = []
         self._match(old, new, ())
         # What is written anew may hold a list that stays as it is: then it is that very list.
         for before, after, path in self._shared:
@@ -215,7 +215,8 @@ class _Edits:
             elif isinstance(element, int):
                 text += f"[{element}]"
             else:
-                text = f"{text}.{element}" if _is_name(element) else f"getattr({text}, {element!r})"
+                name = str(element)
+                text = f"{text}.{name}" if _is_name(name) else f"getattr({text}, {name!r})"
         return text
 
     def _key(self, element: tuple[Any]) -> str:
@@ -247,7 +248,8 @@ class _Edits:
         if len(paths) == 1:
             return "", assignment(paths[0], "cfg")
         at = first_index(paths[0])
-        numbers = sorted(path[at] for path in paths)
+        assert at is not None  # paths that differ have an index
+        numbers = sorted(index for path in paths if isinstance(index := path[at], int))
         elements, rest = self._source(paths[0][:at]), paths[0][at + 1 :]
         step = numbers[1] - numbers[0]
         if rest and numbers == list(range(numbers[0], numbers[-1] + 1, step)):

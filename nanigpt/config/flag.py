@@ -18,6 +18,7 @@ from nanigpt.config.provenance import called_by, set_by
 from nanigpt.config.record import load
 from nanigpt.config.run_config import load_run
 from nanigpt.errors import UnknownName, UsageError
+from nanigpt.words import one_of
 
 _BASES = ("config", "config_file", "run")
 _EDITS = ("fiddler", "set", "tag")
@@ -35,7 +36,10 @@ class ConfigFlag(FiddleFlag):
         default_directive: the base that stands where the first directive is not one.
     """
 
-    def __init__(self, *args, default_directive: str | None = None, **kwargs):
+    _remaining_directives: list[str]
+    _value: fdl.Buildable | None
+
+    def __init__(self, *args: Any, default_directive: str | None = None, **kwargs: Any):
         self._default_directive = default_directive
         super().__init__(*args, default_module=registry, **kwargs)
 
@@ -80,6 +84,13 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: str | Non
         ),
     )
     flags.DEFINE_flag(flag, flag_values=values)
+
+
+def config_flag(values: flags.FlagValues) -> ConfigFlag:
+    """Return the flag that `define_config_flag` defined."""
+    flag = values["config"]
+    assert isinstance(flag, ConfigFlag)
+    return flag
 
 
 def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buildable:
@@ -157,17 +168,18 @@ def _kind(directive: str) -> str:
     known = [*_BASES, *_EDITS]
     if colon and kind in known:
         return kind
-    expected = f"expected one of {', '.join(f'{k}:...' for k in known)}"
+    expected = f"expected {one_of(f'{k}:...' for k in known)}"
     raise UnknownName(expected, kind, known) if colon else UsageError(expected)
 
 
 def _try(before: list[str], directive: str, error: UsageError) -> str:
     """A flag that is right with a near name, or the command that shows what there is."""
-    for name in error.near if isinstance(error, UnknownName) else ():
+    if isinstance(error, UnknownName):
         head, found, tail = directive.rpartition(error.name)
-        instead = f"{head}{name}{tail}"
-        if found and _is_right([*before, instead]):
-            return shlex.join([f"--config={instead}"])
+        for name in error.near if found else ():
+            instead = f"{head}{name}{tail}"
+            if _is_right([*before, instead]):
+                return shlex.join([f"--config={instead}"])
     kind, _, expression = directive.partition(":")
     flags_before = [f"--config={d}" for d in before]
     if before and kind == "set":

@@ -1,4 +1,4 @@
-"""The DAG of a config as a picture, by Graphviz where it is installed."""
+"""The DAG of a config as a picture, drawn by Graphviz."""
 
 import shutil
 import subprocess
@@ -6,7 +6,6 @@ from html import escape
 
 import fiddle as fdl
 
-from nanigpt.config import layered
 from nanigpt.config.boxes import Box, boxes
 from nanigpt.errors import UsageError
 
@@ -14,7 +13,7 @@ _SECONDS = 60
 
 
 def dot(cfg: fdl.Buildable, *, depth: int | None = None) -> str:
-    """The picture in Graphviz's language."""
+    """Return the picture in Graphviz's language."""
     drawn = boxes(cfg, depth=depth)
     lines = [
         "digraph {",
@@ -35,13 +34,15 @@ def dot(cfg: fdl.Buildable, *, depth: int | None = None) -> str:
 
 
 def svg(cfg: fdl.Buildable, *, depth: int | None = None) -> str:
-    """The picture as SVG: by Graphviz where `dot` is installed, by a layout of our own elsewhere.
+    """Return the picture as SVG.
 
     Raises:
-        UsageError: the graph is too large for `dot`.
+        UsageError: Graphviz is not installed, or the graph is too large for its `dot`.
     """
     if shutil.which("dot") is None:
-        return layered.svg(boxes(cfg, depth=depth))
+        raise UsageError(
+            "Graphviz, which draws the graph, is not installed: on Debian, apt-get install graphviz"
+        )
     try:
         done = subprocess.run(
             ["dot", "-Tsvg"],

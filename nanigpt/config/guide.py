@@ -1,6 +1,7 @@
-"""What a command line can say: recipes, fiddlers, components, and the tags of a config."""
+"""The list of all that a command line can name: recipes, fiddlers, components, and tags."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,10 +16,10 @@ _COLUMN = 44
 
 
 def guide(cfg: fdl.Buildable | None = None) -> str:
-    """Everything that `--config` takes, by name, signature and first line of documentation.
+    """List everything that `--config` takes, with signature and first sentence of documentation.
 
     Args:
-        cfg: the config whose tags are listed with their values.
+        cfg: The config whose tags are listed with their values.
     """
     sections = [
         ("Recipes, --config=config:NAME", _functions(recipes(), 0)),
@@ -34,15 +35,15 @@ def guide(cfg: fdl.Buildable | None = None) -> str:
 
 
 def _functions(table: dict[str, Callable], skipped: int) -> Iterator[str]:
-    """Rows of a registry; the first `skipped` parameters are not the user's."""
+    """Yield the rows of a registry; users do not give the first `skipped` parameters."""
     for name, function in table.items():
         parameters = list(inspect.signature(function).parameters.values())[skipped:]
         form = f"{name}({', '.join(map(str, parameters))})" if parameters else name
-        yield _row(form, _first_line(function))
+        yield _row(form, _first_sentence(function))
 
 
 def _tags(cfg: fdl.Buildable) -> Iterator[str]:
-    """Each tag, what it means, and the values that its arguments have."""
+    """Yield each tag with its values and its meaning."""
     values: dict[Any, list[Any]] = {}
     for node, _ in daglish.iterate(cfg):
         if isinstance(node, fdl.Buildable):
@@ -53,7 +54,7 @@ def _tags(cfg: fdl.Buildable) -> Iterator[str]:
     for tag in sorted(values, key=lambda tag: tag.__name__):
         distinct = list(dict.fromkeys(map(show_value, values[tag])))
         more = f", ... ({len(distinct)} values)" if distinct[3:] else ""
-        yield _row(f"{tag.__name__} = {', '.join(distinct[:3])}{more}", _first_line(tag))
+        yield _row(f"{tag.__name__} = {', '.join(distinct[:3])}{more}", _first_sentence(tag))
 
 
 def _row(form: str, meaning: str) -> str:
@@ -62,5 +63,9 @@ def _row(form: str, meaning: str) -> str:
     return f"  {form:<{_COLUMN}}  {meaning}".rstrip()
 
 
-def _first_line(documented: Any) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]
+def _first_sentence(documented: Any) -> str:
+    """Return the first sentence of a docstring, also if it has several lines."""
+    paragraph = (inspect.getdoc(documented) or "").partition("\n\n")[0]
+    text = " ".join(paragraph.split())
+    end = re.search(r"[.!?](?=\s+[^a-z\s])", text)
+    return text[: end.end()] if end else text

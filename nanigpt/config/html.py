@@ -171,8 +171,8 @@ def _cut(text: str, longest: int) -> str:
 
 
 def _explain(row: Row) -> str:
-    told = explain(row.owner, row.argument) if row.owner is not None else ""
-    return f"set by {told}" if told else ""
+    origin = explain(row.owner, row.argument) if row.owner is not None else ""
+    return f"set by {origin}" if origin else ""
 
 
 def _tag(tag: type[fdl.Tag]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.depth import TOO_DEEP
-from nanigpt.config.paths import arguments, join
+from nanigpt.config.paths import Element, arguments, join
 from nanigpt.errors import UsageError
 
 
@@ -115,10 +115,11 @@ def _entries(value: Any, at: Entry, first: dict[int, str]) -> Iterator[Entry]:
         first[id(value)] = at.path
     whole = not ((isinstance(value, dict) and value) or holds_nodes(value))
     yield replace(at, value=value if whole else Container(value))
+    children: list[tuple[Element, Any]] = []
     if isinstance(value, dict):
         children = [((key,), child) for key, child in value.items()]
-    else:
-        children = list(enumerate(value)) if isinstance(value, (list, tuple)) else []
+    elif isinstance(value, (list, tuple)):
+        children = list(enumerate(value))
     for element, child in children:
         if whole and not isinstance(child, (list, tuple, dict, set)):
             continue

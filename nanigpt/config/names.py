@@ -36,7 +36,7 @@ _PURE = ("models", "optim")
 def _library() -> dict[tuple[str, str], Any]:
     """What a config file may name of the libraries, by public names: what holds values, nodes, and
     of torch what computes on tensors but reaches no file."""
-    named = {("builtins", kind.__name__): kind for kind in _BUILTINS}
+    named: dict[tuple[str, str], Any] = {("builtins", kind.__name__): kind for kind in _BUILTINS}
     named |= {(each.__module__, each.__qualname__): each for each in _FIDDLE}
     named["functools", "partial"] = functools.partial
     named["pathlib", "Path"] = pathlib.Path
@@ -49,11 +49,12 @@ def _library() -> dict[tuple[str, str], Any]:
         if is_constant or (computes and not name.startswith("_")):
             named["torch", name] = value
     schedulers = torch.optim.lr_scheduler
-    for package, base in (
-        (torch.nn, torch.nn.Module),
-        (torch.optim, torch.optim.Optimizer),
-        (schedulers, schedulers.LRScheduler),
-    ):
+    bases: dict[types.ModuleType, type] = {
+        torch.nn: torch.nn.Module,
+        torch.optim: torch.optim.Optimizer,
+        schedulers: schedulers.LRScheduler,
+    }
+    for package, base in bases.items():
         for name, value in vars(package).items():
             if isinstance(value, type) and issubclass(value, base):
                 named[package.__name__, name] = value

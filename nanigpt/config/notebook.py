@@ -1,11 +1,13 @@
 """Configs in Jupyter: `%load_ext nanigpt` makes a cell that ends with a config show its tree."""
 
+import shutil
+from html import escape
 from typing import TYPE_CHECKING
 
 import fiddle as fdl
 
 from nanigpt.config.diff import diff, lines
-from nanigpt.config.graph import svg
+from nanigpt.config.graph import dot, svg
 from nanigpt.config.html import tree_html
 from nanigpt.config.html_diff import diff_html
 from nanigpt.config.show import render as render_tree
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def register(ipython: "InteractiveShell") -> None:
-    """Shows configs as trees: in HTML where the front end can, as text elsewhere."""
+    """Show configs as trees, in HTML if the front end can, and otherwise as text."""
+    assert ipython.display_formatter is not None
     formatters = ipython.display_formatter.formatters
     formatters["text/html"].for_type(fdl.Buildable, tree_html)
     formatters["text/plain"].for_type(
@@ -25,10 +28,11 @@ def register(ipython: "InteractiveShell") -> None:
 
 
 class Diff:
-    """What differs between two configs; a notebook shows it side by side.
+    """The differences between two configs; a notebook shows them side by side.
 
     Args:
-        old, new: the configs, as they are now.
+        old: One config.
+        new: The other. Later changes of either have no effect.
     """
 
     def __init__(self, old: fdl.Buildable, new: fdl.Buildable):
@@ -42,11 +46,19 @@ class Diff:
 
 
 def graph(cfg: fdl.Buildable, *, depth: int | None = None) -> "HTML":
-    """The picture of a config's DAG, in a frame that scrolls.
+    """Draw a config's DAG, in a frame that scrolls.
+
+    Without Graphviz, the frame shows the picture's source.
 
     Args:
-        depth: how far below the root nodes are drawn; None draws all.
+        cfg: The config.
+        depth: Largest distance of a node from the root; None draws all nodes.
     """
     from IPython.display import HTML
 
-    return HTML(f'<div style="overflow: auto; max-height: 90vh">{svg(cfg, depth=depth)}</div>')
+    if shutil.which("dot") is None:
+        note = "Graphviz is not installed (apt-get install graphviz), so this is its source."
+        shown = f"<p>{note}</p><pre>{escape(dot(cfg, depth=depth))}</pre>"
+    else:
+        shown = svg(cfg, depth=depth)
+    return HTML(f'<div style="overflow: auto; max-height: 90vh">{shown}</div>')

@@ -114,7 +114,7 @@ class _Outline:
 
     def _arguments(self, node: fdl.Buildable, place: _Place) -> tuple[Row, ...]:
         given, values = fdl.ordered_arguments(node), arguments(node)
-        rows = []
+        rows: list[Row] = []
         for name in fdl.ordered_arguments(node, include_defaults=True, include_unset=True):
             value = values.get(name, fdl.NO_VALUE)
             if value is fdl.NO_VALUE and not isinstance(node, fdl.Config):
@@ -145,12 +145,12 @@ class _Outline:
             yield Row(place.label, place.row, values, **about, holders=holders, children=children)
         elif isinstance(value, dict) and value:
             below = {**about, "tags": ()}
-            children = [
+            children = tuple(
                 row
                 for key, child in value.items()
                 for row in self._rows((child,), place.child((key,)), below)
-            ]
-            yield Row(place.label, place.row, values, **about, children=tuple(children))
+            )
+            yield Row(place.label, place.row, values, **about, children=children)
         elif isinstance(value, (list, tuple)) and holds_nodes(value):
             for start, stop in self._ranges(value):
                 part = place.slice(start, stop)

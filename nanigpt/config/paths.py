@@ -73,7 +73,9 @@ def child(container: Any, element: Element, walked: str) -> Any:
     check_element(container, element, walked)
     if isinstance(container, fdl.Buildable):
         path = join(walked, element)
-        value = arguments(container).get(element, fdl.NO_VALUE)
+        value = fdl.NO_VALUE
+        if isinstance(element, (str, int)):
+            value = arguments(container).get(element, fdl.NO_VALUE)
         if value is fdl.NO_VALUE:
             raise UsageError(f"{path} is not set, so nothing lies below it")
         plain = isinstance(value, (list, tuple, dict, int, float, str, type(None)))
@@ -101,7 +103,7 @@ def expand(container: Any, element: Element, walked: str) -> list[Element]:
             f"{walked or 'the config'} is {_kind(container)}, not a list: it has no elements to "
             f"choose from"
         )
-    chosen = list(range(len(container))[element])
+    chosen: list[Element] = list(range(len(container))[element])
     if not chosen:
         raise UsageError(f"{join(walked, element)} matches none of {len(container)} elements")
     return chosen
@@ -140,7 +142,8 @@ def check_element(container: Any, element: Element, walked: str) -> None:
                 f"{-len(container)} to {len(container) - 1}, not {element}"
             )
     elif not isinstance(container, dict):
-        key = element.text if isinstance(element, Word) else element[0]
+        key = element.text if isinstance(element, Word) else element
+        key = key[0] if isinstance(key, tuple) else key
         advice = "; choose an index: [0], [-1], [*]" if isinstance(container, list) else ""
         raise UsageError(f"{where} is {_kind(container)}: it has no key {key!r}{advice}")
 

@@ -38,7 +38,7 @@ class _Ordered(history.Location):
     directive: str
 
 
-def explain(node: fdl.Buildable, name: str) -> str:
+def explain(node: fdl.Buildable, name: str | int) -> str:
     """Who set an argument, and what it was before; empty where it has its default.
 
     For example `--config=tag:LearningRate=1e-3, was 0.0003 in experiments/llama3.py:41`.
@@ -104,7 +104,7 @@ def _short(filename: str) -> str:
     if "ipykernel" in filename or filename.startswith("<ipython"):
         return "notebook"
     packages = [sys.modules[name] for name in extension_packages() if name in sys.modules]
-    parents = [Path(package.__file__).parents[1] for package in packages]
-    roots = [os.path.join(os.path.abspath(path), "") for path in [*sys.path, *parents]]
+    parents = [Path(p.__file__).parents[1] for p in packages if p.__file__ is not None]
+    roots = [os.path.join(os.path.abspath(path), "") for path in [*sys.path, *map(str, parents)]]
     inside = [filename.removeprefix(root) for root in roots if filename.startswith(root)]
     return min(inside, key=len, default=filename)

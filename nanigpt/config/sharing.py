@@ -5,7 +5,7 @@ as shared. A tuple is only what it holds.
 """
 
 import collections
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Hashable, Iterator
 from typing import Any
 
 import fiddle as fdl
@@ -99,4 +99,4 @@ def _leaf(value: Any) -> Any:
     """What tells a value from others: 1 is not True; objects that cannot be compared are unlike."""
     if isinstance(value, (set, frozenset)):
         return (type(value), frozenset(value))
-    return (type(value), value if type(value).__hash__ else id(value))
+    return (type(value), value if isinstance(value, Hashable) else id(value))

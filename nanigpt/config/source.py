@@ -160,11 +160,11 @@ class Writer:
 
     def _content(self, value: Any, scope: Scope, path: str) -> "str | Group":
         if isinstance(value, dict):
-            items = (
+            pairs = (
                 _prefixed(f"{self._flat(k, scope, path)}: ", self.value(v, scope, join(path, (k,))))
                 for k, v in value.items()
             )
-            return Group("{", tuple(items), "}")
+            return Group("{", tuple(pairs), "}")
         if isinstance(value, list):
             items = tuple(self._elements(value, scope, path))
             if len(items) == 1 and isinstance(items[0], str) and items[0].startswith("*("):
@@ -176,8 +176,8 @@ class Writer:
                 return Group(f"{self.imports.name(type(value), path)}(", items, ")")
             return Group("(", items, ",)" if len(items) == 1 else ")")
         if isinstance(value, (set, frozenset)):
-            items = sorted(self._flat(v, scope, path) for v in value)
-            return Group(f"{type(value).__name__}([", tuple(items), "])")
+            elements = sorted(self._flat(v, scope, path) for v in value)
+            return Group(f"{type(value).__name__}([", tuple(elements), "])")
         return self._leaf(value, path)
 
     def tag_statements(
@@ -312,10 +312,10 @@ def _prefixed(prefix: str, source: "str | Group") -> "str | Group":
 
 def _import_name(value: Any, path: str) -> tuple[str, str]:
     """The module and the qualified name under which a class or function is found again."""
-    own = (getattr(value, "__module__", None), getattr(value, "__qualname__", ""))
+    own = (getattr(value, "__module__", None) or "", getattr(value, "__qualname__", ""))
     short = getattr(value, "__name__", "")  # PyTorch's builtins name classes that are not public
     for module, qualname in (own, ("torch", short), ("torch.nn.functional", short)):
-        found = sys.modules.get(module)
+        found: Any = sys.modules.get(module)
         for name in qualname.split("."):
             found = getattr(found, name, None)
         if found is not None and found == value:

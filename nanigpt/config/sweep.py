@@ -136,7 +136,9 @@ def points(
                     f"{_name(key)}: a grid needs a list of values; a range is drawn from by a "
                     "random or TPE search of a given number of trials"
                 )
-        combinations = itertools.product(*axes.values())
+        combinations = itertools.product(
+            *(space for space in axes.values() if isinstance(space, tuple))
+        )
         return (dict(zip(axes, values, strict=True)) for values in combinations)
     if trials < 1:
         raise UsageError(f"trials={trials}: expected at least 1")

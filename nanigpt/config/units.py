@@ -8,6 +8,7 @@ this package.
 """
 
 import functools
+import inspect
 import typing
 from typing import Any
 
@@ -16,12 +17,14 @@ import fiddle as fdl
 
 def unit(node: fdl.Buildable, name: str | int) -> str:
     """The unit of an argument's value, such as `steps`; empty where none is known."""
-    return _units(fdl.get_callable(node)).get(name, "")
+    return _units(fdl.get_callable(node)).get(str(name), "")
 
 
 @functools.cache
 def _units(function: Any) -> dict[str, str]:
-    target = function.__init__ if isinstance(function, type) else function
+    target = (
+        inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
+    )
     try:
         hints = typing.get_type_hints(target, include_extras=True)
     except Exception:  # check tells of an annotation that cannot be resolved

@@ -101,7 +101,9 @@ def argument_annotation(function: Any, name: str | int) -> Any:
     Args:
         name: of a parameter, of one of `**kwargs`, or the number of a positional argument.
     """
-    target = function.__init__ if isinstance(function, type) else function
+    target = (
+        inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
+    )
     name = _parameter(function, name)
     try:
         return typing.get_type_hints(target).get(name, Any)
@@ -149,12 +151,11 @@ def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool
     if takes_anything(allowed):
         return True
     classes = [typing.get_origin(t) or t for t in allowed]
+    function: Any = collections.abc.Callable
     if issubclass(kind, fdl.Partial):
-        return collections.abc.Callable in classes
+        return function in classes
     return isinstance(made, type) and any(
-        issubclass(made, c)
-        for c in classes
-        if isinstance(c, type) and c is not collections.abc.Callable
+        issubclass(made, c) for c in classes if isinstance(c, type) and c is not function
     )
 
 
@@ -169,8 +170,8 @@ def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
     word = _word(text, allowed)
     if word is not _NOTHING:
         return word
-    written = {ast.List: list, ast.Tuple: tuple, ast.Dict: dict}.get(type(node))
-    if written:
+    if isinstance(node, (ast.List, ast.Tuple, ast.Dict)):
+        written = {ast.List: list, ast.Tuple: tuple, ast.Dict: dict}[type(node)]
         kind, part = _container(written, allowed)
         if kind is not None:
             return _elements(node, text, kind, part)
@@ -241,12 +242,10 @@ def _parameter(function: Any, name: str | int) -> str:
         ordered = [p.name for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD]
         if name < len(ordered):
             return ordered[name]
-        rest = inspect.Parameter.VAR_POSITIONAL
-    else:
-        rest = inspect.Parameter.VAR_KEYWORD
-        if any(p.name == name and p.kind is not rest for p in parameters):
-            return name
-    return next((p.name for p in parameters if p.kind is rest), str(name))
+        return next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), str(name))
+    if any(p.name == name and p.kind is not p.VAR_KEYWORD for p in parameters):
+        return name
+    return next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), name)
 
 
 def _takes(annotation: Any, container: type) -> bool:
@@ -259,7 +258,12 @@ def _takes(annotation: Any, container: type) -> bool:
 def _container(written: type, allowed: list[Any]) -> tuple[type | None, Any]:
     """The type that a list, tuple or dict is read as, and its annotation; a list may be written for
     a tuple."""
-    for kind in {list: (list, tuple), tuple: (tuple, list), dict: (dict,)}[written]:
+    kinds: dict[type, tuple[type, ...]] = {
+        list: (list, tuple),
+        tuple: (tuple, list),
+        dict: (dict,),
+    }
+    for kind in kinds[written]:
         for annotation in allowed:
             if _takes(annotation, kind):
                 return kind, annotation
@@ -324,8 +328,9 @@ def _arithmetic(node: ast.expr) -> int | float:
             raise _Refused(f"{left} and {right} give no number: {error}") from error
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_arithmetic(node.operand)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-        return node.value
+    number = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(number, (int, float)) and not isinstance(number, bool):
+        return number
     raise ValueError("not arithmetic on numbers")
 
 

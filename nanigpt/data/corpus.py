@@ -1,4 +1,4 @@
-"""Where text comes from, and which of it is held out."""
+"""Sources of text, and the split of their documents into training and validation."""
 
 import glob
 import hashlib
@@ -9,28 +9,46 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from nanigpt.problems import ComponentError, Problem, refuse
 
 TRAIN, VALIDATION = "train", "validation"
 
-# Below this many documents, the share held out by hash would be a matter of luck, or empty.
+# With fewer documents, the share that hashes hold out would vary by chance, or be empty.
 _FEW_DOCUMENTS = 100
+
+
+class Corpus(Protocol):
+    """A source of documents."""
+
+    def documents(self) -> Iterator[tuple[str, str]]:
+        """Yield (split, text), where split is `TRAIN` or `VALIDATION`, in a fixed order.
+
+        Raises:
+            UsageError: The text cannot be read.
+        """
+        ...
+
+    def identity(self) -> str:
+        """Return a text that changes when the documents change."""
+        ...
 
 
 class TextCorpus:
     """Documents from files, each assigned to training or validation by the hash of its text.
 
-    Equal texts go to the same side. Fewer than 100 documents are first cut into about 100 blocks of
-    whole lines, of which the share `validation_fraction` with the smallest hashes is held out.
+    Equal texts go to the same split. If there are fewer than 100 documents, they are first cut into
+    about 100 blocks of whole lines; the blocks with the smallest hashes, a share of
+    `validation_fraction`, are then held out.
 
     Args:
-        path: a file, a folder, or a glob (`**` for any depth). `.jsonl` and `.parquet` hold a
-            document per row, any other file is one document of UTF-8 text. None is the embedded
-            default: the sources of the running interpreter's standard library, without its tests
-            (about 11 MB; they vary with the Python version).
-        text_field: the column of `.jsonl` and `.parquet` rows that holds the text.
-        validation_fraction: share of the documents that is held out.
+        path: A file, a folder, or a glob (`**` for any depth). `.jsonl` and `.parquet` files hold
+            one document per row; any other file is one document of UTF-8 text. None takes the
+            embedded default: the sources of the running interpreter's standard library, without its
+            tests (about 11 MB, which vary with the Python version).
+        text_field: Column of `.jsonl` and `.parquet` rows that holds the text.
+        validation_fraction: Share of the documents that is held out.
     """
 
     def __init__(
@@ -47,7 +65,7 @@ class TextCorpus:
         self.validation_fraction = validation_fraction
 
     def documents(self) -> Iterator[tuple[str, str]]:
-        """Yields (split, text), in an order that depends on the files alone.
+        """Yield (split, text), in an order that depends only on the files.
 
         Raises:
             ComponentError: a file is missing, empty, not UTF-8, or has no such column.
@@ -64,7 +82,7 @@ class TextCorpus:
             yield (VALIDATION if _hash(text) < limit else TRAIN), text
 
     def identity(self) -> str:
-        """Changes when the text that `documents` yields does."""
+        """Return a text that changes when the documents change."""
         described = {
             "files": [[f, s.st_size, s.st_mtime_ns] for f in self.files() for s in [os.stat(f)]],
             "text_field": self.text_field,
@@ -73,7 +91,7 @@ class TextCorpus:
         return hashlib.blake2b(json.dumps(described).encode(), digest_size=16).hexdigest()
 
     def files(self) -> list[str]:
-        """The files, sorted.
+        """Return the paths of the files, sorted.
 
         Raises:
             ComponentError: there are none.
@@ -167,8 +185,9 @@ def _hash(text: str) -> int:
 
 
 def _blocks(text: str, size: int) -> Iterator[str]:
-    """Runs of whole lines, each of at least `size` characters but the last."""
-    block, length = [], 0
+    """Cut a text into blocks of whole lines, each of at least `size` characters except the last."""
+    block: list[str] = []
+    length = 0
     for line in text.splitlines(keepends=True):
         block.append(line)
         length += len(line)

@@ -1,7 +1,7 @@
 """A random order of any number of items that needs no memory.
 
-A permutation of a trillion sequences cannot be stored on every rank; a keyed bijection of
-`[0, n)` is computed where it is looked up.
+No rank can store a permutation of a trillion sequences. A keyed bijection of `[0, n)` computes each
+entry when it is needed.
 """
 
 import functools
@@ -12,11 +12,11 @@ _64_BITS = (1 << 64) - 1
 
 
 def permute(index: int, *, size: int, seed: int, epoch: int) -> int:
-    """The place of `index` in the permutation of `[0, size)` that belongs to (seed, epoch).
+    """Return the place of `index` in the permutation of `[0, size)` that (seed, epoch) selects.
 
-    A balanced Feistel network over the next even number of bits is a bijection of a range at
-    most four times too large; values that fall outside `[0, size)` are sent through it again until
-    they fall inside ("cycle walking": Black and Rogaway, 2002).
+    A balanced Feistel network over the next even number of bits is a bijection of a range that is
+    at most four times too large. A value outside `[0, size)` goes through the network again until
+    it is inside ("cycle walking": Black and Rogaway, 2002).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     keys = _keys(seed, epoch)
@@ -35,7 +35,7 @@ def _feistel(value: int, half: int, keys: list[int]) -> int:
 
 
 def _mix(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
     value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _64_BITS
     value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _64_BITS
     return value ^ (value >> 31)

@@ -1,6 +1,5 @@
-"""A corpus as two flat files of token ids, made once and then memory-mapped."""
+"""The tokens of a corpus in two flat files, which are written once and then memory-mapped."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -11,32 +10,34 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
-from nanigpt.data.corpus import TRAIN, VALIDATION
+from nanigpt.data.corpus import TRAIN, VALIDATION, Corpus
+from nanigpt.data.tokenizer import Tokenizer
 from nanigpt.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-_FORMAT = 2  # counts changes of what is written here
+_FORMAT = 2  # of the files that this module writes
 _BATCH_CHARACTERS = 1 << 22
 
 
 def cache_folder() -> Path:
-    """`$NANIGPT_CACHE`, or `nanigpt` in the user's cache folder."""
+    """Return `$NANIGPT_CACHE`, or `nanigpt` in the user's cache folder."""
     given = os.environ.get("NANIGPT_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(given) if given else Path(base) / "nanigpt"
 
 
-def tokenize_corpus(corpus, tokenizer) -> Path:
-    """Tokenizes both splits into a folder of the cache, unless it is there, and returns the folder.
+def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Path:
+    """Tokenize both splits into a folder of the cache, unless it exists, and return the folder.
 
-    Documents follow each other, each ended by the tokenizer's `end_id`. The folder appears whole or
-    not at all. Where several processes ask for it, one makes it and the others wait, without a
+    Documents follow each other, and the tokenizer's `end_id` ends each. The folder appears whole or
+    not at all. If several processes ask for it, one writes it and the others wait, without a
     collective that could time out.
 
     Raises:
-        UsageError: the text cannot be read, or the cache cannot be written.
+        UsageError: The text cannot be read, or the cache cannot be written.
     """
     key = f"{_FORMAT}/{corpus.identity()}/{tokenizer.identity()}"
     name = hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
@@ -46,24 +47,26 @@ def tokenize_corpus(corpus, tokenizer) -> Path:
     temporary = folder.with_name(f".{name}.incomplete")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.with_name(f".{name}.lock"), "w")
+        lock = FileLock(folder.with_name(f".{name}.lock"))
+        lock.acquire()
     except OSError as error:
         raise UsageError(
             f"the token cache {folder.parent} cannot be written ({error.strerror}); name another "
             "folder in NANIGPT_CACHE"
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():  # else another process made it meanwhile
+    try:
+        if not folder.is_dir():  # otherwise another process wrote it meanwhile
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir()
             _write(corpus, tokenizer, temporary)
             os.replace(temporary, folder)
+    finally:
+        lock.release()
     return folder
 
 
 def open_tokens(folder: Path, split: str) -> np.ndarray:
-    """The token ids of one split, memory-mapped, read-only."""
+    """Memory-map the token ids of one split, read-only."""
     meta = json.loads((folder / "meta.json").read_text())
     if meta["tokens"][split] == 0:
         return np.empty(0, dtype=meta["dtype"])
@@ -71,11 +74,11 @@ def open_tokens(folder: Path, split: str) -> np.ndarray:
 
 
 def tokens_digest(folder: Path) -> str:
-    """Equal for equal tokens, whatever files they came from."""
+    """Return a digest that is equal for equal tokens, whatever files they came from."""
     return json.loads((folder / "meta.json").read_text())["digest"]
 
 
-def _write(corpus, tokenizer, folder: Path) -> None:
+def _write(corpus: Corpus, tokenizer: Tokenizer, folder: Path) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     counts = {TRAIN: 0, VALIDATION: 0}
     characters, started, reported = 0, time.monotonic(), time.monotonic()
@@ -103,7 +106,8 @@ def _write(corpus, tokenizer, folder: Path) -> None:
 
 
 def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch, size = [], 0
+    batch: list[tuple[str, str]] = []
+    size = 0
     for split, text in documents:
         batch.append((split, text))
         size += len(text)

@@ -1,37 +1,74 @@
-"""Tokenizers: text to ids and back, and how many bytes of text each id stands for."""
+"""Tokenizers: text to ids and back, and the number of bytes that each id stands for."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from nanigpt.problems import ComponentError, Problem, refuse
 
 
+class Tokenizer(Protocol):
+    """Conversion of text to ids and back."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        ...
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a document."""
+        ...
+
+    def encode(self, texts: Sequence[str], /) -> list[np.ndarray]:
+        """Return the ids of each text, without the end of document."""
+        ...
+
+    def decode(self, ids: Sequence[int], /) -> str:
+        """Return the text of ids; bytes that are not UTF-8 are replaced."""
+        ...
+
+    def token_bytes(self) -> np.ndarray:
+        """Return the number of bytes of text that each id stands for, [vocab_size]."""
+        ...
+
+    def identity(self) -> str:
+        """Return a text that is equal for tokenizers that give the same ids."""
+        ...
+
+    def files(self) -> dict[str, str]:
+        """Return the content of the files from which transformers makes this tokenizer, by name."""
+        ...
+
+
 class ByteTokenizer:
-    """UTF-8 bytes as ids 0 to 255, and 256 for the end of a document. Needs no file."""
+    """UTF-8 bytes as ids 0 to 255, and 256 for the end of a document. It needs no file."""
 
     vocab_size = 257
     end_id = 256
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids of each text, without the end of document."""
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, without the end of document."""
         return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; bytes that are not UTF-8 are replaced."""
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of text that each id stands for, [vocab_size]."""
+        """Return the number of bytes of text that each id stands for, [vocab_size]."""
         return np.array([1] * 256 + [0])
 
     def identity(self) -> str:
-        """Equal for tokenizers that give the same ids."""
+        """Return a text that is equal for tokenizers that give the same ids."""
         return "bytes"
 
     def files(self) -> dict[str, str]:
-        """Texts of the files, by name, from which transformers makes this tokenizer: none."""
+        """Return no file: transformers has no such tokenizer."""
         return {}
 
 
@@ -39,8 +76,9 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json` in the format of Hugging Face `tokenizers`.
 
     Args:
-        path: the file.
-        end_token: the token that ends a document; None takes the first known of the usual ones.
+        path: The file.
+        end_token: The token that ends a document. None takes the first of the usual ones that the
+            file has.
     """
 
     _END_TOKENS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -48,11 +86,11 @@ class HuggingFaceTokenizer:
     def __init__(self, *, path: str, end_token: str | None = None):
         self.path = path
         self.end_token = end_token
-        self._loaded = None
+        self._loaded: Any = None  # the constructor reads no file
 
     @property
-    def _tokenizer(self):
-        if self._loaded is None:  # constructing reads no file
+    def _tokenizer(self) -> Any:
+        if self._loaded is None:
             from tokenizers import Tokenizer
 
             if not Path(self.path).is_file():
@@ -70,11 +108,12 @@ class HuggingFaceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id, added tokens included."""
+        """One more than the largest id, including added tokens."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def end_id(self) -> int:
+        """The id of `end_token`."""
         names = (self.end_token,) if self.end_token is not None else self._END_TOKENS
         for name in names:
             token = self._tokenizer.token_to_id(name)
@@ -83,14 +122,17 @@ class HuggingFaceTokenizer:
         expected = f"the end-of-document token of {self.path!r}, which has no {', '.join(names)}"
         refuse("end_token", self.end_token, expected, component=self)
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, without special tokens."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(e.ids, dtype=np.uint32) for e in encodings]
 
-    def decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids)
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids."""
+        return self._tokenizer.decode(list(ids))
 
     def token_bytes(self) -> np.ndarray:
+        """Return the number of bytes of text that each id stands for, [vocab_size]."""
         settings = json.loads(self._tokenizer.to_str())
         special = {t["id"] for t in settings.get("added_tokens", []) if t.get("special")}
         byte_level = "ByteLevel" in json.dumps([settings["decoder"], settings["pre_tokenizer"]])
@@ -98,7 +140,7 @@ class HuggingFaceTokenizer:
         for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if i in special:
                 continue
-            if byte_level:  # its alphabet writes each byte as one character
+            if byte_level:  # each character stands for one byte
                 sizes[i] = len(token)
             elif len(token) == 6 and token.startswith("<0x"):  # SentencePiece's byte fallback
                 sizes[i] = 1
@@ -107,13 +149,15 @@ class HuggingFaceTokenizer:
         return sizes
 
     def identity(self) -> str:
+        """Return a text that is equal for tokenizers that give the same ids."""
         settings = f"{self._tokenizer.to_str()}{self.end_id}"
         return f"huggingface-{hashlib.blake2b(settings.encode(), digest_size=16).hexdigest()}"
 
     def files(self) -> dict[str, str]:
-        """Texts of the files, by name, from which transformers makes this tokenizer.
+        """Return the content of the files from which transformers makes this tokenizer, by name.
 
-        A tokenizer_config.json that lies beside the file, with a chat template say, goes along.
+        If a tokenizer_config.json lies beside the file, for example with a chat template, it is one
+        of them.
         """
         end = self._tokenizer.id_to_token(self.end_id)
         settings = {

@@ -18,10 +18,17 @@ from nanigpt.problems import Fix, refuse, require_positive
 
 
 class Embedding(nn.Module):
-    """Rows of a `[vocab_size, dim]` table, in `compute_dtype`: here activations get their dtype."""
+    """Rows of a `[vocab_size, dim]` table, in `compute_dtype`, which is the activations' dtype.
 
-    # The gradient of a row adds up over every position of its token: thousands of terms of a sum
-    # that bf16 cannot hold. So the table is looked up, and sharded tables are gathered, in float32.
+    Args:
+        vocab_size: Rows of the table.
+        dim: Features of a row.
+        initializer: Initializer of the table.
+        compute_dtype: float32 or bfloat16.
+    """
+
+    # The gradient of a row is a sum over every position of its token, of thousands of terms, which
+    # bf16 cannot hold. So the table is looked up, and sharded tables are gathered, in float32.
     gathered_in_float32 = True
 
     def __init__(
@@ -45,10 +52,12 @@ class Embedding(nn.Module):
         self.initializer = initializer
         self.weight = nn.Parameter(torch.empty(vocab_size, dim, device="meta"))
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer}
 
     def forward(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Return x_BLD."""
         return F.embedding(tokens_BL, self.weight).to(self.compute_dtype)
 
     def extra_repr(self) -> str:
@@ -99,10 +108,9 @@ class Head(Linear):
 class TiedHead(nn.Module):
     """Output head whose weight is the embedding's: one parameter under two names.
 
-    In the DAG, `embedding` is the same node as the decoder's.
-
     Args:
-        soft_cap: bound of the logits, as of `Head`.
+        embedding: The decoder's embedding. In the DAG, both are the same node.
+        soft_cap: Bound of the logits, as in `Head`.
     """
 
     def __init__(self, *, embedding: Embedding, soft_cap: float | None = None):
@@ -113,17 +121,20 @@ class TiedHead(nn.Module):
         self.out_dim = embedding.vocab_size
         self.weight = embedding.weight
 
-    def initializers(self) -> dict[str, Initializer]:
-        return {}  # the embedding, which comes first, initialises the parameter
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return none: the embedding, which comes first, initializes the parameter."""
+        return {}
 
     def active_weights(self) -> int:
-        """Weights that one token is multiplied with."""
+        """Return the number of weights that one token is multiplied with."""
         return self.in_dim * self.out_dim
 
     def forward(self, x_BLD: torch.Tensor, product: Product = F.linear) -> torch.Tensor:
-        """
+        """Return logits_BLV.
+
         Args:
-            product: as of `Linear`.
+            x_BLD: Outputs of the decoder's last norm.
+            product: Function that replaces the matrix product, as in `Linear.forward`.
         """
         y = product(x_BLD, self.weight.to(x_BLD.dtype), None)
         # A loss that brings its own product caps what it makes of logits by itself.

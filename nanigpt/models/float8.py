@@ -1,20 +1,21 @@
-"""Float8 recipes by name, and what layers check of them; `nanigpt.precision.float8` computes."""
+"""Names of float8 recipes, and checks for layers; `nanigpt.precision.float8` computes them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from nanigpt.problems import Fix, refuse
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8"]
 ExpertRecipe = Literal["rowwise", "mxfp8"]
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Of x `[..., in]`, a weight `[out, in]` and a bias `[out]` or None: y `[..., out]`."""
+"""Returns y `[..., out]`, given x `[..., in]`, a weight `[out, in]` and a bias `[out]` or None."""
 
 
 def multiple(recipe: str) -> int:
-    """What sizes have to be multiples of: of mxfp8 a block, of others 16 bytes."""
+    """Return the number that divides all sizes: a block for mxfp8, 16 bytes for the others."""
     return 32 if recipe == "mxfp8" else 16
 
 
@@ -32,7 +33,7 @@ def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> No
 
 
 def unprepared(recipe: str) -> Any:
-    """The product of a layer that is called before it was given its own."""
+    """Return a product that refuses to compute, for a layer that has not got its own yet."""
 
     def fail(*_: Any) -> torch.Tensor:
         raise RuntimeError(
@@ -44,19 +45,17 @@ def unprepared(recipe: str) -> Any:
 
 
 def ordinary(weight: torch.Tensor) -> torch.Tensor:
-    """The same numbers, in the same memory, without what gathers them in float8."""
-    local = getattr(weight, "_local_tensor", weight)
+    """Return the same numbers, in the same memory, without the wrapper that gathers in float8."""
+    local: Any = getattr(weight, "_local_tensor", weight)
     if not hasattr(local, "fsdp_pre_all_gather"):
         return weight
     return with_local(weight, local._tensor)
 
 
 def with_local(weight: torch.Tensor, local: torch.Tensor) -> torch.Tensor:
-    """`weight`, whose part on this rank is `local`; that itself where no DTensor is."""
-    if not hasattr(weight, "placements"):
+    """Return a DTensor like `weight` with `local` on this rank, or `local` if it is no DTensor."""
+    if not isinstance(weight, DTensor):
         return local
-    from torch.distributed.tensor import DTensor
-
     return DTensor.from_local(
         local,
         weight.device_mesh,

@@ -27,21 +27,23 @@ def generate(
     n_tokens: int | None = None,
     use_cache: bool = True,
 ) -> Iterator[int]:
-    """Yields sampled tokens one by one.
+    """Yield sampled tokens one by one.
 
     Args:
-        prompt: token ids, at least one.
-        max_new_tokens: upper bound of what is yielded.
-        temperature: divides the logits; 0 is greedy decoding.
-        top_k: sample among the k likeliest tokens only; None is all.
-        seed: of the random stream.
-        stop_id: sampling it ends the text; it is not yielded.
-        n_tokens: ids from here on are never sampled (a vocabulary padded past the tokenizer's).
-        use_cache: keep keys and values of past positions; without, each step recomputes them all.
-            A model whose layers keep none (`keeps_caches`) goes without.
+        model: The decoder.
+        prompt: Token ids, at least one.
+        max_new_tokens: Largest number of tokens to yield.
+        temperature: Divisor of the logits; 0 is greedy decoding.
+        top_k: Sample only from the k most likely tokens; None samples from all.
+        seed: Seed of the random stream.
+        stop_id: Token that ends the text when it is sampled. It is not yielded.
+        n_tokens: Ids from this one on are never sampled, since a vocabulary may be padded beyond
+            the tokenizer's.
+        use_cache: Keep keys and values of past positions. Without, each step recomputes all. A
+            model whose layers keep none (`keeps_caches`) goes without.
 
     Raises:
-        ComponentError: an argument is out of range, or the text would exceed the model's context.
+        ComponentError: An argument is out of range, or the text would exceed the model's context.
     """
     if not prompt:
         refuse("prompt", prompt, "at least one token")
@@ -54,7 +56,7 @@ def generate(
             f"since the model has a context of {context}"
         )
         refuse("max_new_tokens", max_new_tokens, expected)
-    # Parameters may be offloaded, buffers are where is computed.
+    # Parameters may be offloaded, but buffers are on the device that computes.
     device = next(itertools.chain(model.buffers(), model.parameters())).device
     generator = torch.Generator(device).manual_seed(seed)
     capacity = len(prompt) + max_new_tokens
@@ -84,7 +86,7 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None
 
 
 def _uncompiled() -> contextlib.AbstractContextManager:
-    """Compiled blocks run as they are: each length of the cache would be compiled anew."""
+    """Run compiled blocks eagerly, as they would be compiled again for each length of the cache."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")

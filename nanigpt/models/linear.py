@@ -16,29 +16,32 @@ from nanigpt.problems import require_positive
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """The product in the dtype of x."""
+    """Compute the product in the dtype of x."""
     return F.linear(x, weight.to(x.dtype), bias)
 
 
 class Linear(nn.Module):
     """`y = x W^T (+ b)` with W of shape `[out_dim, in_dim]`, in the dtype of x.
 
-    Weights follow the activations' dtype: the master weight is float32 and is cast where it is
-    used, so one process computes what FSDP's mixed precision computes on many.
+    The master weight is float32 and is cast to the activations' dtype where it is used. So one
+    process computes the same as FSDP's mixed precision on many.
 
     Args:
-        initializer: of the weight.
-        bias: initialiser of the bias, or None for no bias.
-        float8: computes the product, and those of the backward pass, in 8 bits; None computes it
-            in the dtype of x. Sizes must be multiples of 16. `tensorwise` has one scale for each of
-            input, weight and gradient; `rowwise` one for each row, which is a power of two;
-            `rowwise_with_gw_hp` is that, with the weight's gradient in the dtype of x (all three:
-            torchao's recipes). `mxfp8` has one for each 32 numbers (OCP Microscaling Formats,
-            2023); sizes must be multiples of 32.
+        in_dim: Features of x.
+        out_dim: Features of y.
+        initializer: Initializer of the weight.
+        bias: Initializer of the bias, or None for no bias.
+        float8: Recipe by which the product and those of the backward pass are computed in 8 bits.
+            None computes them in the dtype of x. Sizes must be multiples of 16. `tensorwise` has
+            one scale for each of input, weight and gradient. `rowwise` has one scale for each row,
+            which is a power of two. `rowwise_with_gw_hp` is like `rowwise`, but computes the
+            weight's gradient in the dtype of x. (All three are torchao's recipes.) `mxfp8` has one
+            scale for each 32 numbers (OCP Microscaling Formats, 2023); its sizes must be multiples
+            of 32.
 
     Attributes:
-        product: makes y of x, the weight and the bias; where `float8` is set,
-            `nanigpt.precision.float8` puts one here.
+        product: Function that computes y from x, the weight and the bias. If `float8` is set,
+            `nanigpt.precision.float8` replaces it.
     """
 
     def __init__(
@@ -62,18 +65,21 @@ class Linear(nn.Module):
         self.bias_initializer = bias
         self.bias = None if bias is None else nn.Parameter(torch.empty(out_dim, device="meta"))
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer, "bias": self.bias_initializer}
 
     def active_weights(self) -> int:
-        """Weights that one token is multiplied with."""
+        """Return the number of weights that one token is multiplied with."""
         return self.in_dim * self.out_dim
 
     def forward(self, x_BLD: torch.Tensor, product: Product | None = None) -> torch.Tensor:
-        """
+        """Return y_BLE.
+
         Args:
-            product: what is made of x, the weight in its dtype and the bias, in place of the
-                layer's own product: a loss needs not all outputs at once.
+            x_BLD: Inputs.
+            product: Function that replaces the layer's own product. It takes x, the weight in the
+                dtype of x, and the bias. A loss uses it to compute the outputs part by part.
         """
         bias = None if self.bias is None else self.bias.to(x_BLD.dtype)
         if product is not None:

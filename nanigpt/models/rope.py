@@ -14,26 +14,28 @@ from nanigpt.problems import Problem, refuse, refuse_all, require_positive
 
 
 class FrequencyScaling(Protocol):
-    """Changes RoPE's frequencies, so that it serves sequences longer than it was trained on.
+    """A change of RoPE's frequencies for sequences longer than those of training.
 
     Attributes:
-        attention_factor: multiplies the rotated queries and keys.
-        score_factor: multiplies scores, with what of them is not rotated.
+        attention_factor: Factor of the rotated queries and keys.
+        score_factor: Factor of whole scores, including features that are not rotated.
     """
 
     attention_factor: float
     score_factor: float
 
-    def __call__(self, frequency_F: torch.Tensor, theta: float, /) -> torch.Tensor: ...
+    def __call__(self, frequency_F: torch.Tensor, theta: float, /) -> torch.Tensor:
+        """Return the changed frequencies."""
+        ...
 
 
 class Llama3Scaling:
-    """Llama 3.1's stretching of RoPE to long contexts.
+    """Llama 3.1's extension of RoPE to long contexts.
 
-    Wavelengths longer than `original_max_positions / low_freq_factor` are slowed down by `factor`,
-    those shorter than `original_max_positions / high_freq_factor` are kept, and those between are
-    blended linearly in their number of turns (The Llama 3 Herd of Models, 2024; the numbers are
-    in the published model cards).
+    Wavelengths longer than `original_max_positions / low_freq_factor` are slowed down by `factor`.
+    Wavelengths shorter than `original_max_positions / high_freq_factor` are kept. Those between are
+    interpolated linearly in their number of turns (The Llama 3 Herd of Models, 2024; the published
+    model cards have the numbers).
     """
 
     attention_factor = 1.0
@@ -57,7 +59,7 @@ class Llama3Scaling:
 
     def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
         turns_F = self.original_max_positions * frequency_F / (2 * math.pi)
-        between = self.high_freq_factor - self.low_freq_factor  # 0 in Llama 4: nothing is blended
+        between = self.high_freq_factor - self.low_freq_factor  # 0 in Llama 4: no interpolation
         more_F = turns_F - self.low_freq_factor
         kept_F = (more_F / between).clamp(0.0, 1.0) if between else (more_F >= 0).float()
         return frequency_F * (kept_F + (1.0 - kept_F) / self.factor)
@@ -66,18 +68,23 @@ class Llama3Scaling:
 class YarnScaling:
     """YaRN (Peng et al., 2023).
 
-    Frequencies that turn more than `beta_fast` times within `original_max_positions` are kept,
-    those that turn less than `beta_slow` times are slowed down by `factor`, and those between are
-    blended linearly in their index.
+    Frequencies that turn more than `beta_fast` times within `original_max_positions` are kept.
+    Frequencies that turn less than `beta_slow` times are slowed down by `factor`. Those between are
+    interpolated linearly in their index.
 
     Args:
-        factor: how much longer sequences become.
-        attention_factor: multiplies the rotated queries and keys, and so the scores by its square;
-            None is `1 + 0.1 ln(factor)`, the paper's equation 22, divided by the same with
-            `mscale_all_dim`.
-        mscale_all_dim: scores are multiplied by `(1 + 0.1 mscale_all_dim ln(factor)) ** 2`, also
-            what of them is not rotated (DeepSeek-V2's and V3's name for it; 0 is the paper's YaRN).
-        truncate: round the indices between which frequencies are blended outwards to whole ones.
+        factor: Ratio of the new sequence length to the original one.
+        original_max_positions: Longest sequence of the original training.
+        beta_fast: Turns above which a frequency is kept.
+        beta_slow: Turns below which a frequency is slowed down in full.
+        attention_factor: Factor of the rotated queries and keys, so that scores get its square.
+            None is `1 + 0.1 ln(factor)`, the paper's equation 22, divided by the same expression
+            with `mscale_all_dim`.
+        mscale_all_dim: Whole scores, including features that are not rotated, are multiplied by
+            `(1 + 0.1 mscale_all_dim ln(factor)) ** 2`. The name is that of DeepSeek-V2 and V3; 0 is
+            the paper's YaRN.
+        truncate: Whether to round the two indices between which frequencies are interpolated, down
+            and up, to whole numbers.
     """
 
     def __init__(
@@ -110,7 +117,7 @@ class YarnScaling:
 
     def __call__(self, frequency_F: torch.Tensor, theta: float) -> torch.Tensor:
         n = len(frequency_F)
-        first, last = (self._index(n, theta, turns) for turns in (self.beta_fast, self.beta_slow))
+        first, last = self._index(n, theta, self.beta_fast), self._index(n, theta, self.beta_slow)
         if self.truncate:
             first, last = math.floor(first), math.ceil(last)
         # Published implementations clamp to the last feature, not to the last frequency.
@@ -120,25 +127,26 @@ class YarnScaling:
         return frequency_F * (1.0 - slowed_F + slowed_F / self.factor)
 
     def _index(self, n: int, theta: float, turns: float) -> float:
-        """The index, of n, of the frequency that turns so often within the original positions."""
+        """Return the index of the frequency with this number of turns in the original length."""
         return n * math.log(self.original_max_positions / (2 * math.pi * turns)) / math.log(theta)
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotates pairs of query and key features by position-dependent angles (Su et al., 2021).
+    """Rotation of pairs of query and key features by angles that depend on position.
 
-    Feature i is paired with feature i + K/2, the layout of published Hugging Face weights. One
-    instance serves all layers. The table is derived from the arguments, so it is not written to
-    checkpoints: a run may resume with a longer sequence.
+    (Su et al., 2021.) Feature i is paired with feature i + K/2, which is the layout of published
+    Hugging Face weights. One instance serves all layers. The table follows from the arguments, so
+    checkpoints do not contain it, and a run may resume with a longer sequence.
 
     Args:
-        head_dim: features per head, even.
-        max_sequence_length: positions in the table.
-        theta: base of the geometric series of wavelengths.
-        scaling: changes the frequencies, or None.
+        head_dim: Features per head, an even number.
+        max_sequence_length: Positions in the table.
+        theta: Base of the geometric series of wavelengths.
+        scaling: A change of the frequencies, or None.
     """
 
     multiplies_below = True
+    cos_sin_2MF: torch.Tensor
 
     def __init__(
         self,
@@ -161,11 +169,11 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def score_factor(self) -> float:
-        """What attention multiplies its scores by."""
+        """Factor of attention's scores."""
         return 1.0 if self.scaling is None else self.scaling.score_factor
 
     def reset_buffers(self) -> None:
-        """Computes the table, in float32, where the buffer lives."""
+        """Compute the table in float32, on the buffer's device."""
         table_2MF = self.cos_sin_2MF
         exponent_F = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         frequency_F = self.theta**-exponent_F
@@ -179,7 +187,7 @@ class RotaryEmbedding(nn.Module):
     def forward(
         self, x_BLHK: torch.Tensor, positions_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rotates `x_BLHK`, whose positions are 0 to L or those given, in float32."""
+        """Rotate `x_BLHK` in float32; without `positions_BL`, its positions are 0 to L."""
         length = x_BLHK.shape[1]
         if length > self.max_sequence_length:
             raise ValueError(
@@ -187,7 +195,7 @@ class RotaryEmbedding(nn.Module):
             )
         table_2MF = self.cos_sin_2MF
         at = slice(length) if positions_BL is None else positions_BL
-        cos, sin = table_2MF[:, at].unsqueeze(-2)  # [(B,) L, 1, F]: the same for all heads
+        cos, sin = table_2MF[:, at].unsqueeze(-2)  # [(B,) L, 1, F]: all heads share it
         left, right = x_BLHK.float().chunk(2, dim=-1)
         rotated = (left * cos - right * sin, right * cos + left * sin)
         return torch.cat(rotated, dim=-1).to(x_BLHK.dtype)

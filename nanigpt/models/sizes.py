@@ -1,4 +1,6 @@
-"""Sizes that modules say, and whether they fit together."""
+"""Sizes that modules declare, and checks that they fit together."""
+
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -9,7 +11,7 @@ _ALSO = {"in_dim": "in_features", "out_dim": "out_features", "dim": "normalized_
 
 
 def size(module: nn.Module | None, name: str) -> int | None:
-    """Return a size that a module says, or None."""
+    """Return a size that a module declares, or None."""
     found = getattr(module, name, None)
     if found is None and name in _ALSO:
         found = getattr(module, _ALSO[name], None)
@@ -19,14 +21,15 @@ def size(module: nn.Module | None, name: str) -> int | None:
 
 
 def misfits(
-    expected: dict[str, tuple[int | None, int | None]], given: dict[str, int | None]
+    expected: Mapping[str, tuple[int | None, int | None]], given: Mapping[str, int | None]
 ) -> list[Problem]:
     """Return a problem for each `name: (size, expected size)` that differ.
 
-    A size that a module does not say (None) fits: `check` runs the module instead.
+    A size that a module does not declare (None) always fits, since `check` runs the module instead.
 
     Args:
-        given: the arguments that the expected sizes follow from.
+        expected: Sizes by name.
+        given: Arguments from which the expected sizes follow.
     """
     why = ", ".join(f"{name}={value}" for name, value in given.items())
     names = tuple(given)

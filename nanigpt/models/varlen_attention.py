@@ -1,10 +1,11 @@
-"""Attention of packed sequences: what sees nothing of each other is computed apart, without a mask.
+"""Attention of packed sequences, each computed apart from the others and without a mask.
 
 Shapes: B batch, L queries, H query heads, G KV heads, K head_dim, V that of values; T = B L tokens,
 N sequences, W a width that the kernel takes.
 """
 
 import inspect
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -13,18 +14,18 @@ from nanigpt.models.visibility import CAUSAL, Places, Visibility
 
 
 class VarLen:
-    """FlashAttention (Dao, 2023) over sequences that lie one behind the other.
+    """FlashAttention (Dao, 2023) over concatenated sequences.
 
-    A sequence ends where a document, a chunk or a row does. Rows hold positions that ascend by one,
-    and each document in one piece. The kernel is of CUDA devices, computes in bfloat16 or float16,
-    and gives no gradient of its log-sum-exp, so there are no sinks.
+    A sequence ends where a document, a chunk or a row ends. Positions in a row ascend by one, and
+    each document of a row is contiguous. The kernel needs a CUDA device, computes in bfloat16 or
+    float16, and returns no gradient of its log-sum-exp, so it does not support sinks.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         from torch.nn.attention.varlen import varlen_attn
 
-        # Torch 2.11 takes fewer heads of keys without being told.
-        self._told_of_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters
+        # Torch 2.11 takes fewer heads of keys without this argument.
+        self._has_enable_gqa = "enable_gqa" in inspect.signature(varlen_attn).parameters
 
     def prepare(
         self,
@@ -35,9 +36,9 @@ class VarLen:
         length: int,
         device: torch.device,
     ) -> Places:
-        """The places with the cumulative lengths of sequences.
+        """Return the places with the cumulative lengths of sequences.
 
-        With documents, the host waits for their number.
+        If there are documents, the host waits for their number.
         """
         if places is None or places.positions_BL is None:
             ends_N = _ends_of_rows(visibility, batch, length, device)
@@ -56,10 +57,10 @@ class VarLen:
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns out_BLHV.
+        """Return out_BLHV.
 
         Raises:
-            ValueError: keys are elsewhere than queries, or there are sinks.
+            ValueError: Keys have other places than queries, or there are sinks.
         """
         from torch.nn.attention.varlen import varlen_attn
 
@@ -75,11 +76,13 @@ class VarLen:
                 queries, visibility=visibility, batch=batch, length=length, device=q_BLHK.device
             )
         value_dim = v_BLGV.shape[-1]
-        width = -(-max(head_dim, value_dim) // 8) * 8  # one of all, and a multiple of 8
+        width = -(-max(head_dim, value_dim) // 8) * 8  # the same for all, and a multiple of 8
         q_THW, k_TGW, v_TGW = (_padded(x.flatten(0, 1), width) for x in (q_BLHK, k_BLGK, v_BLGV))
         window, chunk = visibility.window, visibility.chunk
-        longest = min(length, chunk or length)  # an upper bound, which the kernel may be given
-        grouped = {"enable_gqa": n_heads != k_BLGK.shape[2]} if self._told_of_groups else {}
+        longest = min(length, chunk or length)  # the kernel accepts an upper bound
+        grouped: dict[str, Any] = {}
+        if self._has_enable_gqa:
+            grouped["enable_gqa"] = n_heads != k_BLGK.shape[2]
         out_THW = varlen_attn(
             q_THW,
             k_TGW,
@@ -92,13 +95,14 @@ class VarLen:
             window_size=(-1 if window is None else window - 1, 0),
             **grouped,
         )
+        assert isinstance(out_THW, torch.Tensor)  # it asked for nothing else
         return out_THW[..., :value_dim].unflatten(0, (batch, length))
 
 
 def _ends_of_rows(
     visibility: Visibility, batch: int, length: int, device: torch.device
 ) -> torch.Tensor:
-    """0, then the ends of rows, and of chunks in them, as int32."""
+    """Return 0, then the ends of rows and of their chunks, as int32."""
     begin_BN = length * torch.arange(batch, device=device).unsqueeze(1) + torch.arange(
         0, length, visibility.chunk or length, device=device
     )
@@ -106,16 +110,18 @@ def _ends_of_rows(
 
 
 def _ends(places: Places, visibility: Visibility) -> torch.Tensor:
-    """0, then the ends of sequences, as int32.
+    """Return 0, then the ends of sequences, as int32.
 
-    Empty sequences at the end make their number a power of two: compiled blocks know few shapes.
-    They are not as many as tokens, since the kernel's backward pass holds 128 rows of float32 for
-    each; so the host has to know how many sequences there are.
+    Empty sequences at the end make their number a power of two, so that compiled blocks see few
+    shapes. A number as large as that of tokens would need no count on the host, but the kernel's
+    backward pass holds 128 rows of float32 for each sequence. So the host waits for the number.
     """
+    positions_BL = places.positions_BL
+    assert positions_BL is not None
     parts = [places.documents_BL]
     if visibility.chunk is not None:
-        parts.append(places.positions_BL // visibility.chunk)
-    begins_BL = torch.zeros_like(places.positions_BL, dtype=torch.bool)
+        parts.append(positions_BL // visibility.chunk)
+    begins_BL = torch.zeros_like(positions_BL, dtype=torch.bool)
     begins_BL[:, 0] = True
     for part_BL in parts:
         if part_BL is not None:

@@ -1,4 +1,4 @@
-"""Which keys a query sees: one rule for all attention cores.
+"""The rule for which keys a query sees, shared by all attention cores.
 
 Shapes: B batch, L queries, S keys.
 """
@@ -12,12 +12,13 @@ from nanigpt.problems import refuse
 
 
 class Places(NamedTuple):
-    """Where tokens are.
+    """Positions and documents of tokens.
 
     Attributes:
-        positions_BL: in the sequence; None is 0 to L, which only a core sees that prepared for it.
-        documents_BL: numbers of their documents; None is one document.
-        prepared: what the core that is given it made of these places (`PreparingCore`), or None.
+        positions_BL: Positions in the sequence. None means 0 to L, and occurs only with a core that
+            has prepared for it.
+        documents_BL: Number of each token's document. None means that there is one document.
+        prepared: Data that the core computed from these places (`PreparingCore`), or None.
     """
 
     positions_BL: torch.Tensor | None
@@ -27,18 +28,19 @@ class Places(NamedTuple):
 
 @dataclass(frozen=True)
 class Visibility:
-    """A query sees itself and what is earlier, of the same document, within window and chunk.
+    """The rule: a query sees itself and earlier keys of its document, within window and chunk.
 
     Attributes:
-        window: the last so many positions, the query's own included (Beltagy et al., 2020).
-        chunk: sequences are cut into pieces of so many positions, between which nothing is seen
-            (Llama 4's local layers).
+        window: Number of last positions that a query sees, including its own (Beltagy et al.,
+            2020).
+        chunk: Number of positions in a chunk. A query sees no other chunk than its own (Llama 4's
+            local layers).
     """
 
     window: int | None = None
     chunk: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, size in vars(self).items():
             if size is not None and size < 1:
                 refuse(name, size, "at least 1 position, or None")
@@ -50,7 +52,7 @@ class Visibility:
         query_document: torch.Tensor | None = None,
         key_document: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Whether the query at one position sees the key at another; any shapes that broadcast."""
+        """Return whether queries see keys, given their positions in any shapes that broadcast."""
         seen = key <= query
         if self.window is not None:
             seen = seen & (query - key < self.window)
@@ -61,16 +63,16 @@ class Visibility:
         return seen
 
     def mask(self, queries: Places, keys: Places) -> torch.Tensor:
-        """mask_BLS: what each query sees."""
+        """Return mask_BLS, which is true where a query sees a key."""
+        query, key = queries.positions_BL, keys.positions_BL
+        assert query is not None and key is not None, "mask: expected places with positions"
         documents: list[torch.Tensor] = []
-        if queries.documents_BL is not None:
+        if queries.documents_BL is not None and keys.documents_BL is not None:
             documents = [queries.documents_BL.unsqueeze(2), keys.documents_BL.unsqueeze(1)]
-        return self.sees(
-            queries.positions_BL.unsqueeze(2), keys.positions_BL.unsqueeze(1), *documents
-        )
+        return self.sees(query.unsqueeze(2), key.unsqueeze(1), *documents)
 
     def limits(self, length: int) -> bool:
-        """Whether sequences of `length` see less than all that is earlier."""
+        """Return whether a query in sequences of `length` may not see every earlier key."""
         return any(size is not None and size < length for size in (self.window, self.chunk))
 
 
@@ -78,6 +80,6 @@ CAUSAL = Visibility()
 
 
 def last_of(length: int, size: int, device: torch.device) -> tuple[Places, Places]:
-    """Places of L queries that are the last of S positions of one document, and of the keys."""
+    """Return places of queries, the last `length` of `size` positions, and of all keys."""
     position_S = torch.arange(size, device=device).unsqueeze(0)
     return Places(position_S[:, size - length :]), Places(position_S)

@@ -1,6 +1,6 @@
-"""AdamW with weight decay on matrices only, its state in float32 or in fewer bits."""
+"""AdamW with weight decay on matrices only, and its state in float32 or in fewer bits."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 
@@ -32,17 +32,22 @@ def adamw(
     state: State = "float32",
     kernel: Kernel = "fused",
 ) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019) on matrices; all else is not decayed.
+    """Make AdamW (Loshchilov and Hutter, 2019), which decays only matrices.
 
     Args:
-        groups: parameters with values of their own.
-        state: of both moments. `bfloat16` halves their memory, `8bit` quarters it (Dettmers et al.,
-            2022; needs torchao). Updates are computed in float32.
-        kernel: of upstream, where the state is float32: `fused` does all of the update at once, on
-            a CPU too; `foreach` goes through the parameters once for each operation.
+        named_parameters: Names and parameters of a model.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay of matrices.
+        betas: Decay rates of the two moments.
+        eps: Term added to the root of the second moment.
+        groups: Parameters with values of their own.
+        state: Format of both moments. `bfloat16` halves their memory, and `8bit` quarters it
+            (Dettmers et al., 2022; needs torchao). Updates are computed in float32.
+        kernel: PyTorch's implementation for state in float32. `fused` makes the whole update at
+            once, on a CPU too. `foreach` goes through the parameters once for each operation.
 
     Raises:
-        ComponentError: an argument is out of range, or torchao is not installed.
+        ComponentError: An argument is out of range, or torchao is not installed.
     """
     require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
@@ -63,16 +68,17 @@ def adamw(
     every = parameter_groups(named_parameters, weight_decay, groups)
     if state == "float32":
         kind = without_dynamo(torch.optim.AdamW)
-        chosen = {kernel: True}
+        chosen: dict[str, Any] = {kernel: True}
         return kind(every, lr=lr, betas=betas, eps=eps, **chosen)
     if state == "bfloat16":
-        from nanigpt.optim.bfloat16 import BFloat16AdamW as LowPrecisionAdamW
-    else:
-        try:
-            import_torchao()
-            from nanigpt.optim.eight_bit import EightBitAdamW as LowPrecisionAdamW
-        except ImportError as error:
-            expected = f"another state where torchao cannot be imported ({error})"
-            advice = "pip install 'nanigpt[float8]', or state='bfloat16'"
-            raise ComponentError(Problem("state", state, expected, advice)) from error
-    return without_dynamo(LowPrecisionAdamW)(every, lr=lr, betas=betas, eps=eps)
+        from nanigpt.optim.bfloat16 import BFloat16AdamW
+
+        return without_dynamo(BFloat16AdamW)(every, lr=lr, betas=betas, eps=eps)
+    try:
+        import_torchao()
+        from nanigpt.optim.eight_bit import EightBitAdamW
+    except ImportError as error:
+        expected = f"another state where torchao cannot be imported ({error})"
+        advice = "pip install 'nanigpt[float8]', or state='bfloat16'"
+        raise ComponentError(Problem("state", state, expected, advice)) from error
+    return without_dynamo(EightBitAdamW)(every, lr=lr, betas=betas, eps=eps)

@@ -1,7 +1,8 @@
-"""Optimizers that update some parameters at a time, by operations on lists of tensors."""
+"""Optimizers that update a batch of parameters at a time, by operations on lists of tensors."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -9,10 +10,11 @@ Parameters = list[torch.nn.Parameter]
 
 
 class BatchedOptimizer(torch.optim.Optimizer, abc.ABC):
-    """What upstream asks of an optimizer, around the update of one batch of parameters."""
+    """An optimizer of PyTorch whose subclasses write the update of one batch of parameters."""
 
     @torch.no_grad()
-    def step(self, closure: Callable | None = None) -> torch.Tensor | None:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have gradients; return the closure's loss, or None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -20,19 +22,24 @@ class BatchedOptimizer(torch.optim.Optimizer, abc.ABC):
         self._update_groups(self.param_groups)
         return loss
 
-    def _update_groups(self, groups: list[dict]) -> None:
+    def _update_groups(self, groups: list[dict[str, Any]]) -> None:
         for group in groups:
             for batch in self._batches([p for p in group["params"] if p.grad is not None]):
                 self._update(batch, group)
 
     @abc.abstractmethod
     def _batches(self, parameters: Parameters) -> Iterator[Parameters]:
-        """Divides parameters into those that are updated together."""
+        """Divide parameters into batches that are updated together."""
 
     @abc.abstractmethod
-    def _update(self, batch: Parameters, group: dict) -> None: ...
+    def _update(self, batch: Parameters, group: dict[str, Any]) -> None: ...
 
 
-def local(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """What this rank has of DTensors; other tensors as they are."""
+def local(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return this rank's part of each DTensor, and other tensors unchanged."""
     return [getattr(x, "_local_tensor", x) for x in tensors]
+
+
+def gradients(parameters: Parameters) -> list[torch.Tensor]:
+    """Return this rank's part of the gradients of parameters that all have one."""
+    return local([p.grad for p in parameters if p.grad is not None])

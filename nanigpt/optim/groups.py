@@ -1,14 +1,15 @@
-"""Which parameters an optimizer treats alike: selectors, and the groups that they make.
+"""Groups of parameters that an optimizer treats the same, and the selectors that make them.
 
-A selector is a kind of parameter, of which each is one,
+A selector is either a kind of parameter (each parameter has exactly one),
 
     matrices    weight matrices between embedding and head, and stacks of them
     embedding   the token embedding, with a head that is tied to it
     head        the output head's own matrix
-    vectors     gains, biases, also stacked ones, and sinks
+    vectors     gains, biases (also stacked ones), and sinks
 
 or a pattern of the names that parameters have in a config: `layers[0]`, `layers[*].attention.wq`,
-`*.bias`. `*` is any text, `?` any character; what names a module selects all that is below it.
+`*.bias`. `*` matches any text and `?` any character. The name of a module selects all its
+parameters.
 """
 
 import ast
@@ -26,12 +27,12 @@ NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
 
 class ParameterGroup:
-    """Parameters with values of their own. One that several groups select is the first one's.
+    """Parameters with values of their own. If several groups select one, the first has it.
 
     Args:
-        select: a selector, or several, of which any selects.
-        lr: peak learning rate; None is the optimizer's. No tag reaches it.
-        weight_decay: None is the optimizer's, and 0 for vectors.
+        select: One selector, or several that add up.
+        lr: Peak learning rate; None is the optimizer's. It has no tag.
+        weight_decay: Weight decay; None is the optimizer's, or 0 for vectors.
     """
 
     def __init__(
@@ -51,24 +52,25 @@ class ParameterGroup:
 
     @property
     def label(self) -> str:
-        """The selectors as a part of a metric's name: `layers_attention`."""
+        """The selectors as a part of a metric's name, such as `layers_attention`."""
         return "_".join(re.findall("[A-Za-z0-9]+", "_".join(selectors(self.select))))
 
 
 def selectors(select: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return selectors as a tuple, also where there is one."""
     return (select,) if isinstance(select, str) else tuple(select)
 
 
 def kind(name: str, parameter: torch.Tensor) -> str:
-    """The one of `KINDS` that a parameter is."""
+    """Return which of `KINDS` a parameter is."""
     module, _, last = name.rpartition(".")
-    if parameter.ndim < 2 or last.startswith("bias"):  # those of experts are stacked
+    if parameter.ndim < 2 or last.startswith("bias"):  # experts have stacks of biases
         return "vectors"
     return module if module in ("embedding", "head") else "matrices"
 
 
 def selects(select: str | tuple[str, ...], name: str, parameter: torch.Tensor) -> bool:
-    """Whether any of the selectors selects a parameter, by the name that its model gives it."""
+    """Return whether any of the selectors selects a parameter, given its name in the model."""
     path = re.sub(r"\.(\d+)(?=\.|$)", r"[\1]", name)
     return any(
         kind(name, parameter) == selector
@@ -85,17 +87,21 @@ def parameter_groups(
     *,
     metric: str = "lr",
 ) -> list[dict[str, Any]]:
-    """Trained parameters as an optimizer of torch takes them: first those that no group selects.
+    """Divide trained parameters into groups for an optimizer of PyTorch.
 
-    Matrices decay, vectors do not where their group does not say so. Parameters of one device mesh
-    are together: one kernel updates them, which DTensors of several meshes cannot share. A group
-    that selects none of these parameters is there too, empty: another rank may have some.
+    The first group has the parameters that no other selects. Matrices decay; vectors do not, unless
+    their group says so. Parameters of different device meshes are in different groups, since one
+    kernel cannot update DTensors of several meshes. A group that selects none of these parameters
+    is there too, but empty, since another rank may have some.
 
     Args:
-        metric: under which name metrics tell the learning rate; that of a group with an own one is
-            `lr` with its label.
+        named_parameters: Names and parameters of a model.
+        weight_decay: Weight decay of matrices in groups without a value of their own.
+        groups: The groups.
+        metric: Name under which metrics show the learning rate. For a group with a learning rate of
+            its own, it is `lr` with the group's label.
     """
-    # By group, whether they are vectors, mesh.
+    # Keys are the group's index, whether the parameters are vectors, and their mesh.
     made: dict[tuple[int, bool, Any], list[tuple[str, torch.nn.Parameter]]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
@@ -118,7 +124,7 @@ def parameter_groups(
         if group.lr is not None:
             entry |= {"lr": group.lr, "metric": f"lr_{group.label}"}
         if not named:
-            entry["param_names"] = []  # which torch finds in others by itself
+            entry["param_names"] = []  # in other groups, torch finds the names itself
             if index >= 0:
                 entry["unmatched"] = f"groups[{index}].select={group.select!r}"
         dicts.append(entry)
@@ -126,11 +132,12 @@ def parameter_groups(
 
 
 def require_matches(optimizer: torch.optim.Optimizer) -> None:
-    """Checks that every selector found something, of an optimizer of a whole model; one that
-    several optimizers have in common, in one of them.
+    """Check that every selector of a whole model's optimizer has found a parameter.
+
+    If several optimizers share a selector, it is enough that one has found a parameter.
 
     Raises:
-        ComponentError: one did not; its problems name all such.
+        ComponentError: A selector has found none. Its problems name all such selectors.
     """
     every = optimizer.param_groups
     found = {g["select"] for g in every if "select" in g and g["params"]}
@@ -144,7 +151,7 @@ def require_matches(optimizer: torch.optim.Optimizer) -> None:
 
 
 def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """Present learning rates by the names that metrics have for them, `lr` first."""
+    """Return the current learning rates by their names in metrics, `lr` first."""
     rates = {group.get("metric", "lr"): group["lr"] for group in optimizer.param_groups}
     return dict(sorted(rates.items()))
 

@@ -1,16 +1,17 @@
-"""Muon: momentum whose matrices are made orthogonal, also where ranks have parts of them.
+"""Muon: momentum with orthogonalized matrices, also if ranks hold parts of them.
 
 Shapes: K matrices, M rows, N columns.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from nanigpt import tags
-from nanigpt.optim.batched import BatchedOptimizer, Parameters, local
+from nanigpt.optim.batched import BatchedOptimizer, Parameters, gradients, local
 from nanigpt.optim.groups import (
     NamedParameters,
     ParameterGroup,
@@ -41,22 +42,30 @@ def muon(
     select: str | tuple[str, ...] = "matrices",
     groups: tuple[ParameterGroup, ...] = (),
 ) -> "Muon":
-    """Muon (Jordan et al., 2024) for some matrices, and `others` for all other parameters.
+    """Make Muon (Jordan et al., 2024) for some matrices, and `others` for all other parameters.
 
     Args:
-        others: makes the optimizer of the other parameters; in a DAG an `fdl.Partial` of AdamW.
-        ns_steps: iterations of Newton and Schulz.
-        ns_coefficients: of their polynomial.
-        adjust_lr: what `lr` is multiplied with. `match_rms_adamw` is 0.2 sqrt(max(M, N)), with
-            which updates are as large as AdamW's and `lr` may be AdamW's (Liu et al., 2025);
-            `original` is sqrt(max(1, M / N)), for learning rates of about 0.02.
-        dtype: of the iterations' products.
-        select: selectors of Muon's matrices.
-        groups: of Muon's matrices, those with values of their own. `others` may have the same
-            ones, of which each takes what is its own.
+        named_parameters: Names and parameters of a model.
+        others: Function that makes the optimizer of the other parameters; in a DAG it is an
+            `fdl.Partial` of AdamW.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay.
+        momentum: Decay rate of the momentum.
+        nesterov: Whether to use Nesterov's momentum.
+        ns_steps: Number of Newton-Schulz iterations.
+        ns_coefficients: Coefficients of their polynomial.
+        eps: Smallest norm by which a matrix is divided.
+        adjust_lr: Factor of `lr`. `match_rms_adamw` is 0.2 sqrt(max(M, N)), which makes updates as
+            large as AdamW's, so that `lr` may be AdamW's (Liu et al., 2025). `original` is
+            sqrt(max(1, M / N)), for learning rates of about 0.02.
+        dtype: Dtype of the products in the iterations.
+        select: Selectors of Muon's matrices.
+        groups: Matrices of Muon with values of their own. `others` may have the same groups; each
+            optimizer takes the parameters that belong to it.
 
     Raises:
-        ComponentError: an argument is out of range, or `select` selects what is no matrix.
+        ComponentError: An argument is out of range, or `select` selects a parameter that is no
+            matrix.
     """
     require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
     if ns_steps < 1:
@@ -64,7 +73,8 @@ def muon(
     if not 0 <= momentum < 1:
         refuse("momentum", momentum, "a number from 0 to below 1")
     require_choice(get_args(AdjustLR), adjust_lr=adjust_lr)
-    mine, rest = [], []
+    mine: list[tuple[str, torch.nn.Parameter]] = []
+    rest: list[tuple[str, torch.nn.Parameter]] = []
     for name, parameter in named_parameters:
         chosen = selects(select, name, parameter)
         if chosen and (kind(name, parameter) == "vectors" or parameter.ndim > 3):
@@ -99,19 +109,28 @@ def muon(
 
 
 class Muon(BatchedOptimizer):
-    """Muon for its own groups, which come first, and another optimizer for its groups, as one.
+    """Muon for its own groups, which come first, joined with another optimizer for other groups.
 
-    `torch.optim.Muon` computes the same of whole matrices, and takes no stacks. Of shards it is
-    right too, with 11 to 16 collectives for each matrix (torch 2.13); here ranks divide the
+    `torch.optim.Muon` computes the same for whole matrices, but takes no stacks. It is also right
+    for shards, with 11 to 16 collectives for each matrix (torch 2.13). Here ranks divide the
     matrices among them, with two collectives for each mesh axis and as many matrices as ranks.
 
     Args:
-        others: shares state and groups with this one, and is stepped by it.
+        params: Muon's own groups.
+        lr: Learning rate.
+        momentum: Decay rate of the momentum.
+        nesterov: Whether to use Nesterov's momentum.
+        ns_steps: Number of Newton-Schulz iterations.
+        ns_coefficients: Coefficients of their polynomial.
+        eps: Smallest norm by which a matrix is divided.
+        adjust_lr: Factor of the learning rate.
+        dtype: Dtype of the products in the iterations.
+        others: The other optimizer. It shares state and groups with this one, which steps it.
     """
 
     def __init__(
         self,
-        params: list[dict],
+        params: list[dict[str, Any]],
         *,
         lr: float,
         momentum: float,
@@ -132,52 +151,53 @@ class Muon(BatchedOptimizer):
         self._share()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)  # which makes state and groups anew
+        """Load the state of both optimizers."""
+        super().load_state_dict(state_dict)  # replaces state and groups by new objects
         self._share()
 
     def _share(self) -> None:
         self.others.param_groups = self.param_groups[self._n_own :]
         self.others.state = self.state
 
-    def _update_groups(self, groups: list[dict]) -> None:
+    def _update_groups(self, groups: list[dict[str, Any]]) -> None:
         super()._update_groups(groups[: self._n_own])
         self.others.step()
 
     def _batches(self, parameters: Parameters) -> Iterator[Parameters]:
-        """Matrices that are exchanged together: as many as ranks, so that each has a whole one.
+        """Divide matrices into batches as large as the mesh, so that each rank has a whole one.
 
-        Stacks of matrices, and what is in one process, are by themselves.
+        A stack of matrices is a batch of its own, and so is every matrix in a single process.
         """
-        alike: dict[Any, Parameters] = {}
+        same: dict[Any, Parameters] = {}  # by shape and placements
         for p in parameters:
-            alike.setdefault((p.shape, getattr(p, "placements", None)), []).append(p)
-        for of_one_shape in alike.values():
-            first = of_one_shape[0]
-            size = (
-                first.device_mesh.size() if hasattr(first, "placements") and first.ndim == 2 else 1
-            )
+            same.setdefault((p.shape, getattr(p, "placements", None)), []).append(p)
+        for of_one_shape in same.values():
+            first: torch.Tensor = of_one_shape[0]
+            size = 1
+            if isinstance(first, DTensor) and first.ndim == 2:
+                size = first.device_mesh.size()
             for start in range(0, len(of_one_shape), size):
                 yield of_one_shape[start : start + size]
 
-    def _update(self, parameters: Parameters, group: dict) -> None:
-        for parameter in parameters:
+    def _update(self, batch: Parameters, group: dict[str, Any]) -> None:
+        for parameter in batch:
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = local([self.state[p]["momentum_buffer"] for p in parameters])
-        gradients = local([p.grad for p in parameters])
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
-        updates = buffers
+        buffers = local([self.state[p]["momentum_buffer"] for p in batch])
+        grads = gradients(batch)
+        torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+        updates: Sequence[torch.Tensor] = buffers
         if group["nesterov"]:
-            updates = torch._foreach_lerp(gradients, buffers, group["momentum"])
+            updates = torch._foreach_lerp(grads, buffers, group["momentum"])
         updates = orthogonal_updates(
             [update.to(group["dtype"]) for update in updates],
-            parameters[0],
+            batch[0],
             steps=group["ns_steps"],
             coefficients=group["ns_coefficients"],
             eps=group["eps"],
         )
-        weights = local(parameters)
-        rows, columns = parameters[0].shape[-2:]
+        weights = local(batch)
+        rows, columns = batch[0].shape[-2:]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         scale = (
             math.sqrt(max(1, rows / columns))
@@ -191,14 +211,14 @@ class Muon(BatchedOptimizer):
 def orthogonal_updates(
     updates: list[torch.Tensor], like: torch.Tensor, **iteration: Any
 ) -> list[torch.Tensor]:
-    """What this rank has of updates, of which each matrix was made orthogonal.
+    """Return this rank's part of updates, with each matrix orthogonalized.
 
     Args:
-        updates: local tensors of matrices that are all shaped and split alike, or one stack.
-        like: one of the parameters.
-        iteration: arguments of `orthogonalize`.
+        updates: Local tensors of matrices with equal shapes and placements, or of one stack.
+        like: One of the parameters.
+        **iteration: Arguments of `orthogonalize`.
     """
-    if not hasattr(like, "placements"):
+    if not isinstance(like, DTensor):
         return [orthogonalize(update, **iteration) for update in updates]
     stack_KMN = torch.stack(updates) if like.ndim == 2 else updates[0]
     done_KMN = on_whole_matrices(lambda x: orthogonalize(x, **iteration), stack_KMN, like)
@@ -208,11 +228,17 @@ def orthogonal_updates(
 def orthogonalize(
     matrices: torch.Tensor, *, steps: int, coefficients: tuple[float, float, float], eps: float
 ) -> torch.Tensor:
-    """About the orthogonal matrix that is nearest, of one matrix or of each of a stack.
+    """Return approximately the nearest orthogonal matrix, for one matrix or each of a stack.
 
-    Newton and Schulz's iteration with a polynomial of degree 5 (Jordan et al., 2024): singular
-    values come to lie around 1. In bfloat16 it equals torch.optim.Muon's, which has no
-    other dtype and no stacks.
+    The Newton-Schulz iteration with a polynomial of degree 5 (Jordan et al., 2024) moves singular
+    values close to 1. In bfloat16 it equals the one of torch.optim.Muon, which has no other dtype
+    and no stacks.
+
+    Args:
+        matrices: [..., M, N].
+        steps: Number of iterations.
+        coefficients: Coefficients of the polynomial.
+        eps: Smallest norm by which a matrix is divided.
     """
     a, b, c = coefficients
     is_tall = matrices.shape[-2] > matrices.shape[-1]

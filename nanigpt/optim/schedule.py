@@ -1,7 +1,7 @@
 """Learning rate schedules: pure functions of the step.
 
-`schedule(step, steps)` is the factor on the peak learning rate of optimizer step `step` of `steps`,
-counted from 0. All warm up linearly from `1 / warmup_steps` and differ in what follows.
+`schedule(step, steps)` returns the factor of the peak learning rate in optimizer step `step` of
+`steps`, counted from 0. All schedules warm up linearly from `1 / warmup_steps`, and then differ.
 """
 
 import abc
@@ -13,11 +13,11 @@ from nanigpt.tags import Unit
 
 
 class Schedule(abc.ABC):
-    """Linear warm-up, then `decay` of the fraction of the remaining steps that has passed.
+    """A linear warm-up, followed by a decay over the remaining steps.
 
     Args:
-        warmup_steps: steps until the peak.
-        final: the factor at the end.
+        warmup_steps: Steps until the peak.
+        final: Factor of the last step.
     """
 
     def __init__(self, *, warmup_steps: Annotated[int, Unit("steps")] = 0, final: float = 0.1):
@@ -31,19 +31,20 @@ class Schedule(abc.ABC):
     def __call__(self, step: int, steps: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        # The step after warm-up is still at the peak, the last step is at `final`.
+        # The step after warm-up is still at the peak, and the last step is at `final`.
         progress = (step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1)
         return self.final + (1 - self.final) * self.decay(min(progress, 1.0))
 
     @abc.abstractmethod
     def decay(self, progress: float) -> float:
-        """Maps 0 (end of warm-up) to 1 and 1 (last step) to 0."""
+        """Map progress 0 (end of warm-up) to 1, and progress 1 (last step) to 0."""
 
 
 class Cosine(Schedule):
     """Half a cosine wave from the peak to `final` (Loshchilov and Hutter, 2017)."""
 
     def decay(self, progress: float) -> float:
+        """Return half a cosine wave."""
         return 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -51,13 +52,19 @@ class Linear(Schedule):
     """A straight line from the peak to `final`."""
 
     def decay(self, progress: float) -> float:
+        """Return a straight line."""
         return 1 - progress
 
 
 class WarmupStableDecay(Schedule):
-    """The peak, then a straight line over the last `decay_fraction` of the steps after warm-up.
+    """The peak, then a straight line over the last part of the steps after warm-up.
 
-    The constant part serves any number of steps, so a run can be prolonged (Hu et al., 2024).
+    The constant part may have any number of steps, so a run can be extended (Hu et al., 2024).
+
+    Args:
+        warmup_steps: Steps until the peak.
+        final: Factor of the last step.
+        decay_fraction: Share of the steps after warm-up in which the factor falls.
     """
 
     def __init__(
@@ -73,4 +80,5 @@ class WarmupStableDecay(Schedule):
         self.decay_fraction = decay_fraction
 
     def decay(self, progress: float) -> float:
+        """Return 1, then a straight line."""
         return min((1 - progress) / self.decay_fraction, 1.0)

@@ -1,9 +1,9 @@
-"""Shards of matrices exchanged among ranks for whole matrices, and back.
+"""Exchange shards of matrices among ranks for whole matrices, and back.
 
-A DTensor would do it too, by its `redistribute`: but shards of FSDP within shards of tensor
-parallelism it gathers whole on every rank, and on CPUs it gathers always (torch 2.13).
+`DTensor.redistribute` could do it too. But it gathers shards of FSDP within shards of tensor
+parallelism on every rank, and on CPUs it always gathers (torch 2.13).
 
-Shapes: K matrices of a stack, M rows, N columns; each may be what a rank has of them.
+Shapes: K matrices of a stack, M rows, N columns; each may be the part of one rank.
 """
 
 import abc
@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 def on_whole_matrices(
-    compute: Callable[[torch.Tensor], torch.Tensor], x_KMN: torch.Tensor, like: torch.Tensor
+    compute: Callable[[torch.Tensor], torch.Tensor], x_KMN: torch.Tensor, like: DTensor
 ) -> torch.Tensor:
-    """What this rank has of `compute(stack)`, where each matrix is computed once.
+    """Return this rank's part of `compute(stack)`, where one rank computes each matrix.
 
     Matrices are divided among the ranks that have parts or copies of them, as evenly as their
     number permits. All ranks of the mesh call this together.
 
     Args:
-        compute: of a stack of matrices, each by itself.
-        x_KMN: what this rank has of the stack.
-        like: a DTensor that is split like one of the matrices, or like the stack.
+        compute: Function of a stack of matrices that treats each separately.
+        x_KMN: This rank's part of the stack.
+        like: A DTensor with the placements of one of the matrices, or of the stack.
     """
     exchanges = []
     for exchange in _exchanges(like):
@@ -38,7 +39,7 @@ def on_whole_matrices(
 
 
 class _Exchange(abc.ABC):
-    """Among the ranks of one mesh axis, which divide a stack that all have."""
+    """An exchange among the ranks of one mesh axis, which divide a stack."""
 
     def __init__(self, group: dist.ProcessGroup):
         self.group = group
@@ -56,7 +57,12 @@ class _Exchange(abc.ABC):
     def back(self, x_KMN: torch.Tensor) -> torch.Tensor: ...
 
     def _send(self, parts: list[torch.Tensor], shapes: list[list[int]]) -> list[torch.Tensor]:
-        """One part to each rank; what comes from each has such a shape."""
+        """Send one part to each rank, and return the parts that come from them.
+
+        Args:
+            parts: One part for each rank.
+            shapes: Shape of the part that comes from each rank.
+        """
         sizes = [torch.Size(shape).numel() for shape in shapes]
         got = parts[0].new_empty(sum(sizes))
         flat = torch.cat([part.flatten() for part in parts])
@@ -68,11 +74,12 @@ class _Exchange(abc.ABC):
 
 
 class _OfParts(_Exchange):
-    """Each has a part of every matrix.
+    """An exchange among ranks that have a part of every matrix.
 
     Args:
-        dim: of the stack that is split.
-        size: of what is split.
+        group: The ranks.
+        dim: Dim of the stack that is split.
+        size: Size of that dim before the split.
     """
 
     def __init__(self, group: dist.ProcessGroup, dim: int, size: int):
@@ -92,7 +99,7 @@ class _OfParts(_Exchange):
 
 
 class _OfCopies(_Exchange):
-    """Each has every matrix."""
+    """A division among ranks that have every matrix."""
 
     def _there(self, x_KMN: torch.Tensor) -> torch.Tensor:
         return x_KMN.split(self.shares)[self.rank]
@@ -101,31 +108,39 @@ class _OfCopies(_Exchange):
         return torch.cat(self._send([x_KMN] * self.size, self._shares_of_stack()))
 
 
-def _exchanges(like: torch.Tensor) -> list[_Exchange]:
-    """Those that make matrices whole, in this order.
+def _exchanges(like: DTensor) -> list[_Exchange]:
+    """Return the exchanges that make matrices whole, in order.
 
-    What was split last is put together first. FSDP splits what tensor or expert parallelism left,
-    although its axis is the first of the mesh; its placements have a `split_factor` then.
+    The last split is undone first. FSDP splits after tensor or expert parallelism, although its
+    axis is the first of the mesh; its placements then have a `split_factor`.
     """
     mesh, of_stack = like.device_mesh, like.ndim == 3
     sizes = list(like.shape)
     made: list[_Exchange] = []
     strided = [hasattr(placement, "split_factor") for placement in like.placements]
     for axis in sorted(range(mesh.ndim), key=strided.__getitem__):
-        placement, group = like.placements[axis], mesh.get_group(axis)
+        placement: Any = like.placements[axis]
+        group = mesh.get_group(axis)
         if placement.is_replicate():
             made.append(_OfCopies(group))
             continue
-        dim: Any = placement.dim
-        if not (of_stack and dim == 0):  # else each rank has some matrices whole
+        dim = placement.dim
+        if not (of_stack and dim == 0):  # otherwise each rank has some whole matrices
             made.append(_OfParts(group, dim if of_stack else dim + 1, sizes[dim]))
         sizes[dim] = _share(sizes[dim], mesh.size(axis), mesh.get_local_rank(axis))
     return made[::-1]
 
 
 def _share(size: int, ranks: int, rank: int, *, even: bool = False) -> int:
-    """How much of `size` a rank has: as DTensor splits, which may leave the last ranks with
-    nothing, or evenly."""
+    """Return a rank's share of `size`.
+
+    Args:
+        size: The size to divide.
+        ranks: Number of ranks.
+        rank: The rank.
+        even: Divide evenly. Without it, divide as DTensor does, where the last ranks may get
+            nothing.
+    """
     if even:
         return size // ranks + (rank < size % ranks)
     full = -(-size // ranks)

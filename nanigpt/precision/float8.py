@@ -1,7 +1,7 @@
 """Float8 training by torchao: products in 8 bits, and weights that FSDP gathers in 8 bits.
 
-Master weights, gradients, optimizer state and checkpoints stay as they are without it; modules keep
-their class and names. torchao is imported where a layer has a recipe, and nowhere else.
+Master weights, gradients, optimizer state and checkpoints do not change, and modules keep their
+class and names. torchao is imported only if a layer has a recipe.
 
 Shapes: `[..., in]` inputs, `[out, in]` weights; D in, R rows, E experts.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from nanigpt.errors import UsageError
@@ -25,19 +26,19 @@ from nanigpt.models.moe.experts import Experts, GroupedProduct
 from nanigpt.models.parameters import Places
 from nanigpt.problems import Fix, Problem
 
-# NVIDIA's Ada and Hopper have float8, Hopper the grouped product, Blackwell scales of 32 numbers.
+# Float8 needs NVIDIA's Ada or Hopper, the grouped product Hopper, scales of 32 numbers Blackwell.
 _CAPABILITY = {"mxfp8": (10, 0), "experts": (9, 0)}
 _LEAST = (8, 9)
 
 
 class Float8:
-    """How layers that have a float8 recipe compute it.
+    """The computation of layers that have a float8 recipe.
 
     Args:
-        emulate: round to float8, but multiply in float32: for tests, on any device.
-        all_gather: FSDP gathers weights of `tensorwise` layers in float8, half the bytes of
-            bfloat16, with the scale of all shards. The cast is then of the float32 master weight,
-            on one process too; else it is of the weight in the compute dtype.
+        emulate: Round to float8, but multiply in float32. This is for tests, on any device.
+        all_gather: Whether FSDP gathers weights of `tensorwise` layers in float8, which is half the
+            bytes of bfloat16, with the scale of all shards. If so, the float32 master weight is
+            cast, on one process too. Otherwise the weight in the compute dtype is cast.
     """
 
     def __init__(self, *, emulate: bool = False, all_gather: bool = True):
@@ -45,21 +46,28 @@ class Float8:
         self.all_gather = all_gather
 
     def device_problems(self, model: nn.Module, kind: str) -> list[Problem]:
-        """Return which layers ask for what a device of this kind, or this machine, has not."""
-        asked: dict[tuple[str, bool], nn.Module] = {}  # and the first layer that does
-        for _, layer in _layers(model):
-            asked.setdefault((layer.float8, isinstance(layer, Experts)), layer)
+        """Return a problem for each recipe that a device of this kind, or this machine, lacks.
+
+        Args:
+            model: The model.
+            kind: Kind of the device: `cpu` or `cuda`.
+        """
+        asked: dict[tuple[str, bool], nn.Module] = {}  # by recipe, the first layer that has it
+        for _, layer, recipe in _layers(model):
+            asked.setdefault((recipe, isinstance(layer, Experts)), layer)
         if not asked:
             return []
         if importlib.util.find_spec("torchao") is None:
-            fix = "pip install 'nanigpt[float8]'"
-            return [Problem("", ..., "torchao, which is not installed", fix, self)]
+            command = "pip install 'nanigpt[float8]'"
+            return [Problem("", ..., "torchao, which is not installed", command, self)]
         if self.emulate:
             return []
         fix = Fix(self, "emulate", True)
         found = []
-        for (recipe, experts), layer in asked.items():
-            least = max(_CAPABILITY.get(recipe, _LEAST), _CAPABILITY["experts"] if experts else ())
+        for (recipe, experts), first in asked.items():
+            least = max(
+                _CAPABILITY.get(recipe, _LEAST), _CAPABILITY["experts"] if experts else _LEAST
+            )
             if kind != "cuda":
                 expected = f"a CUDA device, not {kind}"
             elif torch.cuda.is_available() and torch.cuda.get_device_capability() < least:
@@ -69,27 +77,28 @@ class Float8:
                 )
             else:
                 continue
-            found.append(Problem("float8", recipe, expected, fix, layer))
+            found.append(Problem("float8", recipe, expected, fix, first))
         return found
 
     def apply(self, model: nn.Module, *, shards: int = 1) -> list[Linear]:
-        """Gives every layer that has a recipe its product, in place; between TP and FSDP.
+        """Give every layer that has a recipe its product, in place, between TP and FSDP.
 
         Args:
-            shards: ranks that FSDP shards over.
+            model: The model.
+            shards: Number of ranks that FSDP shards over.
 
         Returns:
-            Those whose weights are gathered in float8: of whose rows all ranks have as many.
+            The layers with weights that are gathered in float8. All ranks have equal numbers of
+            their rows.
 
         Raises:
             UsageError: torchao is missing.
         """
         products: dict[str, tuple[Product, Product]] = {}
-        gathered = []
+        gathered: list[Linear] = []
         places = Places(model)
-        for _, layer in _layers(model):
-            recipe = layer.float8
-            if recipe not in products:  # one for all, so that one compilation serves them
+        for _, layer, recipe in _layers(model):
+            if recipe not in products:  # all layers share it, and so its compilation
                 _require_torchao()
                 import_torchao()
                 products[recipe] = self._products(recipe)
@@ -108,8 +117,10 @@ class Float8:
         return gathered
 
     def _products(self, recipe: str) -> tuple[Product, Product]:
-        """That of any number of rows, and of a multiple, which kernels want: the gradient of a
-        weight is a product over rows."""
+        """Return a product for any number of rows, and one for multiples of `multiple(recipe)`.
+
+        The gradient of a weight is a product over rows, for which kernels need such a multiple.
+        """
         n = multiple(recipe)
         if recipe == "mxfp8":
             of_units = _mxfp8(emulate=self.emulate)
@@ -125,48 +136,56 @@ class Float8:
 
 @contextlib.contextmanager
 def common_scales(layers: Sequence[Linear]) -> Iterator[None]:
-    """Within it weights, which must not change, are gathered with scales that are made here for
-    all of them at once; elsewhere each makes its own when it is gathered.
+    """Compute the scales of all weights at once, and gather the weights with them meanwhile.
+
+    Weights must not change within it. Elsewhere each weight computes its scale when it is gathered.
 
     Args:
-        layers: those that `Float8.apply` returned; all ranks have the same.
+        layers: The layers that `Float8.apply` returned, which are the same on all ranks.
     """
-    # What is gathered still, since nothing came after it, has its scale. Shards in the host's
-    # memory are copied for each use, without what is set here.
-    weights = [
-        weight
-        for weight in (layer.weight for layer in layers)
-        if hasattr(getattr(weight, "_local_tensor", None), "fsdp_pre_all_gather")
-        and weight._local_tensor.device.type == weight.device_mesh.device_type
-    ]
+    # A weight that is still gathered, since nothing came after it, has its scale. Shards in the
+    # host's memory are copied for each use, without the scales that are set here.
+    weights: list[DTensor] = []
+    for layer in layers:
+        weight: torch.Tensor = layer.weight
+        if not isinstance(weight, DTensor) or not hasattr(_shard(weight), "fsdp_pre_all_gather"):
+            continue
+        if _shard(weight).device.type == weight.device_mesh.device_type:
+            weights.append(weight)
     if weights:
         _set_scales(weights)
     try:
         yield
     finally:
         for weight in weights:
-            weight._local_tensor._precomputed_scale = None
+            _shard(weight)._precomputed_scale = None
 
 
 @torch.no_grad()
-def _set_scales(weights: list[torch.Tensor]) -> None:
+def _set_scales(weights: list[DTensor]) -> None:
     from torch import distributed as dist
     from torchao.float8.float8_utils import amax_to_scale
 
-    shards = [w._local_tensor._tensor for w in weights]
+    shards = [_shard(weight)._tensor for weight in weights]
     largest = torch.stack(torch._foreach_norm(shards, ord=math.inf))
     mesh = weights[0].device_mesh
     for axis in range(mesh.ndim):
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=mesh.get_group(axis))
-    scales = amax_to_scale(largest, weights[0]._local_tensor._dtype)
+    scales = amax_to_scale(largest, _shard(weights[0])._dtype)
     for weight, scale in zip(weights, scales.unbind(), strict=True):
-        weight._local_tensor._precomputed_scale = scale
+        _shard(weight)._precomputed_scale = scale
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts]]:
+def _shard(weight: DTensor) -> Any:
+    """Return this rank's part of a weight: torchao's wrapper, which has attributes of its own."""
+    return weight._local_tensor
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts, str]]:
+    """Yield name, module and recipe of every layer that has a recipe."""
     for name, module in model.named_modules():
         if isinstance(module, Linear | Experts) and module.float8 is not None:
-            yield name, module
+            yield name, module, module.float8
 
 
 def _require_torchao() -> None:
@@ -178,7 +197,7 @@ def _require_torchao() -> None:
 
 
 def _configs(recipe: str, *, emulate: bool) -> tuple[Any, Any]:
-    """torchao's: of casts, and of the three products."""
+    """Return torchao's configs of casts and of the three products."""
     from torchao.float8.config import Float8LinearConfig
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
@@ -231,12 +250,12 @@ def _mxfp8(*, emulate: bool) -> Product:
 
 
 def _either(of_units: Product, of_others: Product, n: int) -> Product:
-    """The first where x has a multiple of n rows on this rank."""
+    """Return a product that calls the first one if x has a multiple of n rows on this rank."""
 
     def product(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
-        local = x.to_local() if hasattr(x, "to_local") else x
+        local = x.to_local() if isinstance(x, DTensor) else x
         rows = local.numel() // local.shape[-1]
         return (of_others if rows % n else of_units)(x, weight, bias)
 
@@ -244,14 +263,16 @@ def _either(of_units: Product, of_others: Product, n: int) -> Product:
 
 
 def _with_zeros(product: Product, n: int) -> Product:
-    """The product of x with further rows of zeros, to a multiple of n, and at least some: no
-    scale is that of nothing."""
+    """Return a product that appends rows of zeros to x, up to a multiple of n.
+
+    There is always at least one further row, so that no scale is computed from nothing.
+    """
 
     def with_zeros(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         x_RD = x.reshape(-1, x.shape[-1])
-        missing = n + -x_RD.shape[0] % n  # without a question to a number that the device has
+        missing = n + -x_RD.shape[0] % n  # needs no number from the device
         y = product(F.pad(x_RD, (0, 0, 0, missing)), weight, bias)
         return y[: x_RD.shape[0]].reshape(*x.shape[:-1], y.shape[-1])
 
@@ -259,7 +280,7 @@ def _with_zeros(product: Product, n: int) -> Product:
 
 
 def _grouped(recipe: str, product: Product, *, emulate: bool) -> GroupedProduct:
-    """The product of all experts, each with its own scales."""
+    """Return the product of all experts, each with its own scales."""
     if emulate:
         return _one_by_one(product)
     options: dict[str, Any] = {"pad_token_groups_for_grouped_mm": False}
@@ -280,11 +301,14 @@ def _one_by_one(product: Product) -> GroupedProduct:
 
 
 def in_whole_units(matmul: Callable[..., torch.Tensor], n: int) -> GroupedProduct:
-    """A grouped product by one whose experts' rows must be multiples of n: between them are zeros.
+    """Return a grouped product for any numbers of rows, given one for multiples of n.
+
+    It inserts zeros after each expert's rows.
 
     Args:
-        matmul: of rows, weights `[experts, in, out]` and `offs`, where the rows of each end. It may
-            leave anything in rows after the last.
+        matmul: Grouped product of rows and weights `[experts, in, out]`; `offs` is the end of each
+            expert's rows. It may leave any numbers in rows after the last end.
+        n: Number that divides each expert's rows.
     """
 
     def grouped(x_RD: torch.Tensor, w: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
@@ -294,7 +318,7 @@ def in_whole_units(matmul: Callable[..., torch.Tensor], n: int) -> GroupedProduc
         shift_E = (units_E.cumsum(0) - units_E) - (ends_E - rows_E)
         here_R = torch.arange(n_rows, device=x_RD.device)
         here_R = here_R + shift_E.repeat_interleave(rows_E, output_size=n_rows)
-        # Room for as many as there can be: the host does not know how many there are.
+        # Room for the largest possible number of rows, since the host does not know the number.
         room = -(-n_rows // n) * n + n * w.shape[0]
         wide_RD = x_RD.new_zeros(room, x_RD.shape[1]).index_copy(0, here_R, x_RD)
         y = matmul(wide_RD, w.transpose(-1, -2), offs=units_E.cumsum(0, dtype=torch.int32))
@@ -312,7 +336,7 @@ def _mx_options(*, emulate: bool) -> dict[str, Any]:
 
 
 def _prototype(name: str, module: str) -> Any:
-    """A function that torchao has only in newer versions."""
+    """Import a function that only newer versions of torchao have."""
     try:
         return getattr(importlib.import_module(f"torchao.prototype.moe_training.{module}"), name)
     except (ImportError, AttributeError) as error:

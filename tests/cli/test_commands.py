@@ -240,7 +240,9 @@ def test_check():
     done = here("check", *flags("set:data.sequence_length=0", "set:evaluations[val].interval=0"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == "nanigpt: 2 problems:"
-    assert "  data.sequence_length=0: expected more than 0  <- --config=set:data.sequ" in done.stderr
+    assert (
+        "  data.sequence_length=0: expected more than 0  <- --config=set:data.sequ" in done.stderr
+    )
     assert "  evaluations['val'].interval=0: expected at least 1  <- --config=" in done.stderr
 
 

@@ -171,7 +171,7 @@ def test_what_predicts_further_tokens_is_told_to_be_left_out(tmp_path, capsys, m
     monkeypatch.setattr(convert, "restore", with_multi_token)
     assert main([*command, f"--to_hf={out}"]) == 0
     told = capsys.readouterr().out.splitlines()[1:]
-    assert told == ["not written: 2 weights of multi_token, which transformers has not"]
+    assert told == ["not written: 2 weights of multi_token, which transformers does not have"]
     read = AutoModelForCausalLM.from_pretrained(out)
     tokens = torch.arange(20).unsqueeze(0)
     torch.testing.assert_close(read(tokens).logits, model(tokens), atol=1e-5, rtol=0)

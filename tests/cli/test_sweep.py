@@ -244,7 +244,7 @@ sys.exit(main({arguments!r}))
     os.kill(process.pid, number)
     done = finish(process, 30)
     assert done.returncode == status, done.stderr
-    assert "the same command goes on from here" in done.stdout
+    assert "the same command continues from here" in done.stdout
     assert trial_files(path, "result.json") == []
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(path) not in running

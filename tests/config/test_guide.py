@@ -13,10 +13,21 @@ from tests.config.components import whole
 def test_names_signatures_and_meanings():
     text = guide()
     assert "  llama3_8b  " in text
-    assert "Llama 3.1 8B: 8.03 B parameters." in text
+    assert "Train Llama 3.1 8B, with 8.03 B parameters." in text
     assert "  steps(n: int)  " in text
     assert "huggingface_tokenizer(path: str)" in text
     assert "Tags" not in text
+
+
+def test_a_meaning_is_one_whole_sentence(monkeypatch):
+    def wrapped():
+        """Do something that takes more
+        than one line, as in 3.1. Then more."""
+
+    monkeypatch.setattr("nanigpt.config.guide.fiddlers", lambda: {"wrapped": wrapped})
+    assert "  Do something that takes more than one line, as in 3.1.\n" in guide()
+    every = [line for line in guide().splitlines() if line.endswith((".", "?", "!"))]
+    assert len(every) > 40
 
 
 def test_tags_with_their_values():

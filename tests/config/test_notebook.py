@@ -75,9 +75,13 @@ def test_the_tutorial_runs(execute):
     assert ", True, False)" in shown(cell_with(notebook, "import fingerprint"), "text/plain")
     assert "TransformerBlock ×32" in shown(cell_with(notebook, "graph(longer.model)"))
     mistakes = printed(cell_with(notebook, "temperature = -1.0"))
-    assert "model.layers[3].attention: " in mistakes and "sampler: " in mistakes
+    assert "model.layers[3].attention.wq.out_dim=5: expected 4096" in mistakes
+    assert "task.sampler.temperature=-1.0: expected 0" in mistakes
     broken = shown(next(c for c in notebook.cells if c.source == "wrong.model"))
-    assert "no sizes: layers[3].attention: " in broken and 'data-path="layers[4:32]"' in broken
+    assert (
+        "no sizes: layers[3].attention.wq.out_dim=5: expected 4096" in broken
+        and 'data-path="layers[4:32]"' in broken
+    )
     assert "'8,030,261,248'" in shown(cell_with(notebook, "trainer = "), "text/plain")
 
 

@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other.
+"""Run all benchmarks, one after the other.
 
     ./tools/run bench [--json FOLDER]
 
-Under ten minutes on two CPU cores; where there is a CUDA GPU, its ladder comes last and takes up to
-nine more. docs/benchmarks.md keeps what was measured.
+They take less than ten minutes on two CPU cores. With a CUDA GPU, its ladder comes last and takes
+up to nine more minutes. docs/benchmarks.md keeps the results.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-SCRIPTS = ("startup", "config", "step", "around", "memory", "loss")
+SCRIPTS = ("startup", "config", "step", "overhead", "memory", "loss")
 
 
 def main() -> None:

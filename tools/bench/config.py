@@ -1,9 +1,8 @@
-"""What the tools for configs cost on the largest recipe, beside importing torch.
+"""Measure the tools for configs on the largest recipe, relative to importing torch.
 
     ./tools/run python tools/bench/config.py
 
-Printed are seconds and their ratios; `import torch` has a process of its own, the rest is measured
-in one.
+It prints seconds and their ratios. `import torch` runs in its own process, all else in another one.
 """
 
 import time

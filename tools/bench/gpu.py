@@ -1,14 +1,14 @@
-"""Tokens per second, MFU and memory on one CUDA GPU, one change after the other.
+"""Measure tokens per second, MFU and memory on one CUDA GPU, one change after the other.
 
     ./tools/run python tools/bench/gpu.py --json out.json
     ./tools/run python tools/bench/gpu.py --recipes llama3_3b --minutes 5
 
-Each rung of a ladder is a process of its own: the recipe's model in sequences of 4096 tokens, one
-local batch a step. A rung is what the one above it is, and one change; those that answer most are
-run first, as all of two recipes take longer than ten minutes. MFU is by the convention
-6 N_matmul + 12 L d S per token over the device's dense bf16 peak of the data sheet, also where
-products are in float8. Beside it stands the fastest bf16 matrix product that was measured, as a
-share of that peak. Rungs that the time did not suffice for are named, and so are those that failed.
+Each rung of the ladder runs in its own process: the recipe's model with sequences of 4096 tokens,
+and one local batch in a step. A rung adds one change to the rung above it. The most important rungs
+run first, since all rungs of two recipes take longer than ten minutes. MFU counts 6 N_matmul + 12 L
+d S FLOPs per token, relative to the dense bf16 peak in the device's data sheet, also for products
+in float8. The script also prints the fastest bf16 matrix product that it measured, as a share of
+that peak, and names rungs that failed or did not run in time.
 """
 
 import argparse
@@ -27,7 +27,7 @@ import harness
 WARM_UP, STEPS = 4, 8
 MFU = "6 N_matmul + 12 L d S FLOPs per token, over the dense bf16 peak of the data sheet"
 
-# What every rung starts from, and what it changes; "" is the start.
+# Directives of the first rung.
 BEGINNING = [
     "set:parallelizer.compile=None",
     "set:task.loss=@cross_entropy()",
@@ -35,6 +35,7 @@ BEGINNING = [
     "tag:AttentionCore=@scaled_dot_product(kernels=('flash',))",
     "tag:ActivationCheckpointing=full",
 ]
+# Changes that each rung adds.
 CHANGES = {
     "eager, foreach AdamW, flash, plain loss, recomputation full": [],
     "+ fused AdamW": ["set:optimizer.kernel=fused"],
@@ -46,7 +47,7 @@ CHANGES = {
     "+ float8 tensorwise": ["fiddler:float8('tensorwise')"],
     "+ float8 rowwise instead": ["tag:Float8=None", "fiddler:float8('rowwise')"],
 }
-# Eager, compiled, and in float8: run before the others, of all recipes.
+# Rungs that run first for all recipes: eager, compiled, and float8.
 FIRST = (
     "+ chunked loss",
     "+ recomputation none",
@@ -58,7 +59,7 @@ RECIPES = {"llama3_1b": 8, "llama3_3b": 4}
 
 
 def ladder() -> dict[str, list[str]]:
-    """Rungs, each with all of its directives."""
+    """Return the rungs, each with all of its directives."""
     rungs, directives = {}, list(BEGINNING)
     for name, change in CHANGES.items():
         directives = [*directives, *change]
@@ -67,7 +68,7 @@ def ladder() -> dict[str, list[str]]:
 
 
 def run(recipe: str, directives: list[str], batch: int, length: int, device: str) -> None:
-    """Train some steps in this process, and print what was measured."""
+    """Train some steps in this process, and print the figures."""
     import torch
 
     from nanigpt.config.build import build
@@ -91,7 +92,7 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
         for row in rows(resume(prepared), prepared):
             if row["step"] not in (WARM_UP, WARM_UP + STEPS):
                 continue
-            loss = float(row["loss"])  # waits for the device, which steps between do not
+            loss = float(row["loss"])  # waits for the device; other steps do not
             times.append(time.perf_counter())
             if len(times) == 2:
                 break
@@ -110,7 +111,7 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
 
 
 def matmul(device: str) -> dict[str, float | str | None]:
-    """The device, and its fastest bf16 product, in FLOP/s, beside the data sheet's."""
+    """Measure the device's fastest bf16 product in FLOP/s, and compare it with the data sheet."""
     import torch
 
     from nanigpt.training.hardware import device_peaks, measured_flops
@@ -127,7 +128,7 @@ def matmul(device: str) -> dict[str, float | str | None]:
 
 
 def attention_speeds(device: str) -> dict[str, float | str]:
-    """Milliseconds of causal attention, forward and backward, by kernel."""
+    """Measure milliseconds of causal attention, forward and backward, for each kernel."""
     import torch
 
     from nanigpt.models.attention_core import ScaledDotProduct
@@ -165,12 +166,12 @@ def _wait(device: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
-    parser.add_argument("--rungs", help="only those whose name has this in it")
-    parser.add_argument("--minutes", type=float, default=9.0, help="start no rung after this time")
+    parser.add_argument("--rungs", help="Run only rungs whose name contains this text.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="Start no rung after this time.")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--batch", type=int, help="sequences in a step")
+    parser.add_argument("--batch", type=int, help="Use this number of sequences in a step.")
     parser.add_argument("--length", type=int, default=4096)
-    parser.add_argument("--json", type=Path, help="write the figures to this file, rung by rung")
+    parser.add_argument("--json", type=Path, help="Write the figures to this file.")
     parser.add_argument("--one", nargs=2, metavar=("RECIPE", "RUNG"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     batches = {name: arguments.batch or RECIPES.get(name, 1) for name in arguments.recipes}
@@ -222,8 +223,8 @@ def main() -> None:
 
 
 def _reason(stderr: str) -> str:
-    """What was raised: the compiler's errors are followed by advice."""
-    lines = stderr.strip().splitlines() or ["nothing was said"]
+    """Return the line of the exception, which advice may follow."""
+    lines = stderr.strip().splitlines() or ["no message"]
     raised = [
         line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed|Unsupported)\b", line)
     ]

@@ -1,8 +1,8 @@
-"""How benchmarks measure: a process for each variant, in turn (A B A B ...), with one thread.
+"""Harness of benchmarks: a process with one thread for each variant, alternating (A B A B ...).
 
-A benchmark is a script that is started again for each variant, with its name, and prints one JSON
-object of figures in the end. What is compared stands side by side in one run: figures of two runs,
-on a machine that others use too, do not tell much.
+A benchmark is a script that starts itself again for each variant, with the variant's name, and then
+prints one JSON object of figures at the end. One run measures all variants that are to be compared,
+since figures of two runs differ on a machine that others use, too.
 """
 
 import argparse
@@ -20,7 +20,7 @@ Figures = dict[str, float]
 
 
 def measure(script: str, variants: Iterable[str], *, repetitions: int) -> dict[str, Figures]:
-    """Medians of what `script VARIANT` prints, of each variant."""
+    """Return the medians of the figures that `script VARIANT` prints, for each variant."""
     variants = list(variants)
     measured: dict[str, list[Figures]] = {variant: [] for variant in variants}
     for round_ in range(repetitions):
@@ -45,21 +45,23 @@ def measure(script: str, variants: Iterable[str], *, repetitions: int) -> dict[s
 
 
 def figures(result: Figures) -> None:
-    """Prints what a variant measured, as `measure` reads it."""
+    """Print the figures of a variant in the form that `measure` reads."""
     print(json.dumps(result), flush=True)
 
 
 def main(script: str, variants: dict[str, Callable[[], Figures]], report: Callable) -> None:
-    """Measures all variants and reports; started with a variant's name, runs that one.
+    """Measure all variants and report, or run the variant that the command line names.
 
     Args:
-        report: is given the repetitions and prints what `measure` finds; returns what `--json`
-            writes.
+        script: Path of the script.
+        variants: Functions that run a variant and return its figures.
+        report: Function that takes the number of repetitions, calls `measure`, prints the results,
+            and returns the content for `--json`.
     """
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("variant", nargs="?", choices=list(variants))
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--json", type=Path, help="Write the figures to this file.")
     arguments = parser.parse_args()
     if arguments.variant is not None:
         figures(variants[arguments.variant]())
@@ -70,7 +72,7 @@ def main(script: str, variants: dict[str, Callable[[], Figures]], report: Callab
 
 
 def surroundings() -> dict[str, str | float]:
-    """What figures depend on."""
+    """Return the versions and the load on which figures depend."""
     import torch
 
     return {
@@ -87,7 +89,7 @@ def heading(title: str, repetitions: int) -> None:
 
 
 def peak_gib() -> float:
-    """Most memory that this process has had."""
+    """Return the peak memory of this process."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,7 +1,7 @@
-"""The loops that are compared: our Trainer, that of transformers, and the shortest there is.
+"""Loops to compare: our Trainer, the Trainer of transformers, and a bare loop.
 
 All train the same Llama from the same weights on the same batches, with AdamW and clipped
-gradients, in float32. `large` has 6 M parameters and 8 x 256 tokens; a step of `small` takes few
+gradients, in float32. `large` has 6 M parameters and 8 x 256 tokens. A step of `small` takes a few
 milliseconds.
 """
 
@@ -29,11 +29,11 @@ AfterStep = Callable[..., None]  # is given the step's loss, where there is one 
 
 
 def config(size: str):
-    """A run of our Trainer that does nothing but train."""
+    """Return a run of our Trainer that only trains."""
     from nanigpt.config.flag import compose
 
     cfg = compose(["config:llama3_debug", *(LARGE if size == "large" else SMALL)])
-    # One more than is measured, since the last step is validated.
+    # One step more than is measured, since the last step is followed by a validation.
     cfg.steps = WARM_UP + STEPS[size] + 1
     cfg.schedule.warmup_steps = WARM_UP
     cfg.evaluations["val"].interval = cfg.checkpointer.interval = 10**9
@@ -43,7 +43,7 @@ def config(size: str):
 
 
 def prepare(folder: Path, size: str) -> None:
-    """Weights as transformers reads them, and the batches of the run."""
+    """Write the initial weights in the format of transformers, and the batches of the run."""
     import torch
 
     from nanigpt.config.build import build
@@ -68,7 +68,7 @@ def prepare(folder: Path, size: str) -> None:
 def measure(
     script: str, variants: Iterable[str], size: str, *, repetitions: int
 ) -> dict[str, harness.Figures]:
-    """As of `harness`, of variants that find here what they all train on."""
+    """Measure variants as `harness.measure` does, after preparing their weights and batches."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ[FOLDER] = folder
         prepare(Path(folder), size)
@@ -76,7 +76,7 @@ def measure(
 
 
 def ours(size: str, after_step: AfterStep) -> None:
-    """The Trainer, with data, schedule, metrics and all."""
+    """Train with our Trainer, including data, schedule and metrics."""
     from nanigpt.config.build import build
     from nanigpt.parallel.world import start_world
     from nanigpt.training.loop import rows
@@ -91,10 +91,11 @@ def ours(size: str, after_step: AfterStep) -> None:
 
 
 def bare(size: str, *, own_model: bool) -> Iterator:
-    """The shortest loop: forward, backward, clip, AdamW with both of its groups; losses of steps.
+    """Train in the shortest loop, and yield each step's loss.
 
     Args:
-        own_model: our modules, or LlamaForCausalLM of transformers.
+        size: `large` or `small`.
+        own_model: Use our modules, not LlamaForCausalLM of transformers.
     """
     import torch
 
@@ -134,7 +135,7 @@ def bare(size: str, *, own_model: bool) -> Iterator:
 
 
 def trainer_of_transformers(size: str, after_step: AfterStep, after_log: AfterStep) -> None:
-    """The Trainer of transformers on its Llama, in the order of our samples."""
+    """Train with the Trainer of transformers on its Llama, in the order of our samples."""
     import torch
     from transformers import (
         LlamaForCausalLM,

@@ -1,14 +1,14 @@
-"""Peak memory and time of the loss: all logits at once against chunk by chunk.
+"""Measure peak memory and time of the loss, with all logits at once or chunk by chunk.
 
     ./tools/run python tools/bench/loss.py
     ./tools/run python tools/bench/loss.py --chunk_size=256
     ./tools/run python tools/bench/loss.py --device=cuda --dim=4096 --tokens=8192 --json=loss.json
 
-Measured is one forward and backward pass of head and loss, of hidden states that are there. A
-repetition measures each variant once, in a process of its own with one thread, in float32 on a CPU
-and in bfloat16 on a GPU. Printed are medians: seconds of the process on a CPU, of the clock on a
-GPU; memory is how much higher the peak is than before, where a CPU's process has had a pass of few
-tokens, and thus the weight's gradient. Ratios are to the plain loss.
+It measures one forward and backward pass of head and loss, given hidden states. A repetition
+measures each variant once, in its own process with one thread, in float32 on a CPU and in bfloat16
+on a GPU. The script prints medians and ratios to the plain loss. Times are CPU seconds of the
+process on a CPU, and wall seconds on a GPU. Memory is the increase of the peak; on a CPU, a pass
+with a few tokens comes first, so that the weight's gradient exists already.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VARIANTS = ("plain", "chunked")
 def measure(
     variant: str, *, device: str, tokens: int, dim: int, vocab: int, chunk_size: int
 ) -> dict[str, float]:
-    """Seconds, and bytes at the peak, of one pass in this process."""
+    """Measure seconds and peak bytes of one pass in this process."""
     import torch
 
     from nanigpt.models.init import TruncatedNormal
@@ -71,7 +71,7 @@ def measure(
 
 
 def _peak() -> int:
-    """Bytes that this process had at most."""
+    """Return the peak memory of this process in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,10 +1,10 @@
-"""What recomputation costs and saves, in training a Llama of 6 M parameters on 8 x 256 tokens.
+"""Measure time and memory of recomputation, for a Llama of 6 M parameters on 8 x 256 tokens.
 
     ./tools/run python tools/bench/memory.py
 
-Printed are CPU milliseconds of a step, the first steps left out, and memory: the most that the
-process had, less what it had before the first step. Memory is measured in runs of its own, in which
-what is freed goes back to the system at once, which takes time.
+It prints CPU milliseconds of a step, without the first steps, and the increase of the process's
+peak memory since the first step. Memory is measured in separate runs, in which freed memory goes
+back to the system at once; that takes time.
 """
 
 import harness
@@ -40,7 +40,7 @@ def train(mode: str, *, warm_up: int = WARM_UP, measured: int = STEPS) -> harnes
 
 
 def without_keeping(mode: str) -> harness.Figures:
-    """The same, with every larger piece of memory returned when it is freed (glibc)."""
+    """Train while glibc returns every larger piece of memory as soon as it is freed."""
     import ctypes
 
     threshold = -3  # M_MMAP_THRESHOLD

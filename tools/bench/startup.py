@@ -1,8 +1,8 @@
-"""What it costs to learn of a typo, and to build the largest recipe, beside importing torch.
+"""Measure the time to report a typo and to build the largest recipe, relative to importing torch.
 
     ./tools/run python tools/bench/startup.py
 
-Printed are CPU seconds and peak memory, and what lies on top of `import torch`.
+It prints CPU seconds, peak memory, and the difference from `import torch`.
 """
 
 import time

@@ -1,10 +1,10 @@
-"""A training step, beside a bare PyTorch loop and the Trainer of transformers.
+"""Measure a training step, compared with a bare PyTorch loop and the Trainer of transformers.
 
     ./tools/run python tools/bench/step.py
 
 All train the same Llama (6 M parameters, 8 x 256 tokens, float32) from the same weights on the same
-batches with AdamW and clipped gradients (loops.py). Printed are CPU milliseconds of a step, of the
-whole process, the first steps left out.
+batches with AdamW and clipped gradients (loops.py). The script prints CPU milliseconds of a step
+for the whole process, without the first steps.
 """
 
 import time
@@ -22,7 +22,7 @@ class Clock:
         self.losses = []
 
     def step(self, loss=None) -> None:
-        """After each step; its loss may be a tensor."""
+        """Note the end of a step; its loss may be a tensor."""
         self.steps += 1
         if loss is not None and len(self.losses) < loops.LOGGED:
             self.losses.append(loss)

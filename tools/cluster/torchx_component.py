@@ -1,9 +1,9 @@
-"""TorchX component: one nanigpt command on the nodes of any of TorchX's schedulers.
+"""A TorchX component that runs one nanigpt command on the nodes of any of TorchX's schedulers.
 
 torchx run --scheduler=local_cwd tools/cluster/torchx_component.py:run --nproc_per_node=2 -- train
-nanigpt launch --scheduler=kubernetes --nodes=4 -- train    (the same, checked before)
+nanigpt launch --scheduler=kubernetes --nodes=4 -- train    (checks the command first)
 
-Needs TorchX where it is submitted: pip install 'nanigpt[cluster]'.
+The machine that submits it needs TorchX: pip install 'nanigpt[cluster]'.
 """
 
 import shlex
@@ -27,25 +27,25 @@ def run(
     port: int = 29500,
     env: str = "",
 ) -> specs.AppDef:
-    """One torchrun per node, which meet at the first one.
+    """Start one torchrun on each node; they meet at the first node.
 
     Args:
-        command: of nanigpt, with its arguments.
-        nodes: machines, or pods.
-        nproc_per_node: processes on each.
-        max_restarts: how often torchrun restarts all processes after a failure.
-        max_retries: how often the scheduler then starts the whole job again.
-        image: container image that has nanigpt; local_cwd and slurm do not read it.
-        name: of the job.
-        python: interpreter that has nanigpt, on the nodes or in the image.
-        gpus: per node; -1 asks for one per process, 0 for none.
-        cpus: per node; -1 leaves it to the scheduler.
-        memory_mb: MiB per node; -1 leaves it to the scheduler.
-        port: at which the nodes meet; a single node takes a free one.
-        env: variables for the processes, as NAME=VALUE,NAME=VALUE.
+        command: The nanigpt command with its arguments.
+        nodes: Number of machines, or pods.
+        nproc_per_node: Number of processes on each.
+        max_restarts: Number of times that torchrun restarts all processes after a failure.
+        max_retries: Number of times that the scheduler then starts the whole job again.
+        image: Container image that has nanigpt; local_cwd and slurm do not read it.
+        name: Name of the job.
+        python: Interpreter that has nanigpt, on the nodes or in the image.
+        gpus: GPUs of each node; -1 requests one for each process, 0 requests none.
+        cpus: CPUs of each node; -1 leaves the number to the scheduler.
+        memory_mb: MiB of each node; -1 leaves the size to the scheduler.
+        port: Port at which the nodes meet; a single node takes a free one.
+        env: Variables for the processes, as NAME=VALUE,NAME=VALUE.
     """
-    # The host of the first node is in a variable whose name the scheduler fills in, and which some
-    # leave empty on the first node itself; "$$" is one "$" for TorchX, and so expanded by bash.
+    # The scheduler fills in the name of a variable that has the host of the first node. Some leave
+    # it empty on the first node itself. "$$" is one "$" for TorchX, so that bash expands it.
     first = f"$${{{specs.macros.rank0_env}:-localhost}}"
     meet = [
         f"--nnodes={nodes}",

@@ -1,1 +1,1 @@
-"""What the command `launch` is made of."""
+"""The parts of the command `launch`."""

@@ -1,4 +1,4 @@
-"""torchrun on this machine."""
+"""Launches on this machine, by torchrun."""
 
 import sys
 
@@ -7,14 +7,18 @@ from nanigpt.errors import UsageError
 
 
 def torchrun(shape: Shape, nested: list[str], *, endpoint: str | None, rdzv_id: str) -> Command:
-    """One node's torchrun. For several nodes it is the same on each: they number themselves.
+    """Return the torchrun command of one node.
+
+    For several nodes the command is the same on each, since they number themselves.
 
     Args:
-        endpoint: host and port at which several nodes meet; the host is one of them.
-        rdzv_id: of this launch, among those that meet there.
+        shape: Nodes and processes.
+        nested: The command to launch.
+        endpoint: Host and port at which several nodes meet. The host is one of them.
+        rdzv_id: Name of this launch, among others at that endpoint.
 
     Raises:
-        UsageError: several nodes have no endpoint, or it is not `HOST:PORT`.
+        UsageError: Several nodes have no endpoint, or the endpoint is not `HOST:PORT`.
     """
     if shape.nodes == 1:
         meet = ["--standalone"]
@@ -22,8 +26,8 @@ def torchrun(shape: Shape, nested: list[str], *, endpoint: str | None, rdzv_id: 
         if endpoint is None:
             raise UsageError(
                 f"launch: --on=local with --nodes={shape.nodes} needs "
-                "--rdzv_endpoint=HOST:PORT, where HOST is one of the nodes; the same command is to "
-                "be started on every node"
+                "--rdzv_endpoint=HOST:PORT, where HOST is one of the nodes; start the same command "
+                "on every node"
             )
         host, _, port = endpoint.rpartition(":")
         if not host or not port.isdigit():
@@ -43,7 +47,7 @@ def torchrun(shape: Shape, nested: list[str], *, endpoint: str | None, rdzv_id: 
             f"--nproc-per-node={shape.nproc_per_node}",
             f"--max-restarts={shape.max_restarts}",
             "-m",
-            "--",  # or torchrun would take the command's --run for an abbreviation of its own flag
+            "--",  # keeps torchrun from taking the command's --run for a flag of its own
             "nanigpt",
             *nested,
         ]

@@ -1,16 +1,22 @@
-"""The command to launch, checked here so that a typo never waits in a queue."""
+"""Checks of the command to launch, so that a mistake never waits in a queue."""
 
 from nanigpt.cli.trainer import build_trainer, checked_trainer, recorded_config
+from nanigpt.config.flag import config_flag
 from nanigpt.errors import UnknownName, UsageError
+from nanigpt.words import one_of
 
-_LAUNCHED = ("train", "eval", "generate")  # those that work on several processes
+_LAUNCHED = ("train", "eval", "generate")  # commands that work on several processes
 
 
 def check_command(arguments: list[str], *, world_size: int) -> None:
-    """Parses a command, composes its config, checks it, and whether it fits so many processes.
+    """Check a command, its config, and that the config fits the number of processes.
+
+    Args:
+        arguments: The command.
+        world_size: Number of processes.
 
     Raises:
-        UsageError: anything of that is wrong.
+        UsageError: Something is wrong.
     """
     from nanigpt.cli.main import COMMANDS, parse  # main imports commands when it runs them
 
@@ -19,12 +25,12 @@ def check_command(arguments: list[str], *, world_size: int) -> None:
         raise UnknownName(f"launch: unknown command {name!r}", name, _LAUNCHED)
     if name not in _LAUNCHED:
         raise UsageError(
-            f"launch: {name!r} runs in one process: nanigpt {name}; those to launch are "
-            f"{', '.join(_LAUNCHED)}"
+            f"launch: {name!r} runs in one process: nanigpt {name}; launch takes "
+            f"{one_of(_LAUNCHED)}"
         )
     _, values, _ = parse(name, arguments[1:])
     if name == "train":
-        directives = values["config"].directives
+        directives = config_flag(values).directives
         checked_trainer(values.config, ranks=world_size, directives=directives)
     else:  # the others run a model on any number of processes
         build_trainer(recorded_config(values))

@@ -1,4 +1,4 @@
-"""What is to be started, and how that is shown or done."""
+"""The command that a launch starts, and ways to print or run it."""
 
 import os
 import shlex
@@ -11,13 +11,13 @@ from typing import NoReturn
 import nanigpt
 from nanigpt.errors import UsageError
 
-# These files are for a site to edit, and no part of the installed package.
+# Sites edit these files. They are not part of the installed package.
 CLUSTER = Path(nanigpt.__file__).parents[1] / "tools" / "cluster"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Nodes, processes on each, and how often all of them are restarted after a failure."""
+    """Numbers of nodes, of processes on each, and of restarts after a failure."""
 
     nodes: int
     nproc_per_node: int
@@ -25,39 +25,40 @@ class Shape:
 
     @property
     def world_size(self) -> int:
+        """Number of all processes."""
         return self.nodes * self.nproc_per_node
 
 
 @dataclass(frozen=True)
 class Command:
-    """A program with its arguments, and what it has in its environment beside this process's."""
+    """A program with its arguments, and additions to this process's environment."""
 
     arguments: list[str]
     environment: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """The command as a line for a shell."""
+        """Return the command as a line for a shell."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*assignments, shlex.join(self.arguments)])
 
     def become(self) -> NoReturn:
-        """Turns this process into the command: its signals and its exit status are the command's.
+        """Replace this process by the command, so that the command gets its signals.
 
         Raises:
-            UsageError: the program is not on this machine.
+            UsageError: This machine does not have the program.
         """
         program = shutil.which(self.arguments[0])
         if program is None:
             raise UsageError(
-                f"launch: no {self.arguments[0]} on this machine; run this where there is one, or "
-                "look at the command with --dry_run"
+                f"launch: no {self.arguments[0]} on this machine; run this on a machine that has "
+                "it, or look at the command with --dry_run"
             )
         sys.stdout.flush()
         os.execve(program, self.arguments, os.environ | self.environment)
 
 
 def cluster_file(name: str) -> Path:
-    """A file of tools/cluster.
+    """Return the path of a file in tools/cluster.
 
     Raises:
         UsageError: nanigpt was installed without its source tree.

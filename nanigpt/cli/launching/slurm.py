@@ -1,4 +1,4 @@
-"""A job of Slurm: sbatch with tools/cluster/slurm.sbatch."""
+"""Launches as a Slurm job, by sbatch with tools/cluster/slurm.sbatch."""
 
 import os
 import subprocess
@@ -10,10 +10,13 @@ _GPU_OPTIONS = ("--gpus", "--gres", "-G")
 
 
 def sbatch(shape: Shape, nested: list[str], *, options: list[str]) -> Command:
-    """Submits the job.
+    """Return the command that submits the job.
 
     Args:
-        options: further ones of sbatch. Where none asks for GPUs, one per process is asked for.
+        shape: Nodes and processes.
+        nested: The command to launch.
+        options: Further options of sbatch. If none requests GPUs, the job requests one GPU for
+            each process.
     """
     if not any(option.startswith(_GPU_OPTIONS) for option in options):
         options = [f"--gpus-per-node={shape.nproc_per_node}", *options]
@@ -29,9 +32,9 @@ def sbatch(shape: Shape, nested: list[str], *, options: list[str]) -> Command:
 
 
 def job_step(shape: Shape, nested: list[str]) -> str:
-    """What the job will run, as the script itself says outside of a job.
+    """Return the command that the job will run, which the script prints outside of a job.
 
-    Words in capitals stand for what Slurm will decide.
+    Words in capitals stand for values that Slurm will set.
     """
     outside = {name: v for name, v in os.environ.items() if not name.startswith("SLURM_")}
     job = sbatch(shape, nested, options=[])

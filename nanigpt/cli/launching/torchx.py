@@ -1,4 +1,4 @@
-"""A job of TorchX: `torchx run` with tools/cluster/torchx_component.py."""
+"""Launches by TorchX: `torchx run` with tools/cluster/torchx_component.py."""
 
 import importlib.util
 import sys
@@ -15,12 +15,14 @@ def torchx(
     options: list[str],
     component_options: list[str],
 ) -> Command:
-    """Gives the component to a scheduler.
+    """Return the command that gives the component to a scheduler.
 
     Args:
-        scheduler: of TorchX, such as `local_cwd`, `slurm` or `kubernetes`.
-        options: further ones of `torchx run`, such as `-cfg=queue=default`.
-        component_options: further ones of the component, such as `--image=...`.
+        shape: Nodes and processes.
+        nested: The command to launch.
+        scheduler: Name of TorchX's scheduler, such as `local_cwd`, `slurm` or `kubernetes`.
+        options: Further options of `torchx run`, such as `-cfg=queue=default`.
+        component_options: Further options of the component, such as `--image=...`.
 
     Raises:
         UsageError: TorchX is not installed.
@@ -29,7 +31,7 @@ def torchx(
         raise UsageError(
             "launch: --on=torchx needs TorchX; install it with: pip install 'nanigpt[cluster]'"
         )
-    if scheduler != "kubernetes":  # there the image has a Python of its own
+    if scheduler != "kubernetes":  # its image has a Python of its own
         component_options = [f"--python={sys.executable}", *component_options]
     return Command(
         [
@@ -38,7 +40,7 @@ def torchx(
             "torchx.cli.main",
             "run",
             f"--scheduler={scheduler}",
-            "--workspace=",  # nothing is copied, no image built: nanigpt is there already
+            "--workspace=",  # copies nothing and builds no image, since nanigpt is installed
             *options,
             f"{cluster_file('torchx_component.py')}:run",
             f"--nodes={shape.nodes}",

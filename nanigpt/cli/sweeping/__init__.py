@@ -1,1 +1,1 @@
-"""What the command `sweep` is made of."""
+"""The parts of the command `sweep`."""

@@ -1,4 +1,4 @@
-"""Everything of a sweep on disk: its trials in one file, and a run directory for each."""
+"""The files of a sweep: one file with its trials, and a run directory for each trial."""
 
 import json
 import math
@@ -16,8 +16,9 @@ from nanigpt.config.record import differences, dump, load
 from nanigpt.errors import UsageError
 from nanigpt.files import write_atomically
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.words import listed
 
-# What became of a trial, as the table sorts it.
+# The statuses of trials, as the table sorts them.
 DONE, PRUNED, DIVERGED, FAILED, UNFINISHED, WAITING = STATUSES = (
     "done",
     "pruned",
@@ -30,13 +31,14 @@ DONE, PRUNED, DIVERGED, FAILED, UNFINISHED, WAITING = STATUSES = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One config of a sweep; its content fingerprint is what tells it from others.
+    """One config of a sweep.
 
     Attributes:
-        name: of its run directory.
-        edits: the directives behind the base's.
-        steps: the last step of its run.
-        method: `grid`, `random` or `tpe`: who asked for it first.
+        name: Name of its run directory.
+        fingerprint: Fingerprint of its config, which differs from that of every other trial.
+        edits: Directives that follow those of the base.
+        steps: Last step of its run.
+        method: The method that suggested it first: `grid`, `random` or `tpe`.
     """
 
     name: str
@@ -47,21 +49,26 @@ class Trial:
 
     @cached_property
     def values(self) -> dict[str, str]:
-        """The text behind each `tag:TAG` or `set:PATH`."""
+        """The text of the value of each `tag:TAG` or `set:PATH`."""
         return {key: text for key, _, text in (edit.partition("=") for edit in self.edits)}
 
 
 def compose_trial(base: list[str], values: dict[str, Any], *, method: str) -> Trial:
-    """The trial of a point.
+    """Return the trial of a point.
+
+    Args:
+        base: Directives of the base.
+        values: Value of each `tag:TAG` or `set:PATH`.
+        method: The method that suggested the point.
 
     Raises:
-        UsageError: its config cannot be composed or built.
+        UsageError: The config cannot be composed or built.
     """
     edits = tuple(f"{key}={value}" for key, value in values.items())
     cfg = compose([*base, *edits])
     trainer = checked_trainer(cfg)
     identity = fingerprint(cfg)
-    # A name that no shell and no file system minds.
+    # A name without characters that are special to a shell or a file system.
     readable = ",".join(edit.partition(":")[2] for edit in edits).replace("]=", "=")
     readable = re.sub(r"[^\w=,+.-]+", ".", readable)[:120].strip(".")
     name = f"{readable}-{identity[:8]}"
@@ -69,14 +76,18 @@ def compose_trial(base: list[str], values: dict[str, Any], *, method: str) -> Tr
 
 
 class SweepDirectory:
-    """Names of the files of a sweep, its trials, and what became of them.
+    """The files of a sweep, its trials, and their statuses.
 
-    config.json           the base, loads back equal
-    sweep.json            how it was asked for, and every trial in the order of their indices
-    NAME-FINGERPRINT/     a run directory for each trial; besides a run's own files there are
-        log.txt           what its process printed
-        result.json       how it ended, if it did
-    results.csv, sweep.png
+    config.json           the config of the base, which loads back equal
+    sweep.json            the settings, and every trial in the order of its index
+    NAME-FINGERPRINT/     a run directory for each trial, with two more files:
+        log.txt           the output of its process
+        result.json       its status, after it has ended
+    results.csv           the table of results
+    sweep.png             the picture of results
+
+    Args:
+        path: The directory, which may be new.
     """
 
     def __init__(self, path: str | Path):
@@ -96,14 +107,14 @@ class SweepDirectory:
 
     @property
     def base(self) -> list[str]:
-        """The directives that come before those of each trial."""
+        """The directives that precede those of each trial."""
         return self.settings["base"]
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Records how the sweep is asked for; axes, values and method may change between calls.
+        """Record the settings of the sweep; axes, values and method may change between calls.
 
         Raises:
-            UsageError: a sweep of another base is there.
+            UsageError: The directory has a sweep of another base.
         """
         cfg = compose(settings["base"])
         recorded = self.path / "config.json"
@@ -111,9 +122,9 @@ class SweepDirectory:
             old = load(recorded)
             if fingerprint(old) != fingerprint(cfg):
                 changed = differences(old, cfg)
-                some = "; ".join(changed[:5]) + ("; ..." if changed[5:] else "")
                 raise UsageError(
-                    f"--dir={self.path} holds a sweep of another base: {some}; "
+                    f"--dir={self.path} holds a sweep of another base: "
+                    f"{listed(changed, 5, separator='; ')}; "
                     "give this one a directory of its own with --dir=DIR"
                 )
         write_atomically(recorded, dump(cfg))
@@ -121,7 +132,7 @@ class SweepDirectory:
         self._save()
 
     def add(self, trial: Trial) -> Trial:
-        """Records a trial, unless one of the same config is there; returns that which is."""
+        """Record a trial, unless one with the same config exists; return the recorded one."""
         same = next((t for t in self.trials if t.fingerprint == trial.fingerprint), None)
         if same is None:
             self.trials.append(trial)
@@ -133,29 +144,31 @@ class SweepDirectory:
         write_atomically(self._record, json.dumps(record, indent=1) + "\n")
 
     def run(self, trial: Trial) -> RunDirectory:
+        """Return the run directory of a trial."""
         return RunDirectory(self.path / trial.name)
 
     def log(self, trial: Trial) -> Path:
+        """Return the file with the output of a trial's process."""
         return self.path / trial.name / "log.txt"
 
     def _result(self, trial: Trial) -> Path:
         return self.path / trial.name / "result.json"
 
     def status(self, trial: Trial) -> str:
-        """One of `STATUSES`."""
+        """Return the status of a trial, one of `STATUSES`."""
         if self._result(trial).exists():
             return json.loads(self._result(trial).read_text())["status"]
         return UNFINISHED if self.run(trial).started else WAITING
 
     def error(self, trial: Trial) -> str:
-        """Why a failed trial ended: the last line that it printed, or a signal."""
+        """Return the reason why a trial failed: the last line of its output, or a signal."""
         return json.loads(self._result(trial).read_text())["error"]
 
     def finish(self, trial: Trial, *, exit_status: int, pruned: bool) -> str:
-        """Records how the process of a trial ended; returns the status."""
+        """Record the end of a trial's process, and return the trial's status."""
         rows = self.rows(trial)
         step = rows[-1]["step"] if rows else 0
-        result = {"status": FAILED, "exit_status": exit_status, "step": step}
+        result: dict[str, Any] = {"status": FAILED, "exit_status": exit_status, "step": step}
         if pruned or (exit_status == 0 and step >= trial.steps):
             finite = math.isfinite(rows[-1]["loss"])
             early = PRUNED if step < trial.steps else DONE
@@ -169,19 +182,23 @@ class SweepDirectory:
         return result["status"]
 
     def forget_failure(self, trial: Trial) -> None:
-        """Lets a failed trial be run again."""
+        """Allow a failed trial to run again."""
         self._result(trial).unlink()
 
     def rows(self, trial: Trial, having: str = "step") -> list[dict[str, float]]:
-        """The rows of its metrics so far that have a number of this name."""
+        """Return the rows of a trial's metrics so far that have a number with this name."""
         path = self.run(trial).metrics
         if not path.exists():
             return []
-        *lines, _ = path.read_text().split("\n")  # the last may be half written
+        *lines, _ = path.read_text().split("\n")  # the last may be incomplete
         return [json.loads(line) for line in lines if f'"{having}"' in line]
 
+    def curve(self, trial: Trial, name: str) -> dict[int, float]:
+        """Return a trial's values of one metric by step."""
+        return {int(row["step"]): row[name] for row in self.rows(trial, having=name)}
+
     def objective(self, trial: Trial) -> float | None:
-        """Its newest value of what is optimised; None before there is one."""
+        """Return a trial's newest value of the objective, or None if there is none."""
         name = self.settings["objective"]
         rows = self.rows(trial, having=name)
         return rows[-1][name] if rows else None

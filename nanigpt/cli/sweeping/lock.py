@@ -1,4 +1,8 @@
-"""One sweep at a time in a directory."""
+"""A lock that admits one sweep at a time to a directory.
+
+The libraries of file locks do not serve: the trials' processes inherit this lock and keep it until
+they have ended, also when their sweep was killed, and tasks of a Slurm array share it.
+"""
 
 import fcntl
 import os
@@ -16,16 +20,17 @@ _PATIENCE = 60.0  # seconds
 
 @contextmanager
 def lock(path: Path, *, what: str, shared: bool = False) -> Iterator[IO[str]]:
-    """Holds a lock on a file, which the children that inherit it keep until they have ended.
+    """Hold a lock on a file; children that inherit the file keep the lock until they have ended.
 
-    Where its owner was killed, the lock is that of its dying children, and is waited for.
+    If the owner was killed, its dying children still have the lock, and this function waits.
 
     Args:
-        what: the name of what is locked, for the message.
-        shared: hold it together with others that share it.
+        path: The file.
+        what: Subject of the error message, such as "this trial".
+        shared: Hold the lock together with others that share it.
 
     Raises:
-        UsageError: a living process has it.
+        UsageError: A living process has the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as stream:
@@ -54,5 +59,5 @@ def _acquire(stream: IO[str], kind: int, what: str) -> None:
 
 
 def _alive(host: str, pid: str) -> bool:
-    """Whether a process lives; one on another host is taken to."""
+    """Return whether a process lives; a process on another host counts as living."""
     return host != socket.gethostname() or Path(f"/proc/{pid}").exists()

@@ -1,22 +1,26 @@
-"""sweep.png: what each axis does to the objective, and the curves of the trials."""
+"""The picture sweep.png: the objective along each axis, and the curves of the trials."""
 
 import math
 import textwrap
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanigpt.cli.sweeping.directory import DIVERGED, DONE, FAILED, PRUNED, SweepDirectory
 from nanigpt.cli.sweeping.report import Row, axes, number, short
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _COLUMNS = 3
 _LEGEND = 8  # trials that a legend has room for
-_TICKS = 7  # values that are all named on their axis
-_CHARACTERS = 42  # of labels, that fit side by side below a panel
+_TICKS = 7  # largest number of values that all have a label on their axis
+_CHARACTERS = 42  # of all labels together that fit below a panel
 _WIDE = 20  # a range of values this wide is shown on a logarithmic scale
 _BEST = "#d1495b"
 _PRUNED = "0.65"
 
 
 def plot(directory: SweepDirectory, rows: list[Row]) -> None:
-    """Draws a panel for each axis and one of curves; the best trial is red throughout."""
+    """Draw a panel for each axis and one of curves; the best trial is red in all."""
     from matplotlib.figure import Figure
 
     names = axes(rows)
@@ -46,16 +50,16 @@ def plot(directory: SweepDirectory, rows: list[Row]) -> None:
     figure.savefig(directory.path / "sweep.png", dpi=130)
 
 
-def _finite(value: float | None) -> bool:
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
-def _colors(rows: list[Row]) -> dict[str, object]:
-    """By rank; pruned trials are grey."""
+def _colors(rows: list[Row]) -> dict[str, Any]:
+    """Return a color for each trial, by rank; pruned trials are grey."""
     from matplotlib import colormaps
 
     done = [row for row in rows if row.status == DONE]
-    colors = {row.trial.name: _PRUNED for row in rows}
+    colors: dict[str, Any] = {row.trial.name: _PRUNED for row in rows}
     for i, row in enumerate(done):
         shade = colormaps["viridis"](0.9 * i / max(len(done) - 1, 1))
         colors[row.trial.name] = shade if i else _BEST
@@ -63,30 +67,38 @@ def _colors(rows: list[Row]) -> dict[str, object]:
 
 
 def _axis_panel(
-    panel, axis: str, shown: list[Row], lost: list[Row], colors: dict[str, object]
+    panel: "Axes", axis: str, shown: list[Row], lost: list[Row], colors: dict[str, Any]
 ) -> None:
-    """Objective over the values of one axis; lines join trials that differ in nothing else."""
+    """Draw the objective over one axis; lines join trials that differ in nothing else.
+
+    Args:
+        panel: Where to draw.
+        axis: The axis.
+        shown: Trials with a finite objective, best first.
+        lost: Trials without one.
+        colors: Colors by name of the trial.
+    """
     panel.set_xlabel(short(axis))
     place = _scale(panel, [row.trial.values.get(axis, "(base)") for row in shown + lost])
-    groups: dict[tuple, list[Row]] = {}
+    groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in (row for row in shown if row.status == DONE):
         rest = tuple((key, text) for key, text in row.trial.values.items() if key != axis)
         groups.setdefault(rest, []).append(row)
     for group in groups.values():
-        joined = sorted((place[row.trial.values.get(axis, "(base)")], row.value) for row in group)
+        joined = sorted((place[row.trial.values.get(axis, "(base)")], _value(row)) for row in group)
         panel.plot(*zip(*joined, strict=True), color="0.8", linewidth=1, zorder=1)
-    limit = _limit([row.value for row in shown])
+    limit = _limit([_value(row) for row in shown])
     for row in reversed(shown):  # the best on top
         panel.scatter(
             place[row.trial.values.get(axis, "(base)")],
-            min(row.value, limit),
+            min(_value(row), limit),
             s=34,
-            marker="o" if row.value <= limit else "^",
+            marker="o" if _value(row) <= limit else "^",
             color=colors[row.trial.name],
             facecolor="none" if row.status == PRUNED else None,
             zorder=2,
         )
-    if any(row.value > limit for row in shown):
+    if any(_value(row) > limit for row in shown):
         panel.set_ylim(top=limit)
     for row in lost:
         at = place[row.trial.values.get(axis, "(base)")]
@@ -94,11 +106,16 @@ def _axis_panel(
         panel.scatter(at, 1.0, marker="x", color="black", transform=top, clip_on=False)
 
 
-def _scale(panel, texts: list[str]) -> dict[str, float]:
-    """Where each value of an axis lies: as a number where all are numbers, else side by side."""
+def _value(row: Row) -> float:
+    assert row.value is not None  # only such rows are shown
+    return row.value
+
+
+def _scale(panel: "Axes", texts: list[str]) -> dict[str, float]:
+    """Place the values of an axis: by their numbers, or side by side if one is not a number."""
     distinct = list(dict.fromkeys(texts))
-    numbers = [number(text) for text in distinct]
-    if not all(map(_finite, numbers)):
+    numbers = [value for text in distinct if _finite(value := number(text))]
+    if len(numbers) < len(distinct):
         width = max(_CHARACTERS // len(distinct), 6)
         panel.set_xticks(range(len(distinct)), [textwrap.fill(text, width) for text in distinct])
         panel.set_xlim(-0.5, len(distinct) - 0.5)
@@ -112,7 +129,7 @@ def _scale(panel, texts: list[str]) -> dict[str, float]:
 
 
 def _limit(values: list[float]) -> float:
-    """Above this, far from all others, a value is shown at the border, lest it flatten the rest."""
+    """Return the limit above which a value is shown at the border, so that others stay visible."""
     if len(values) < 4:
         return math.inf
     best, upper = min(values), sorted(values)[3 * len(values) // 4]
@@ -120,9 +137,9 @@ def _limit(values: list[float]) -> float:
     return limit if best < upper and max(values) > limit else math.inf
 
 
-def _curves(panel, rows: list[Row], colors: dict[str, object], names: list[str]) -> None:
+def _curves(panel: "Axes", rows: list[Row], colors: dict[str, Any], names: list[str]) -> None:
     panel.set_xlabel("step")
-    panel.xaxis.get_major_locator().set_params(integer=True)
+    panel.locator_params(axis="x", integer=True)
     for i, row in reversed(list(enumerate(rows))):
         pruned = row.status == PRUNED
         panel.plot(

@@ -1,4 +1,4 @@
-"""Trials as processes, several at a time, none of which outlives this one."""
+"""Processes of trials, several at a time; none outlives this process."""
 
 import contextlib
 import ctypes
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -18,12 +18,12 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Pool:
-    """Runs training commands side by side.
+    """Training commands that run at the same time.
 
     Args:
-        size: processes at a time.
-        nproc: ranks of each; more than one are started by torchrun.
-        holding: an open file that the children keep open, and thereby locked.
+        size: Number of trials at a time.
+        nproc: Number of ranks of each; torchrun starts more than one.
+        holding: A file that the children keep open, and so keep locked.
     """
 
     def __init__(self, *, size: int, nproc: int, holding: IO[str]):
@@ -32,7 +32,7 @@ class Pool:
         self._holding = holding
         self._processes: dict[str, subprocess.Popen] = {}
         self._slots: dict[str, int] = {}
-        # Loaded before a fork: the child of one may not load libraries.
+        # Loaded before a fork, since a forked child may not load libraries.
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def __len__(self) -> int:
@@ -40,10 +40,11 @@ class Pool:
 
     @property
     def has_room(self) -> bool:
+        """Whether another process can start."""
         return len(self) < self._size
 
     def start(self, name: str, directives: list[str], run: Path, log: Path) -> None:
-        """Starts `nanigpt train`; what it prints is appended to `log`."""
+        """Start `nanigpt train`, and append its output to `log`."""
         slot = min(set(range(self._size)) - set(self._slots.values()))
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as output:
@@ -53,30 +54,30 @@ class Pool:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=os.environ | self._environment(slot),
-                start_new_session=True,  # Ctrl-C is for this process, which then ends its children
+                start_new_session=True,  # only this process gets Ctrl-C, and ends its children
                 pass_fds=[self._holding.fileno()],
                 preexec_fn=self._end_with_parent(os.getpid()),
             )
         self._slots[name] = slot
 
     def ended(self) -> Iterator[tuple[str, int]]:
-        """Yields name and exit status of each process that ended since the last call."""
+        """Yield name and exit status of each process that has ended since the last call."""
         for name, process in list(self._processes.items()):
             if process.poll() is not None:
                 del self._processes[name], self._slots[name]
                 yield name, process.returncode
 
     def end(self, name: str) -> None:
-        """Asks one process to end; `ended` tells when it did."""
+        """Ask one process to end; `ended` yields it when it has."""
         _signal(self._processes[name], signal.SIGTERM)
 
     def close(self) -> None:
-        """Ends all processes: politely, and after a while not."""
+        """End all processes with SIGTERM, and after a while with SIGKILL."""
         try:
             for process in self._processes.values():
                 _signal(process, signal.SIGTERM)
             deadline = time.monotonic() + _GRACE
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the rest is killed
+            with contextlib.suppress(subprocess.TimeoutExpired):  # SIGKILL ends the rest
                 for process in self._processes.values():
                     process.wait(max(deadline - time.monotonic(), 0))
         finally:
@@ -91,10 +92,10 @@ class Pool:
         return ["-m", "torch.distributed.run", *local, ranks, *PROGRAM]
 
     def _environment(self, slot: int) -> dict[str, str]:
-        """Cores and GPUs are divided among the slots; GPUs are shared where they are too few."""
+        """Return a slot's share of cores and GPUs; slots share GPUs if there are too few."""
         import torch
 
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         threads = max(cores // (self._size * self._nproc), 1)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
         n = torch.cuda.device_count()
@@ -105,12 +106,14 @@ class Pool:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible.split(",")[i] for i in mine)
         return environment
 
-    def _end_with_parent(self, parent: int):
-        if self._libc is None:
+    def _end_with_parent(self, parent: int) -> Callable[[], None] | None:
+        """Return a function with which a child asks the kernel to end it when its parent ends."""
+        libc = self._libc
+        if libc is None:
             return None
 
         def ask() -> None:
-            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it was killed before the call
                 os._exit(1)
 
@@ -118,8 +121,8 @@ class Pool:
 
 
 def train_arguments(directives: list[str], run: Path) -> list[str]:
-    """The command line of a trial, as a user could type it."""
-    # Under another name of --run, which older torchruns take for a flag of their own.
+    """Return the command line of a trial, as a user could type it."""
+    # This is another name of --run, which older versions of torchrun take for their own flag.
     return ["train", *(f"--config={directive}" for directive in directives), f"--run_dir={run}"]
 
 

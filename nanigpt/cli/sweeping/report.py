@@ -1,11 +1,12 @@
-"""What a sweep found: a table, a CSV file, and the best trial."""
+"""The results of a sweep: a table, a CSV file, and the best trial."""
 
 import csv
 import io
-import sys
+import math
 from dataclasses import dataclass
 
 from nanigpt.cli.sweeping.directory import DONE, FAILED, STATUSES, SweepDirectory, Trial
+from nanigpt.cli.table import add_row, new_table, print_table
 from nanigpt.config.values import parse_value
 from nanigpt.errors import UnknownName
 from nanigpt.files import write_atomically
@@ -13,7 +14,7 @@ from nanigpt.files import write_atomically
 
 @dataclass(frozen=True)
 class Row:
-    """A trial, what became of it, and its objective by step."""
+    """A trial, its status, and its objective by step."""
 
     trial: Trial
     status: str
@@ -21,68 +22,63 @@ class Row:
 
     @property
     def value(self) -> float | None:
+        """The newest value of the objective, or None if there is none."""
         return list(self.curve.values())[-1] if self.curve else None
 
     @property
     def step(self) -> int:
+        """The step of that value."""
         return max(self.curve, default=0)
 
 
 def results(directory: SweepDirectory) -> list[Row]:
-    """Every trial, best first; those that are not done come last.
+    """Return a row for each trial, with the best first, and unfinished trials last.
 
     Raises:
-        UnknownName: trials are done, and none has a metric of the objective's name.
+        UnknownName: Trials are done, but none has a metric with the objective's name.
     """
     name = directory.settings["objective"]
     sign = 1 if directory.settings["goal"] == "min" else -1
     rows = []
     for trial in directory.trials:
-        curve = {row["step"]: row[name] for row in directory.rows(trial, having=name)}
-        rows.append(Row(trial, directory.status(trial), curve))
+        rows.append(Row(trial, directory.status(trial), directory.curve(trial, name)))
     finished = [row for row in rows if row.status == DONE]
     if finished and not any(row.curve for row in finished):
-        rows = directory.rows(finished[0].trial)
-        known = dict.fromkeys(key for row in rows for key in row)
+        metrics = directory.rows(finished[0].trial)
+        known = dict.fromkeys(key for row in metrics for key in row)
         raise UnknownName(f"--objective={name}: not among the metrics", name, known)
 
-    def order(row: Row) -> tuple:
-        comparable = row.value is not None and row.value == row.value  # not NaN
-        return STATUSES.index(row.status), not comparable, sign * row.value if comparable else 0
+    def order(row: Row) -> tuple[int, bool, float]:
+        value = row.value
+        if value is None or math.isnan(value):
+            return STATUSES.index(row.status), True, 0.0
+        return STATUSES.index(row.status), False, sign * value
 
     return sorted(rows, key=order)
 
 
 def axes(rows: list[Row]) -> list[str]:
-    """Every `tag:TAG` and `set:PATH` that a trial sets."""
+    """Return every `tag:TAG` and `set:PATH` that a trial sets."""
     return list(dict.fromkeys(key for row in rows for key in row.trial.values))
 
 
 def short(axis: str) -> str:
+    """Return the name of an axis without `tag:` or `set:`."""
     return axis.partition(":")[2]
 
 
 def number(text: str | None) -> float | None:
-    """The number that a value is; None where it is none."""
+    """Return a value as a number, or None if it is not a number."""
     try:
         return None if text is None else parse_value(text, float)
     except ValueError:
         return None
 
 
-def print_table(directory: SweepDirectory, rows: list[Row]) -> None:
-    """As wide as it needs to be where it is not read from a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for axis in axes(rows):
-        table.add_column(short(axis), justify="right", overflow="fold")
-    for name in (directory.settings["objective"], "step"):
-        table.add_column(name, justify="right")
-    table.add_column("status")
-    table.add_column("run", overflow="fold")
+def print_results(directory: SweepDirectory, rows: list[Row]) -> None:
+    """Print the results as a table."""
+    numbers = [*map(short, axes(rows)), directory.settings["objective"], "step"]
+    table = new_table([*numbers, "status", "run"], right=numbers)
     for i, row in enumerate(rows):
         cells = [
             *(row.trial.values.get(axis, "") for axis in axes(rows)),
@@ -91,13 +87,12 @@ def print_table(directory: SweepDirectory, rows: list[Row]) -> None:
             row.status,
             str(directory.run(row.trial).path),
         ]
-        best = i == 0 and row.status == DONE
-        table.add_row(*map(Text, cells), style="bold" if best else "")
-    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+        add_row(table, cells, bold=i == 0 and row.status == DONE)
+    print_table(table)
 
 
 def write_csv(directory: SweepDirectory, rows: list[Row]) -> None:
-    """results.csv: what the table has, at full precision."""
+    """Write the table, at full precision, to results.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     objective = directory.settings["objective"]
@@ -111,16 +106,17 @@ def write_csv(directory: SweepDirectory, rows: list[Row]) -> None:
 
 
 def print_conclusion(directory: SweepDirectory, rows: list[Row]) -> None:
-    """The best trial as flags, whether it lies on the border of what was tried, and failures."""
+    """Print the best trial as flags, whether it is an extreme of the tried values, and failures."""
     if rows and rows[0].status == DONE:
         edits = " ".join(f"'--config={edit}'" for edit in rows[0].trial.edits)
         print(f"best: {edits}")
         for axis, text in rows[0].trial.values.items():
-            tried = {number(row.trial.values.get(axis)) for row in rows} - {None}
+            found = (number(row.trial.values.get(axis)) for row in rows)
+            tried = {value for value in found if value is not None}
             ends = {min(tried): "smallest", max(tried): "largest"} if len(tried) > 2 else {}
-            if number(text) in ends:
-                end = ends[number(text)]
-                print(f"the best {short(axis)}, {text}, is the {end} tried: try beyond it")
+            best = number(text)
+            if best in ends:
+                print(f"the best {short(axis)}, {text}, is the {ends[best]} tried: try beyond it")
     for row in rows:
         if row.status == FAILED:
             print(f"failed: {row.trial.name}: {directory.error(row.trial)}")

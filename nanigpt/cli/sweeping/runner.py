@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep until there is none left."""
+"""The loop that runs the trials of a sweep until none is left."""
 
 import math
 import signal
@@ -24,13 +24,13 @@ from nanigpt.errors import UnknownName, UsageError
 
 _POLL = 0.2  # seconds
 _LOOK = 1.0  # seconds between looks at the metrics of a running trial
-_ATTEMPTS = 20  # suggestions in a row that are no new trial: the space is used up
+_ATTEMPTS = 20  # suggestions in a row without a new trial, after which the space is used up
 
 _STATES = {DONE: "complete", DIVERGED: "complete", PRUNED: "pruned", FAILED: "fail"}
 
 
 class Runner:
-    """Starts trials as others end, and prints what becomes of them."""
+    """A loop that starts trials as others end, and prints their results."""
 
     def __init__(self, directory: SweepDirectory, pool: Pool):
         self._directory = directory
@@ -42,13 +42,15 @@ class Runner:
         next_trial: Callable[[], Trial | None],
         is_hopeless: Callable[[Trial], bool] | None = None,
     ) -> None:
-        """Runs what `next_trial` gives, until it gives None.
+        """Run the trials that `next_trial` returns, until it returns None.
 
         Args:
-            is_hopeless: asked now and then of each running trial, to end it early.
+            next_trial: Function that returns the next trial.
+            is_hopeless: Function that is called now and then for each running trial. If it returns
+                true, the trial ends early.
 
         Raises:
-            UsageError: the metrics of a finished trial lack the objective.
+            UsageError: The metrics of a finished trial lack the objective.
         """
         running: dict[str, Trial] = {}
         pruned: set[str] = set()
@@ -72,7 +74,7 @@ class Runner:
                                 self._pool.end(name)
                                 pruned.add(name)
             except (KeyboardInterrupt, SystemExit):
-                print("stopping; the same command goes on from here", flush=True)
+                print("stopping; the same command continues from here", flush=True)
                 raise
             finally:
                 self._pool.close()
@@ -102,7 +104,13 @@ class Runner:
 
 
 def to_run(directory: SweepDirectory, trials: list[Trial], *, retry: bool) -> list[Trial]:
-    """Those that have not ended, begun ones first; `retry` counts failed ones among them."""
+    """Return the trials that have not ended, with started ones first.
+
+    Args:
+        directory: The sweep.
+        trials: The trials to choose from.
+        retry: Run failed trials again.
+    """
     for trial in trials:
         if retry and directory.status(trial) == FAILED:
             directory.forget_failure(trial)
@@ -111,7 +119,14 @@ def to_run(directory: SweepDirectory, trials: list[Trial], *, retry: bool) -> li
 
 
 class TpeTrials:
-    """Trials that a search asks for, one after the other, up to a number of them in all."""
+    """Trials that a search suggests one by one, up to a total number.
+
+    Args:
+        directory: The sweep.
+        search: The search.
+        n: Total number of trials.
+        retry: Run failed trials again.
+    """
 
     def __init__(self, directory: SweepDirectory, search: Search, *, n: int, retry: bool):
         self._directory = directory
@@ -124,14 +139,16 @@ class TpeTrials:
 
     @property
     def trials(self) -> list[Trial]:
+        """All trials of the search so far."""
         return self._mine
 
     @property
     def ended(self) -> list[Trial]:
+        """The trials that had ended when this object was made, and those that it suggested."""
         return [trial for trial in self._mine if trial not in self._unfinished]
 
     def next(self) -> Trial | None:
-        """A trial that a killed search left, else a new one; None where there are enough."""
+        """Return a trial that a killed search left, or a new one, or None if there are enough."""
         if self._unfinished:
             return self._unfinished.pop(0)
         if len(self._mine) >= self._n:
@@ -153,6 +170,7 @@ class TpeTrials:
         return None
 
     def is_hopeless(self, trial: Trial) -> bool:
+        """Return whether the search gives a running trial up."""
         others = [o for o in self._observations() if o.values != trial.values]
         return self._search.is_hopeless(others, self._observation(trial))
 
@@ -165,7 +183,7 @@ class TpeTrials:
         if trial.name in self._ended:
             return self._ended[trial.name]
         name = self._directory.settings["objective"]
-        curve = {r["step"]: r[name] for r in self._directory.rows(trial, having=name)}
+        curve = self._directory.curve(trial, name)
         state = _STATES.get(self._directory.status(trial), "running")
         observation = Observation(trial.values, curve, state)
         if state != "running":
@@ -179,7 +197,7 @@ def _say(what: str, trial: Trial, *details: str) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends this process as Ctrl-C does: children first."""
+    """Make SIGTERM end this process as Ctrl-C does, after its children."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

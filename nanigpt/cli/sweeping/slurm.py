@@ -19,12 +19,16 @@ def write_array(
     nproc: int,
     options: list[str],
 ) -> Path:
-    """Writes array.sbatch, one task per trial; a task's number is the trial's in sweep.json.
+    """Write array.sbatch, with one task for each trial.
+
+    A task has the number of its trial in sweep.json.
 
     Args:
-        parallel: tasks at a time; None for no limit.
-        nproc: ranks of each trial.
-        options: further ones of sbatch, such as `--gpus=1`.
+        directory: The sweep.
+        trials: The trials to run.
+        parallel: Largest number of tasks at a time; None sets no limit.
+        nproc: Number of ranks of each trial.
+        options: Further options of sbatch, such as `--gpus=1`.
     """
     numbers = ",".join(str(directory.trials.index(trial)) for trial in trials)
     limit = f"%{parallel}" if parallel else ""
@@ -45,7 +49,7 @@ def write_array(
         [
             "#!/bin/bash",
             *(f"#SBATCH {line}" for line in lines),
-            "# A task that is requeued goes on from the trial's newest checkpoint.",
+            "# A task that is requeued continues from the trial's newest checkpoint.",
             f'exec {shlex.join(command)} --only="$SLURM_ARRAY_TASK_ID"',
         ]
     )
@@ -54,15 +58,15 @@ def write_array(
 
 
 def submit(script: Path) -> str:
-    """Runs sbatch; returns what it said.
+    """Run sbatch, and return its output.
 
     Raises:
-        UsageError: there is no sbatch here, or it refused.
+        UsageError: This machine has no sbatch, or sbatch refused the script.
     """
     if shutil.which("sbatch") is None:
         raise UsageError(
-            f"--submit: no sbatch on this machine; submit {script} where there is one, or drop "
-            "--slurm to run the trials here"
+            f"--submit: no sbatch on this machine; submit {script} on a machine that has it, or "
+            "leave out --slurm to run the trials here"
         )
     done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True)
     if done.returncode != 0:

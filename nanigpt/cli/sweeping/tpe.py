@@ -1,8 +1,8 @@
 """A tree-structured Parzen estimator with median pruning, by Optuna.
 
-Bergstra et al. (2011), "Algorithms for Hyper-Parameter Optimization". Everything here is a function
-of what the trials gave so far, which is on disk: a killed search goes on as if it had not been, and
-trials of another method inform it too.
+(Bergstra et al., 2011, "Algorithms for Hyper-Parameter Optimization".) All results are functions of
+the trials so far, which are on disk. So a killed search continues as if nothing had happened, and
+trials of another method inform it, too.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from nanigpt.config.values import parse_value
 
 @dataclass(frozen=True)
 class Observation:
-    """What is known of a trial.
+    """The known facts of a trial.
 
     Attributes:
-        values: text for each axis.
-        curve: the objective by step.
+        values: Text of the value on each axis.
+        curve: Objective by step.
         state: `complete`, `pruned`, `running` or `fail`.
     """
 
@@ -32,13 +32,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class Search:
-    """Where to look, and for what.
+    """A search for the best values.
 
     Args:
+        axes: Values or ranges of each `tag:TAG` or `set:PATH`.
         goal: `min` or `max`.
-        startup: trials that are drawn at random before the estimator takes over, and that must be
-            complete before any is pruned.
-        prune_after: steps that no trial is pruned before.
+        seed: Seed of the estimator.
+        startup: Number of trials that are drawn at random before the estimator takes over, and that
+            must be complete before any trial is pruned.
+        prune_after: Number of steps before which no trial is pruned.
     """
 
     axes: dict[str, Space]
@@ -48,7 +50,7 @@ class Search:
     prune_after: int
 
     def suggest(self, observations: list[Observation], *, attempt: int) -> dict[str, str]:
-        """The text of each axis for a next trial; another attempt gives another."""
+        """Suggest the text of each axis for the next trial; each attempt gives another one."""
         import optuna
 
         stream = f"{self.seed}/{len(observations)}/{attempt}".encode()
@@ -62,8 +64,10 @@ class Search:
         return {key: self._text(key, value) for key, value in asked.params.items()}
 
     def is_hopeless(self, observations: list[Observation], running: Observation) -> bool:
-        """Whether a running trial has diverged, or is worse than the median of complete ones at
-        the same step."""
+        """Return whether a running trial has diverged, or is worse than the median.
+
+        The median is that of complete trials at the same step.
+        """
         import optuna
 
         if not all(map(math.isfinite, running.curve.values())):
@@ -75,12 +79,12 @@ class Search:
         return pruner.prune(study, self._frozen(running))
 
     def covers(self, values: dict[str, str]) -> bool:
-        """Whether a trial with these values lies within the axes."""
+        """Return whether a trial with these values lies within the axes."""
         if values.keys() != self.axes.keys():
             return False
         try:
             parameters = self._parameters(values)
-        except ValueError:  # what a list held once is no number, which the range of now asks for
+        except ValueError:  # an earlier list had a text, and the axis is now a range of numbers
             return False
         return all(
             value in space if isinstance(space, tuple) else space.low <= value <= space.high
@@ -91,7 +95,8 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        direction = "minimize" if self.goal == "min" else "maximize"
+        directions = optuna.study.StudyDirection
+        direction = directions.MINIMIZE if self.goal == "min" else directions.MAXIMIZE
         study = optuna.create_study(direction=direction, sampler=sampler)
         study.add_trials([self._frozen(o) for o in observations])
         return study
@@ -102,7 +107,7 @@ class Search:
         last = list(observation.curve.values())[-1:]
         state = observation.state
         if state == "complete" and not (last and math.isfinite(last[0])):
-            state = "pruned"  # ranked last among those; a complete one needs a number
+            state = "pruned"  # a complete trial needs a number; this one ranks last
         return optuna.trial.create_trial(
             state=optuna.trial.TrialState[state.upper()],
             value=last[0] if state == "complete" else None,
@@ -126,7 +131,7 @@ class Search:
         return {key: of(space) for key, space in self.axes.items()}
 
     def _parameters(self, values: dict[str, str]) -> dict[str, Any]:
-        """Raises ValueError where a text is no number that its range asks for."""
+        """Return the value on each axis, or raise ValueError if a range needs a number."""
         return {
             key: values[key]
             if isinstance(space, tuple)

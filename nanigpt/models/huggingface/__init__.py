@@ -1,16 +1,16 @@
 """Weights in and out, in the format that Hugging Face `transformers` reads and writes.
 
-    mapping.py   what a family consists of: rules between their names and ours
-    rules.py     rules that families have in common
-    fields.py    what config.json says, beside what our modules say
-    mixtures.py  the same of mixtures of experts
-    llama.py     a family
-    families.py  all of them
-    quantized.py weights that files have in few bits
-    views.py     tensors of which only the needed part is read
-    reader.py    their files to our weights
-    writer.py    our weights to their files
+    mapping.py   the parts of a family: rules that map their names to ours
+    rules.py     rules that several families share
+    fields.py    conversion between config.json and our modules
+    mixtures.py  the same conversion for mixtures of experts
+    llama.py     one family; qwen3.py, gpt_oss.py, ... are others
+    families.py  the list of all families
+    quantized.py weights that files store in a few bits
+    views.py     tensors that are read from a file part by part
+    reader.py    reads their files into our weights
+    writer.py    writes our weights into their files
 
-A family is added by a file like llama.py, its name in families.py, and shapes for the tests in
+To add a family, write a file like llama.py, add its name to families.py, and add its shapes to
 tests/models/huggingface.py.
 """

@@ -1,9 +1,9 @@
 """DeepSeek-V3: `DeepseekV3ForCausalLM`.
 
-What RoPE turns, of each head's queries and of the key that heads share, has neighbours as pairs:
-(0, 1), (2, 3), ... The first layers are dense, all others mixtures with experts that every token
-goes through, and a bias that balances them. Published files have FP8, which is read, not written,
-and layers behind the last, which predict further tokens and are passed over.
+RoPE pairs neighbouring features, (0, 1), (2, 3), ..., in each head's queries and in the key that
+all heads share. The first layers are dense. All others are mixtures with a shared expert and a bias
+that balances the load. Published files store FP8 weights, which nanigpt can read but not write, and
+extra layers that predict further tokens, which nanigpt skips.
 """
 
 from collections.abc import Sequence
@@ -14,11 +14,12 @@ from nanigpt.models.activation import SwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
-    alike,
     check_gains,
+    common,
     completed,
     decoder_fields,
     feed_forward_fields,
+    feed_forwards,
     of_kind,
     rope_fields,
 )
@@ -27,7 +28,7 @@ from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_den
 from nanigpt.models.latent_attention import LatentAttention
 from nanigpt.models.moe.mixture import MixtureOfExperts
 
-_LATENT_EPS = 1e-6  # of the norms of latents, whatever rms_norm_eps is
+_LATENT_EPS = 1e-6  # norms of latents have this eps, whatever rms_norm_eps is
 
 _QUERIES = RotaryPairs("qk_head_dim", "qk_rope_head_dim")
 _PROJECTIONS = {
@@ -59,6 +60,7 @@ MIXTURE = (
 
 
 def fields(model: Decoder) -> dict[str, Any]:
+    """Return the fields of config.json that describe a model."""
     layers = of_kind(LatentAttention, (block.attention for block in model.layers))
     mixtures, dense = mixtures_and_dense(model)
     if list(dense) != list(range(len(dense))):
@@ -69,7 +71,7 @@ def fields(model: Decoder) -> dict[str, Any]:
         hidden_dim="moe_intermediate_size",
         activation=SwiGLU,
         also={"router.scores": "sigmoid"},
-        told=("router.scale", "router.n_groups"),
+        stated=("router.scale", "router.n_groups"),
     )
     routers = [mixture.router for mixture in mixtures.values()]
     for i, mixture in mixtures.items():
@@ -81,10 +83,10 @@ def fields(model: Decoder) -> dict[str, Any]:
         **rope_fields(layers, scores=True),
         **experts,
         "n_shared_experts": _shared_experts(mixtures, experts["moe_intermediate_size"]),
-        "n_group": alike("router.n_groups", [router.n_groups for router in routers]),
-        "topk_group": alike("router.top_groups", [router.top_groups for router in routers]),
-        "norm_topk_prob": alike("router.normalize", [router.normalize for router in routers]),
-        "routed_scaling_factor": alike("router.scale", [float(r.scale) for r in routers]),
+        "n_group": common("router.n_groups", [router.n_groups for router in routers]),
+        "topk_group": common("router.top_groups", [router.top_groups for router in routers]),
+        "norm_topk_prob": common("router.normalize", [router.normalize for router in routers]),
+        "routed_scaling_factor": common("router.scale", [float(r.scale) for r in routers]),
         "scoring_func": "sigmoid",
         "topk_method": "noaux_tc",
         "first_k_dense_replace": len(dense),
@@ -108,32 +110,32 @@ def _attention_fields(layers: Sequence[LatentAttention]) -> dict[str, Any]:
             if norm.eps != _LATENT_EPS:
                 raise UsageError(f"{where}.{name}.eps is {norm.eps}: expected {_LATENT_EPS}")
         queries = layer.wq or layer.wq_b
-        if queries.bias is not None:
+        if queries is not None and queries.bias is not None:
             raise UsageError(f"{where} has a bias of all heads' queries: expected none")
     ranks = [None if layer.wq_a is None else layer.wq_a.out_dim for layer in layers]
     biased = [w for layer in layers for w in (layer.wq_a, layer.wkv_a, layer.wo) if w is not None]
-    n_heads = alike("attention.n_heads", [layer.n_heads for layer in layers])
+    n_heads = common("attention.n_heads", [layer.n_heads for layer in layers])
     return {
         "num_attention_heads": n_heads,
         "num_key_value_heads": n_heads,
-        "q_lora_rank": alike("attention.wq_a.out_dim", ranks),
-        "kv_lora_rank": alike("attention.kv_lora_rank", [layer.kv_lora_rank for layer in layers]),
-        "qk_nope_head_dim": alike(
+        "q_lora_rank": common("attention.wq_a.out_dim", ranks),
+        "kv_lora_rank": common("attention.kv_lora_rank", [layer.kv_lora_rank for layer in layers]),
+        "qk_nope_head_dim": common(
             "attention.nope_head_dim", [layer.nope_head_dim for layer in layers]
         ),
-        "qk_rope_head_dim": alike("rope.head_dim", [layer.rope_head_dim for layer in layers]),
+        "qk_rope_head_dim": common("rope.head_dim", [layer.rope_head_dim for layer in layers]),
         "qk_head_dim": layers[0].qk_head_dim,
-        "v_head_dim": alike("attention.v_head_dim", [layer.v_head_dim for layer in layers]),
-        "attention_bias": alike("attention biases", [w.bias is not None for w in biased]),
+        "v_head_dim": common("attention.v_head_dim", [layer.v_head_dim for layer in layers]),
+        "attention_bias": common("attention biases", [w.bias is not None for w in biased]),
         "rope_interleave": True,
     }
 
 
 def _shared_experts(mixtures: dict[int, MixtureOfExperts], width: int) -> int:
-    """How many experts wide the network is that all tokens go through."""
+    """Return the width of the shared network, in multiples of one expert's width."""
     if any(mixture.shared is None for mixture in mixtures.values()):
         raise UsageError("a mixture has no shared expert: expected one")
-    mlps = [mixture.shared for mixture in mixtures.values()]
+    mlps = feed_forwards(mixture.shared for mixture in mixtures.values())
     shared = feed_forward_fields(mlps)["intermediate_size"]
     if shared % width:
         raise UsageError(f"shared experts are {shared} wide: expected a multiple of {width}")
@@ -141,7 +143,8 @@ def _shared_experts(mixtures: dict[int, MixtureOfExperts], width: int) -> int:
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
-    further = config.get("num_mtp_layers", 1)  # by another name in version 5 of transformers
+    """Return a config.json in the form of `fields`, with defaults filled in."""
+    further = config.get("num_mtp_layers", 1)  # version 5 of transformers has another name
     found = completed(
         config,
         scores=True,
@@ -175,7 +178,7 @@ def normalized(config: dict[str, Any]) -> dict[str, Any]:
     )
     return {
         **found,
-        "q_lora_rank": config.get("q_lora_rank", 1536),  # null is none
+        "q_lora_rank": config.get("q_lora_rank", 1536),  # null means that there is none
         "qk_head_dim": found["qk_nope_head_dim"] + found["qk_rope_head_dim"],
     }
 

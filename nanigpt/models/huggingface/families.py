@@ -1,4 +1,4 @@
-"""Every family that has a mapping, and which of them a model is."""
+"""All families of Hugging Face models that nanigpt can map, and the search for a model's family."""
 
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
@@ -9,23 +9,23 @@ from nanigpt.models.huggingface.llama4 import LLAMA4
 from nanigpt.models.huggingface.mapping import Family, weights
 from nanigpt.models.huggingface.qwen3 import QWEN3
 from nanigpt.models.huggingface.qwen3_moe import QWEN3_MOE
+from nanigpt.words import listed
 
 FAMILIES = (LLAMA, QWEN3, QWEN3_MOE, LLAMA4, GPT_OSS, DEEPSEEK_V3)
 
 
 def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family:
-    """The family that has a rule for each of the model's weights, and a field for the rest.
+    """Find the family that has a rule for each of the model's weights, and fields for the rest.
 
     Raises:
-        UsageError: there is none; the message has what each of them lacks.
+        UsageError: There is none; the message says what each family lacks.
     """
     names = list(weights(model))
     reasons = []
     for family in families:
         _, unknown = family.links(names)
         if unknown:
-            more = f" and {len(unknown) - 3} more" if unknown[3:] else ""
-            reasons.append(f"{family.model_type} has no {', '.join(unknown[:3])}{more}")
+            reasons.append(f"{family.model_type} has no {listed(unknown, 3)}")
             continue
         try:
             family.fields(model)
@@ -34,6 +34,5 @@ def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family
             continue
         return family
     raise UsageError(
-        "no model of transformers that is known here is like this one:\n  - "
-        + "\n  - ".join(reasons)
+        "no family of transformers models matches this model:\n  - " + "\n  - ".join(reasons)
     )

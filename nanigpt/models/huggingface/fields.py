@@ -1,12 +1,14 @@
-"""What families share between config.json and our modules.
+"""Conversion between config.json and our modules, in parts that families share.
 
-A family's `fields` is put together of the parts here; each takes modules and gives what config.json
-says of them, or raises UsageError where no config.json can say it.
+A family's `fields` combines these parts. Each takes modules and returns the fields that describe
+them, or raises UsageError when no config.json can describe them.
 """
 
 import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
+
+from torch.distributed.fsdp import FSDPModule
 
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import SwiGLU
@@ -21,19 +23,19 @@ from nanigpt.models.self_attention import SelfAttention
 
 T = TypeVar("T")
 
-# A run may use fewer positions, or more. What max_window_layers says, layer_types says too.
-# Layers that predict further tokens are beside the model.
+# A run may use fewer positions, or more. layer_types repeats max_window_layers. Layers that predict
+# further tokens are not part of the model.
 _UNCOMPARED = {"max_position_embeddings", "max_window_layers", "num_nextn_predict_layers"}
 
-# What no model here has otherwise, and what is not written.
+# Every model here has these values, so they are not written.
 _ALWAYS = {"partial_rotary_factor": 1.0}
 
 
-def alike(what: str, values: Iterable[T]) -> T:
-    """The one value that all layers have.
+def common(what: str, values: Iterable[T]) -> T:
+    """Return the one value that all layers have.
 
     Raises:
-        UsageError: they differ.
+        UsageError: Layers have different values.
     """
     found = list(values)
     if any(value != found[0] for value in found):
@@ -45,15 +47,16 @@ def alike(what: str, values: Iterable[T]) -> T:
 def attentions(
     model: Decoder, *, has: Collection[str] = (), may_have: Collection[str] = ()
 ) -> list[Attention]:
-    """The attention of each layer.
+    """Return the attention of each layer.
 
     Args:
-        has: optional arguments of `Attention` that are given in every layer.
-        may_have: those that may be; all others must be None, but for RoPE, which is in `has`
-            unless it is here.
+        model: Its layers must all have an `Attention`.
+        has: Optional arguments of `Attention` that every layer must have. RoPE is one of them,
+            unless it is in `may_have`.
+        may_have: Optional arguments that a layer may have. All others must be None.
 
     Raises:
-        UsageError: a layer has something else.
+        UsageError: A layer has something else.
     """
     found = of_kind(Attention, (block.attention for block in model.layers))
     has = {*has, *({"rope"} - set(may_have))}
@@ -73,32 +76,45 @@ def attentions(
             if value is None and name in has:
                 raise UsageError(f"{where} is None: expected one")
             if value is not None and name not in {*has, *may_have}:
-                told = value if isinstance(value, int | float) else type(value).__name__
-                raise UsageError(f"{where} is {told}: expected None")
+                shown = value if isinstance(value, int | float) else type(value).__name__
+                raise UsageError(f"{where} is {shown}: expected None")
     return found
 
 
 def feed_forwards(modules: Iterable[Any]) -> list[FeedForward]:
-    """Raises UsageError where one is something else, or has another activation than SwiGLU."""
+    """Return the modules, or raise UsageError if one is not a `FeedForward` with SwiGLU."""
     found = of_kind(FeedForward, modules)
     of_kind(SwiGLU, (module.activation for module in found))
     return found
 
 
+def head_norms(attentions: Iterable[Attention]) -> list[RMSNorm]:
+    """Return the norms of queries and keys, from all layers that have them."""
+    norms = [norm for layer in attentions for norm in (layer.q_norm, layer.k_norm)]
+    return of_kind(RMSNorm, (norm for norm in norms if norm is not None))
+
+
 def of_kind(kind: type[T], modules: Iterable[Any]) -> list[T]:
-    """Raises UsageError where one is of another class."""
+    """Return the modules, or raise UsageError if one has another class."""
     found = list(modules)
-    others = sorted({type(module).__name__ for module in found if type(module) is not kind})
+    others = sorted({_class(module).__name__ for module in found if _class(module) is not kind})
     if others:
         raise UsageError(f"layers have {', '.join(others)}: expected {kind.__name__}")
     return found
 
 
+def _class(module: object) -> type:
+    """Return the class of a module; FSDP has replaced it with a subclass."""
+    cls = type(module)
+    return cls.__bases__[1] if issubclass(cls, FSDPModule) else cls
+
+
 def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str, Any]:
-    """What is not of single layers, and the one eps of all norms.
+    """Return the fields of the model as a whole, and the one eps of all norms.
 
     Args:
-        norms: further ones than those of decoder and blocks.
+        model: The decoder.
+        norms: Norms besides those of the decoder and its blocks.
     """
     blocks = of_kind(TransformerBlock, model.layers)
     found = of_kind(
@@ -118,53 +134,55 @@ def decoder_fields(model: Decoder, *, norms: Iterable[RMSNorm] = ()) -> dict[str
         "hidden_size": model.embedding.dim,
         "num_hidden_layers": len(model.layers),
         "max_position_embeddings": model.max_sequence_length,
-        "rms_norm_eps": alike("norm.eps", [norm.eps for norm in found]),
+        "rms_norm_eps": common("norm.eps", [norm.eps for norm in found]),
         "tie_word_embeddings": isinstance(model.head, TiedHead),
     }
 
 
 def check_gains(norms: Iterable[RMSNorm]) -> None:
-    """Raises UsageError where a norm has no gain."""
+    """Raise UsageError if a norm has no gain."""
     if any(norm.weight is None for norm in norms):
         raise UsageError("a norm has no gain: expected one")
 
 
 def attention_fields(attentions: Sequence[Attention]) -> dict[str, Any]:
-    """Numbers and sizes of heads."""
+    """Return the fields for numbers and sizes of heads."""
     projections = [w for a in attentions for w in (a.wq, a.wk, a.wv, a.wo)]
     return {
-        "num_attention_heads": alike("attention.n_heads", [a.n_heads for a in attentions]),
-        "num_key_value_heads": alike("attention.n_kv_heads", [a.n_kv_heads for a in attentions]),
-        "head_dim": alike("attention.head_dim", [a.head_dim for a in attentions]),
-        "attention_bias": alike("attention biases", [w.bias is not None for w in projections]),
+        "num_attention_heads": common("attention.n_heads", [a.n_heads for a in attentions]),
+        "num_key_value_heads": common("attention.n_kv_heads", [a.n_kv_heads for a in attentions]),
+        "head_dim": common("attention.head_dim", [a.head_dim for a in attentions]),
+        "attention_bias": common("attention biases", [w.bias is not None for w in projections]),
     }
 
 
 def feed_forward_fields(mlps: Sequence[FeedForward]) -> dict[str, Any]:
+    """Return the fields for the width and the activation of dense networks."""
     sizes = [mlp.w1.out_dim for mlp in mlps]
-    return {"intermediate_size": alike("feed_forward.w1.out_dim", sizes), "hidden_act": "silu"}
+    return {"intermediate_size": common("feed_forward.w1.out_dim", sizes), "hidden_act": "silu"}
 
 
 def rope_fields(attentions: Sequence[SelfAttention], *, scores: bool = False) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, the names that every version of transformers reads.
+    """Return `rope_theta` and `rope_scaling`, which every version of transformers reads.
 
     Args:
-        scores: YaRN may scale scores, too.
+        attentions: All layers; some may have no RoPE.
+        scores: Whether YaRN may scale attention scores, too.
 
     Raises:
-        UsageError: there is no name for such a scaling.
+        UsageError: transformers has no name for the scaling.
     """
     ropes = [attention.rope for attention in attentions if attention.rope is not None]
-    return alike("attention.rope", [_rope(rope, scores) for rope in ropes])
+    return common("attention.rope", [_rope(rope, scores) for rope in ropes])
 
 
 def _rope(rope: RotaryEmbedding, scores: bool) -> dict[str, Any]:
     scaling = rope.scaling
-    told: dict[str, Any] | None
+    described: dict[str, Any] | None
     if scaling is None:
-        told = None
+        described = None
     elif type(scaling) is Llama3Scaling:
-        told = {
+        described = {
             "rope_type": "llama3",
             "factor": float(scaling.factor),
             "low_freq_factor": float(scaling.low_freq_factor),
@@ -174,7 +192,7 @@ def _rope(rope: RotaryEmbedding, scores: bool) -> dict[str, Any]:
     elif type(scaling) is YarnScaling:
         if scaling.score_factor != 1.0 and not scores:
             raise UsageError(f"rope.scaling.mscale_all_dim is {scaling.mscale_all_dim}: expected 0")
-        told = {
+        described = {
             "rope_type": "yarn",
             "factor": float(scaling.factor),
             "beta_fast": float(scaling.beta_fast),
@@ -188,29 +206,31 @@ def _rope(rope: RotaryEmbedding, scores: bool) -> dict[str, Any]:
         raise UsageError(
             f"rope.scaling is {type(scaling).__name__}: expected Llama3Scaling, YarnScaling or None"
         )
-    return {"rope_theta": float(rope.theta), "rope_scaling": told}
+    return {"rope_theta": float(rope.theta), "rope_scaling": described}
 
 
 def window_fields(windows: Sequence[int | None]) -> dict[str, Any]:
-    """Sliding windows of the layers, under the names of old and new versions of transformers."""
+    """Return the fields for sliding windows, as old and new versions of transformers name them."""
     sizes = [window for window in windows if window is not None]
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
     return {
         "use_sliding_window": bool(sizes),
-        "sliding_window": alike("attention.window", sizes) if sizes else None,
+        "sliding_window": common("attention.window", sizes) if sizes else None,
         "max_window_layers": next((i for i, w in enumerate(windows) if w is not None), len(kinds)),
         "layer_types": kinds,
     }
 
 
 def completed(config: dict[str, Any], *, scores: bool = False, **defaults: Any) -> dict[str, Any]:
-    """A config.json under the names that we write, whichever version wrote it.
+    """Return a config.json under the names that we write, whichever version wrote it.
 
-    What of RoPE is not understood stays in `rope_scaling`, so that it is a difference.
+    Fields of RoPE that nanigpt does not know stay in `rope_scaling`, so that `differences` reports
+    them.
 
     Args:
-        scores: YaRN's `mscale_all_dim` scales scores, and does not only make `attention_factor`.
-        defaults: of fields that may be left out, or null.
+        config: The content of config.json.
+        scores: Whether YaRN's `mscale_all_dim` scales scores besides changing `attention_factor`.
+        **defaults: Values of fields that the file may leave out, or set to null.
     """
     fields = {**_ALWAYS, **defaults, **_given(config)}
     rope = _given(fields.pop("rope_parameters", None) or fields.get("rope_scaling") or {})
@@ -221,8 +241,8 @@ def completed(config: dict[str, Any], *, scores: bool = False, **defaults: Any) 
     if kind == "yarn":
         scaled = {"mscale_all_dim": rope.get("mscale_all_dim") or 0.0} if scores else {}
         rope = {**_yarn(rope, fields.get("max_position_embeddings")), **scaled}
-    told = rope if kind is None else {"rope_type": kind, **rope}
-    fields["rope_scaling"] = None if told in ({}, {"rope_type": "default"}) else told
+    scaling = rope if kind is None else {"rope_type": kind, **rope}
+    fields["rope_scaling"] = None if scaling in ({}, {"rope_type": "default"}) else scaling
     return fields
 
 
@@ -231,7 +251,7 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _yarn(rope: dict[str, Any], positions: int | None) -> dict[str, Any]:
-    """With what may be left out."""
+    """Return YaRN's fields with the defaults of those that the file leaves out."""
     given = dict(rope)
     factor = given.get("factor", 1.0)
 
@@ -253,7 +273,7 @@ def _yarn(rope: dict[str, Any], positions: int | None) -> dict[str, Any]:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Fields that would make another model of the same weights."""
+    """List the fields that would make the same weights another model."""
     return [
         f"config.json has {name}={theirs.get(name)!r}, the model {value!r}"
         for name, value in {**ours, **_ALWAYS}.items()

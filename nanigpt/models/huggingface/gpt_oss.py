@@ -1,8 +1,8 @@
 """GPT-OSS: `GptOssForCausalLM`.
 
-Attention has sinks, and a sliding window in some layers. All experts of a layer are one tensor, in
-which rows are inputs, and gates and what they let pass take turns. Published files have them in
-MXFP4, which is read, not written.
+Attention has sinks, and some layers have a sliding window. All experts of a layer are one tensor,
+whose rows are inputs and whose columns alternate between gates and the values that they multiply.
+Published files store them in MXFP4, which nanigpt can read but not write.
 """
 
 from typing import Any
@@ -12,11 +12,12 @@ from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
-    alike,
     attention_fields,
     attentions,
+    common,
     completed,
     decoder_fields,
+    of_kind,
     rope_fields,
     window_fields,
 )
@@ -36,7 +37,7 @@ EXPERTS = (
     Rule(_B2, f"{_THEIRS}.experts.down_proj_bias"),
 )
 
-# What a config.json without RoPE's scaling stands for; "default" is none.
+# A config.json without RoPE's scaling means this one; "default" means none.
 _YARN = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -49,6 +50,7 @@ _UNSCALED = {"rope_type": "default"}
 
 
 def fields(model: Decoder) -> dict[str, Any]:
+    """Return the fields of config.json that describe a model."""
     layers = attentions(model, has=("sink",), may_have=("window",))
     mixtures, dense = mixtures_and_dense(model)
     windows = window_fields([layer.visibility.window for layer in layers])
@@ -61,7 +63,7 @@ def fields(model: Decoder) -> dict[str, Any]:
     biases += [m.experts.bias_initializer is not None for m in mixtures.values()]
     if not all(biases):
         raise UsageError("a router or experts have no bias: expected one")
-    gates = [mixture.experts.activation for mixture in mixtures.values()]
+    gates = of_kind(ClampedSwiGLU, (mixture.experts.activation for mixture in mixtures.values()))
     return {
         **decoder_fields(model),
         **attention_fields(layers),
@@ -76,14 +78,15 @@ def fields(model: Decoder) -> dict[str, Any]:
             activation=ClampedSwiGLU,
             also={"router.scores": "softmax", "router.normalize": True},
         ),
-        "swiglu_alpha": alike("activation.alpha", [float(gate.alpha) for gate in gates]),
-        "swiglu_limit": alike("activation.limit", [float(gate.limit) for gate in gates]),
+        "swiglu_alpha": common("activation.alpha", [float(gate.alpha) for gate in gates]),
+        "swiglu_limit": common("activation.limit", [float(gate.limit) for gate in gates]),
     }
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json in the form of `fields`, with defaults filled in."""
     n = config.get("num_hidden_layers", 36)
-    scaled = {} if config.get("rope_parameters") else {"rope_scaling": _YARN}
+    scaled: dict[str, Any] = {} if config.get("rope_parameters") else {"rope_scaling": _YARN}
     found = completed(
         config,
         num_attention_heads=64,

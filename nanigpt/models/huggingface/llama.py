@@ -8,9 +8,9 @@ from typing import Any
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
-    alike,
     attention_fields,
     attentions,
+    common,
     completed,
     decoder_fields,
     feed_forward_fields,
@@ -21,7 +21,7 @@ from nanigpt.models.huggingface.mapping import Family
 
 
 def fields(model: Decoder) -> dict[str, Any]:
-    """config.json of a decoder whose layers are all alike."""
+    """Return the fields of config.json for a decoder whose layers are all equal."""
     layers = attentions(model)
     mlps = feed_forwards(block.feed_forward for block in model.layers)
     matrices = [w for mlp in mlps for w in (mlp.w1, mlp.w2, mlp.w3)]
@@ -30,11 +30,12 @@ def fields(model: Decoder) -> dict[str, Any]:
         **attention_fields(layers),
         **feed_forward_fields(mlps),
         **rope_fields(layers),
-        "mlp_bias": alike("feed_forward biases", [w.bias is not None for w in matrices]),
+        "mlp_bias": common("feed_forward biases", [w.bias is not None for w in matrices]),
     }
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json in the form of `fields`, with defaults filled in."""
     heads = config.get("num_attention_heads", 32)
     return completed(
         config,

@@ -1,10 +1,10 @@
 """Llama 4, the text models: `Llama4ForCausalLM`.
 
-Queries and keys pair neighbours for RoPE: (0, 1), (2, 3), ... Their norm comes after RoPE, which
-does not change it, and has no gain. Layers without RoPE have the same pairs, which makes no
-difference there. All experts of a layer are one tensor in which rows are inputs; what multiplies
-their results elsewhere multiplies their inputs here. Published files have the text model as a part
-of one that also sees.
+RoPE pairs neighbouring features of queries and keys: (0, 1), (2, 3), ... Their norm comes after
+RoPE, which does not change it, and has no gain. Layers without RoPE store the same pairs, which
+makes no difference there. All experts of a layer are one tensor whose rows are inputs. The router's
+weights multiply the inputs of experts, not their outputs as in other families. Published files hold
+the text model as a part of a multimodal one.
 """
 
 from typing import Any
@@ -15,12 +15,14 @@ from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
-    alike,
     attention_fields,
     attentions,
+    common,
     completed,
     decoder_fields,
     feed_forward_fields,
+    feed_forwards,
+    head_norms,
     rope_fields,
 )
 from nanigpt.models.huggingface.mapping import Family, RotaryPairs, Rule, Whole
@@ -42,12 +44,13 @@ EXPERTS = (
 
 
 def fields(model: Decoder) -> dict[str, Any]:
+    """Return the fields of config.json that describe a model."""
     optional = ("rope", "q_norm", "k_norm", "chunk", "temperature")
     layers = attentions(model, may_have=optional)
     mixtures, dense = mixtures_and_dense(model)
     if any(mixture.shared is None for mixture in mixtures.values()):
         raise UsageError("a mixture has no shared expert: expected one")
-    norms = [n for layer in layers for n in (layer.q_norm, layer.k_norm) if n is not None]
+
     experts = mixture_fields(
         mixtures,
         n_experts="num_local_experts",
@@ -59,7 +62,7 @@ def fields(model: Decoder) -> dict[str, Any]:
             "experts.weighs": "inputs",
         },
     )
-    shared = feed_forward_fields([mixture.shared for mixture in mixtures.values()])
+    shared = feed_forward_fields(feed_forwards(mixture.shared for mixture in mixtures.values()))
     if shared["intermediate_size"] != experts["intermediate_size"]:
         raise UsageError(
             f"a shared expert is {shared['intermediate_size']} wide: expected "
@@ -67,7 +70,7 @@ def fields(model: Decoder) -> dict[str, Any]:
         )
     wide = feed_forward_fields(list(dense.values()))["intermediate_size"] if dense else None
     return {
-        **decoder_fields(model, norms=norms),
+        **decoder_fields(model, norms=head_norms(layers)),
         **attention_fields(layers),
         **rope_fields(layers),
         **_layers(layers),
@@ -78,11 +81,11 @@ def fields(model: Decoder) -> dict[str, Any]:
 
 
 def _layers(layers: list[Attention]) -> dict[str, Any]:
-    """Which layers have RoPE, norms, chunks and temperature."""
+    """Return the fields that say which layers have RoPE, norms, chunks and a temperature."""
     rotated = [layer for layer in layers if layer.rope is not None]
     others = [layer for layer in layers if layer.rope is None]
     chunks = [layer.visibility.chunk for layer in layers]
-    normed = alike(
+    normed = common(
         "q_norm and k_norm, where there is RoPE,",
         [n is not None for layer in rotated for n in (layer.q_norm, layer.k_norm)],
     )
@@ -94,11 +97,11 @@ def _layers(layers: list[Attention]) -> dict[str, Any]:
         raise UsageError("no layer has chunks: expected one")
     temperatures = [layer.temperature for layer in others]
     tuned = [None if t is None else (t.floor_scale, float(t.scale)) for t in temperatures]
-    tuning = alike("temperature, where there is no RoPE,", tuned) if tuned else None
+    tuning = common("temperature, where there is no RoPE,", tuned) if tuned else None
     return {
         "no_rope_layers": [int(layer.rope is not None) for layer in layers],
         "layer_types": ["full_attention" if c is None else "chunked_attention" for c in chunks],
-        "attention_chunk_size": alike("attention.chunk", [c for c in chunks if c is not None]),
+        "attention_chunk_size": common("attention.chunk", [c for c in chunks if c is not None]),
         "use_qk_norm": normed,
         "attn_temperature_tuning": tuning is not None,
         **({} if tuning is None else dict(zip(("floor_scale", "attn_scale"), tuning, strict=True))),
@@ -106,6 +109,7 @@ def _layers(layers: list[Attention]) -> dict[str, Any]:
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json in the form of `fields`, with defaults filled in."""
     found = completed(
         config,
         num_hidden_layers=48,

@@ -1,9 +1,9 @@
-"""What a family of models consists of: rules between the tensors of Hugging Face and ours.
+"""The parts of a family of models: rules that map the tensors of Hugging Face to ours.
 
-A rule says which of our weights hold the numbers of which of their tensors, and how those are
-rearranged. Weights are parameters, and buffers that are not derived from a model's arguments. Both
-directions follow from a rule: `Link.export` makes their tensors of ours, `Link.view` reads one of
-ours from theirs, or a part of it.
+A rule says which of our weights hold the numbers of which of their tensors, and how the numbers are
+rearranged. Weights are parameters, and buffers that do not follow from a model's arguments. A rule
+gives both directions: `Link.export` makes their tensors from ours, and `Link.view` reads one of
+ours, or a part of it, from theirs.
 """
 
 import itertools
@@ -24,14 +24,16 @@ _MULTI_TOKEN = "multi_token."
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, each once, under its first name, but for those of
-    `left_out`."""
+    """Return parameters and persistent buffers by name, without those of `left_out`.
+
+    Each is there once, under its first name.
+    """
     first = {tensor: name for name, tensor in reversed(named_weights(model))}
     return {name: tensor for name, tensor in named_weights(model) if first[tensor] == name}
 
 
 def named_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The same, under every name, in the order of the model."""
+    """Return the same weights under every name that they have, in the order of the model."""
     every = model.state_dict(keep_vars=True).items()
     counters = {f"{n}.rows" for n, module in model.named_modules() if isinstance(module, Dropout)}
     return [
@@ -42,8 +44,10 @@ def named_weights(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 
 
 def left_out(model: nn.Module) -> list[str]:
-    """Names of weights that neither come from files nor go into them: what predicts further
-    tokens helps training, and is no part of the models of transformers."""
+    """Return names of weights that files do not have: those that predict further tokens.
+
+    They help training, and the models of transformers have no such part.
+    """
     return [name for name in model.state_dict() if name.startswith(_MULTI_TOKEN)]
 
 
@@ -51,19 +55,20 @@ def left_out(model: nn.Module) -> list[str]:
 class RotaryPairs:
     """Rows of queries or keys whose RoPE pairs are neighbours in their layout: (0, 1), (2, 3), ...
 
-    In ours feature i is paired with feature i + K/2. Most published weights are that way as well
+    Our layout pairs feature i with feature i + K/2. Most published weights have that layout as well
     and need no reordering.
 
     Args:
-        head_dim: the field of config.json that has the rows of one head; None: all are one head.
-        rotated: the field that has how many rows are rotated, the last of each head.
+        head_dim: Field of config.json with the number of rows of one head. None means that all
+            rows belong to one head.
+        rotated: Field with the number of rotated rows, which are the last of each head.
     """
 
     head_dim: str | None
     rotated: str
 
     def order(self, rows: int, fields: dict[str, Any]) -> torch.Tensor:
-        """For each of our rows the number of theirs."""
+        """Return, for each of our rows, the index of theirs."""
         head_dim = rows if self.head_dim is None else fields[self.head_dim]
         kept = head_dim - fields[self.rotated]
         pairs = torch.arange(kept, head_dim).unflatten(0, (-1, 2))
@@ -75,17 +80,18 @@ class RotaryPairs:
 class Rule:
     """Tensors that hold the same numbers under our names and under theirs.
 
-    A place such as `{i}` in a name stands for anything between two dots, the same on both sides.
+    A placeholder such as `{i}` in a name matches any text between two dots. It has the same value
+    on both sides.
 
     Args:
-        ours: a name, or several whose tensors are joined to one of theirs.
-        theirs: a name. A place that ours lacks numbers the items of our first dim, each a tensor of
-            its own there: experts.
-        along: the dim of ours in which several are joined.
-        alternating: joined items take turns (0 of the first, 0 of the second, 1 of the first, ...)
-            and do not follow one another.
-        rotary: their layout of RoPE, where it is not ours.
-        transposed: theirs have the last two dims exchanged.
+        ours: One name, or several whose tensors are joined into one of theirs.
+        theirs: One name. A placeholder that `ours` lacks numbers the items of our first dim
+            (experts), each of which is a tensor of its own in their files.
+        along: Dim of ours along which several tensors are joined.
+        alternating: Whether joined items alternate (item 0 of the first, item 0 of the second, item
+            1 of the first, ...) instead of following one another.
+        rotary: Their layout of RoPE, if it differs from ours.
+        transposed: Whether their tensors have the last two dims exchanged.
     """
 
     ours: str | tuple[str, ...]
@@ -97,22 +103,24 @@ class Rule:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Our names, as a tuple also where there is one."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
     def item(self) -> str | None:
-        """The place that numbers items of our first dim."""
+        """The placeholder that numbers items of our first dim, or None."""
         inside = set(_PLACE.findall(self.names[0]))
         return next((place for place in _PLACE.findall(self.theirs) if place not in inside), None)
 
 
 @dataclass(frozen=True)
 class Link:
-    """A rule at certain places: of one layer, say.
+    """A rule with its placeholders filled in, for example for one layer.
 
     Args:
-        ours: full names of our weights.
-        theirs: full name of theirs; a place that numbers items is left.
+        rule: The rule.
+        ours: Full names of our weights.
+        theirs: Full name of their tensor. A placeholder that numbers items stays.
     """
 
     rule: Rule
@@ -122,7 +130,7 @@ class Link:
     def export(
         self, tensors: Sequence[torch.Tensor], fields: dict[str, Any]
     ) -> dict[str, torch.Tensor]:
-        """Their tensors by name, of ours in the order of `ours`."""
+        """Return their tensors by name, made from our tensors in the order of `ours`."""
         rule = self.rule
         if rule.alternating:
             whole = torch.stack(tuple(tensors), dim=rule.along + 1)
@@ -145,13 +153,16 @@ class Link:
         stored: Callable[[str], View],
         fields: dict[str, Any],
     ) -> View:
-        """One of ours, made of theirs.
+        """Return a view of one of our weights, made from their tensors.
 
         Args:
-            shapes: of all of `ours`.
-            stored: gives their tensors by name.
+            name: Our name of the weight.
+            shapes: Shapes of all of `ours`.
+            stored: Function that returns one of their tensors, given its name.
+            fields: Fields of config.json.
         """
         rule, at = self.rule, self.ours.index(name)
+        view: View
         if rule.item is None:
             view = stored(self.theirs)
         else:
@@ -173,12 +184,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Whole:
-    """A model of which a family's is a part, as one that also sees has a text model.
+    """A model that contains a family's model, as a multimodal model contains a text model.
 
     Args:
-        model_type: as in config.json.
-        field: of config.json, that describes the part.
-        prefix: of names of the part's tensors.
+        model_type: Value of `model_type` in config.json.
+        field: Field of config.json that describes the part.
+        prefix: Prefix of the names of the part's tensors.
     """
 
     model_type: str
@@ -191,17 +202,18 @@ class Family:
     """Models that `transformers` has under one name.
 
     Args:
-        model_type: as in config.json.
-        architecture: the class there.
-        rules: for every weight that such a model can have; the first that fits a name counts.
-        fields: what config.json says of a model, by which `transformers` builds an equal one;
-            raises UsageError where no such file can say it.
-        normalized: a config.json in the form of `fields`, with what it may leave out, whichever
-            version of transformers wrote it.
-        ignored: their tensors without a counterpart, such as buffers that are derived.
-        further: the field that has how many layers there are behind those of the model, which
-            predict further tokens.
-        whole: a model of which such models may be read as a part.
+        model_type: Value of `model_type` in config.json.
+        architecture: Name of the class in transformers.
+        rules: Rules for every weight that such a model can have. The first that matches a name is
+            used.
+        fields: Function that returns the fields of config.json from which `transformers` builds an
+            equal model. It raises UsageError if no such file can describe the model.
+        normalized: Function that returns a config.json in the form of `fields`, with defaults
+            filled in, whichever version of transformers wrote it.
+        ignored: Names of their tensors without a counterpart, such as buffers that can be computed.
+        further: Field with the number of extra layers, after those of the model, that predict
+            further tokens.
+        whole: A model that contains such a model as a part.
     """
 
     model_type: str
@@ -213,13 +225,13 @@ class Family:
     further: str | None = None
     whole: Whole | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for a, b in itertools.combinations(self.rules, 2):
             if a.theirs == b.theirs or set(a.names) & set(b.names):
                 raise ValueError(f"{a} and {b}: expected each name in one rule")
 
     def links(self, names: Iterable[str]) -> tuple[list[Link], list[str]]:
-        """Links for our weights, in their order, and the names that no rule knows."""
+        """Return links for our weights, in their order, and the names that no rule matches."""
         links: dict[tuple[str, ...], Link] = {}
         unknown = []
         for name in names:
@@ -231,10 +243,11 @@ class Family:
         return list(links.values()), unknown
 
     def ignores(self, theirs: str, config: dict[str, Any] | None) -> bool:
-        """Whether a tensor of theirs is of no matter.
+        """Return whether one of their tensors needs no counterpart.
 
         Args:
-            config: the `normalized` one; None where it is another family's.
+            theirs: Name of the tensor.
+            config: The `normalized` config.json, or None if it is another family's.
         """
         layer = re.match(r"model\.layers\.(\d+)\.", theirs)
         if layer and self.further is not None and config is not None:
@@ -257,7 +270,7 @@ def _link(rule: Rule, name: str) -> Link | None:
 
 
 def _match(pattern: str, name: str) -> dict[str, str] | None:
-    parts = _PLACE.split(pattern)  # text and places take turns
+    parts = _PLACE.split(pattern)  # text and placeholders alternate
     expression = "".join(
         f"(?P<{part}>[^.]+)" if i % 2 else re.escape(part) for i, part in enumerate(parts)
     )

@@ -1,4 +1,4 @@
-"""What families with mixtures of experts share between config.json and our modules."""
+"""Conversion between config.json and our mixtures of experts, in parts that families share."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward
-from nanigpt.models.huggingface.fields import alike, feed_forwards, of_kind
+from nanigpt.models.huggingface.fields import common, feed_forwards, of_kind
 from nanigpt.models.moe.mixture import MixtureOfExperts
 
 
 def mixtures_and_dense(
     model: Decoder,
 ) -> tuple[dict[int, MixtureOfExperts], dict[int, FeedForward]]:
-    """Feed-forward networks by number of layer, those that are mixtures and the others.
+    """Return the mixtures and the dense feed-forward networks, each by its layer's index.
 
     Raises:
-        UsageError: one is neither, or no layer has a mixture.
+        UsageError: A network is neither, or no layer has a mixture.
     """
     every = dict(enumerate(block.feed_forward for block in model.layers))
     mixtures = {i: m for i, m in every.items() if isinstance(m, MixtureOfExperts)}
@@ -24,8 +24,7 @@ def mixtures_and_dense(
         raise UsageError("no layer has a mixture of experts")
     dense = {i: m for i, m in every.items() if i not in mixtures}
     of_kind(MixtureOfExperts, mixtures.values())
-    feed_forwards(dense.values())
-    return mixtures, dense
+    return mixtures, dict(zip(dense, feed_forwards(dense.values()), strict=True))
 
 
 def mixture_fields(
@@ -35,20 +34,22 @@ def mixture_fields(
     hidden_dim: str,
     activation: type,
     also: Mapping[str, Any],
-    told: Collection[str] = (),
+    stated: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Numbers and sizes of experts.
+    """Return the fields for numbers and sizes of experts.
 
     Args:
-        n_experts: the field for it, as is `hidden_dim`.
-        activation: the class of the one that experts have.
-        also: further attributes of router and experts, and what they must be, as no field says
-            them. Unless it is here, or in `told`, a router has no groups and no scale, and weights
-            multiply what comes out of experts.
-        told: attributes that other fields of the family say.
+        mixtures: Mixtures by the index of their layer.
+        n_experts: Name of the field for the number of experts.
+        hidden_dim: Name of the field for the width of an expert.
+        activation: Class of the activation that all experts must have.
+        also: Further attributes of router and experts that no field describes, and the values that
+            they must have. By default a router must have no groups and no scale, and weights must
+            multiply the outputs of experts.
+        stated: Attributes that other fields of the family describe, so that any value will do.
 
     Raises:
-        UsageError: a mixture has something else.
+        UsageError: A mixture has something else.
     """
     expected = {
         "router.scale": 1.0,
@@ -58,7 +59,7 @@ def mixture_fields(
     }
     for i, mixture in mixtures.items():
         for path, value in expected.items():
-            if path in told:
+            if path in stated:
                 continue
             part, name = path.split(".")
             found = getattr(getattr(mixture, part), name)
@@ -69,8 +70,8 @@ def mixture_fields(
     feed_forwards(mixture.shared for mixture in mixtures.values() if mixture.shared is not None)
     of_kind(activation, (e.activation for e in experts))
     return {
-        n_experts: alike("experts.n_experts", [e.n_experts for e in experts]),
-        hidden_dim: alike("experts.hidden_dim", [e.hidden_dim for e in experts]),
-        "num_experts_per_tok": alike("router.top_k", [m.router.top_k for m in mixtures.values()]),
+        n_experts: common("experts.n_experts", [e.n_experts for e in experts]),
+        hidden_dim: common("experts.hidden_dim", [e.hidden_dim for e in experts]),
+        "num_experts_per_tok": common("router.top_k", [m.router.top_k for m in mixtures.values()]),
         "hidden_act": "silu",
     }

@@ -1,6 +1,6 @@
-"""Weights that files have in few bits: which of their tensors make one, and how.
+"""Weights that files store in a few bits: the tensors that make up a weight, and how.
 
-They are read, not written.
+nanigpt can read such weights but not write them.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -15,13 +15,17 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Quantization:
-    """A weight NAME is the tensors `NAME{values}` and `NAME{scales}`; those without the second are
-    as they are.
+    """A weight NAME is stored as two tensors, `NAME{values}` and `NAME{scales}`.
+
+    A weight that has no tensor of scales is not quantized.
 
     Args:
-        values: suffix of the one, and `scales` of the other.
-        value_types: dtypes that the one may have, and `scale_types` the other.
-        view: makes the weight of both; raises UsageError where their shapes do not fit.
+        values: Suffix of the tensor of values.
+        scales: Suffix of the tensor of scales.
+        value_types: Dtypes that the values may have.
+        scale_types: Dtypes that the scales may have.
+        view: Function that combines both into the weight. It raises UsageError if their shapes do
+            not fit.
     """
 
     values: str
@@ -31,24 +35,24 @@ class Quantization:
     view: Callable[[View, View], View]
 
     def weights(self, tensors: Collection[str]) -> set[str]:
-        """Names of weights by those of tensors."""
+        """Return the names of weights, given the names of tensors."""
         quantized = {n.removesuffix(self.scales) for n in tensors if n.endswith(self.scales)}
         quantized = {n for n in quantized if n + self.values in tensors}
         parts = {n + part for n in quantized for part in (self.values, self.scales)}
         return (set(tensors) - parts) | quantized
 
 
-def quantization(told: dict[str, Any] | None) -> Quantization | None:
-    """What `quantization_config` says, or None where weights are as they are.
+def quantization(config: dict[str, Any] | None) -> Quantization | None:
+    """Return the quantization that `quantization_config` describes, or None if there is none.
 
     Raises:
-        UsageError: it is not known here.
+        UsageError: nanigpt cannot read this quantization.
     """
-    if told is None:
+    if config is None:
         return None
-    if not isinstance(told, dict):
-        raise UsageError(f"quantization_config={told!r}: expected an object")
-    method = told.get("quant_method")
+    if not isinstance(config, dict):
+        raise UsageError(f"quantization_config={config!r}: expected an object")
+    method = config.get("quant_method")
     if method == "mxfp4":
         return Quantization("_blocks", "_scales", ("U8",), ("U8",), _mxfp4)
     if method != "fp8":
@@ -56,14 +60,19 @@ def quantization(told: dict[str, Any] | None) -> Quantization | None:
             f"quantization_config with quant_method={method!r}: expected mxfp4, fp8, or weights "
             "that are not quantised"
         )
-    block, fmt = told.get("weight_block_size"), told.get("fmt", "e4m3")
+    block: Any = config.get("weight_block_size")
+    fmt = config.get("fmt", "e4m3")
     if fmt != "e4m3" or not _is_block(block):
         raise UsageError(
             f"quantization_config with fmt={fmt!r}, weight_block_size={block!r}: expected 'e4m3' "
             "and a block's rows and columns"
         )
     return Quantization(
-        "", "_scale_inv", ("F8_E4M3",), FLOATS, lambda *parts: _block_scaled(*parts, block)
+        "",
+        "_scale_inv",
+        ("F8_E4M3",),
+        FLOATS,
+        lambda values, scales: _block_scaled(values, scales, block),
     )
 
 
@@ -73,15 +82,16 @@ def _is_block(block: Any) -> bool:
 
 
 def _mxfp4(blocks: View, scales: View) -> View:
-    # Rows are what is multiplied with, where the tensor without quantisation has columns.
+    # Inputs are along the rows here, and along the columns of the tensor without quantization.
     return Transposed(Mxfp4(blocks, scales))
 
 
-def _block_scaled(values: View, scales: View, block: list[int]) -> View:
+def _block_scaled(values: View, scales: View, block: Sequence[int]) -> View:
     expected = [-(-n // size) for n, size in zip(values.shape, block, strict=False)]
     if len(values.shape) != 2 or list(scales.shape) != expected:
         raise UsageError(
             f"{list(values.shape)} with scales {list(scales.shape)}: expected a matrix, and one "
             f"scale for each block of {block}"
         )
-    return BlockScaled(values, scales, tuple(block))
+    rows, columns = block
+    return BlockScaled(values, scales, (rows, columns))

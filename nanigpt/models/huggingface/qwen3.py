@@ -15,6 +15,7 @@ from nanigpt.models.huggingface.fields import (
     decoder_fields,
     feed_forward_fields,
     feed_forwards,
+    head_norms,
     rope_fields,
     window_fields,
 )
@@ -22,9 +23,9 @@ from nanigpt.models.huggingface.mapping import Family
 
 
 def fields(model: Decoder) -> dict[str, Any]:
-    """config.json of a decoder whose layers are alike but for their windows."""
+    """Return the fields of config.json for a decoder whose layers differ only in their windows."""
     layers = attentions(model, has=("q_norm", "k_norm"), may_have=("window",))
-    norms = [norm for layer in layers for norm in (layer.q_norm, layer.k_norm)]
+    norms = head_norms(layers)
     check_gains(norms)
     return {
         **decoder_fields(model, norms=norms),
@@ -36,10 +37,11 @@ def fields(model: Decoder) -> dict[str, Any]:
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json in the form of `fields`, with defaults filled in."""
     found = completed(
         config,
         num_attention_heads=32,
-        # Left out, it is 32; null stands for as many as there are of queries.
+        # If the field is left out, it is 32; null means as many as there are query heads.
         num_key_value_heads=32
         if "num_key_value_heads" not in config
         else config.get("num_attention_heads", 32),

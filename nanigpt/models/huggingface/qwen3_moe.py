@@ -1,7 +1,7 @@
 """Qwen3, the mixtures of experts: `Qwen3MoeForCausalLM`.
 
-In files each expert has tensors of its own. Layers may be dense; all have one sliding window, or
-none.
+In files each expert has tensors of its own. Layers may be dense. Either all layers have the same
+sliding window, or none has one.
 """
 
 from typing import Any
@@ -10,13 +10,14 @@ from nanigpt.models.activation import SwiGLU
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface import rules
 from nanigpt.models.huggingface.fields import (
-    alike,
     attention_fields,
     attentions,
     check_gains,
+    common,
     completed,
     decoder_fields,
     feed_forward_fields,
+    head_norms,
     rope_fields,
 )
 from nanigpt.models.huggingface.mapping import Family
@@ -24,11 +25,12 @@ from nanigpt.models.huggingface.mixtures import mixture_fields, mixtures_and_den
 
 
 def fields(model: Decoder) -> dict[str, Any]:
+    """Return the fields of config.json that describe a model."""
     layers = attentions(model, has=("q_norm", "k_norm"), may_have=("window",))
-    norms = [norm for layer in layers for norm in (layer.q_norm, layer.k_norm)]
+    norms = head_norms(layers)
     check_gains(norms)
     mixtures, dense = mixtures_and_dense(model)
-    window = alike("attention.window", [layer.visibility.window for layer in layers])
+    window = common("attention.window", [layer.visibility.window for layer in layers])
     normalize = [mixture.router.normalize for mixture in mixtures.values()]
     return {
         **decoder_fields(model, norms=norms),
@@ -43,7 +45,7 @@ def fields(model: Decoder) -> dict[str, Any]:
             activation=SwiGLU,
             also={"router.scores": "softmax"},
         ),
-        "norm_topk_prob": alike("router.normalize", normalize),
+        "norm_topk_prob": common("router.normalize", normalize),
         "decoder_sparse_step": 1,
         "mlp_only_layers": list(dense),
         **(feed_forward_fields(list(dense.values())) if dense else {}),
@@ -51,6 +53,7 @@ def fields(model: Decoder) -> dict[str, Any]:
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config.json in the form of `fields`, with defaults filled in."""
     heads = config.get("num_attention_heads", 32)
     found = completed(
         config,

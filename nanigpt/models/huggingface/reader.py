@@ -1,25 +1,27 @@
-"""Their files to our weights.
+"""Read their files into our weights.
 
-Only headers are read to tell whether a folder fits a model. Then each rank reads of every tensor
-what its shard needs, and nothing else: no rank has a whole tensor that it keeps a part of.
+Headers are enough to check that a folder fits a model. Then each rank reads only the part of every
+tensor that its shard needs. No rank ever holds a whole tensor to keep a part of it.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
 from nanigpt.models.huggingface.mapping import Family, Link, Whole, named_weights, weights
-from nanigpt.models.huggingface.quantized import FLOATS, quantization
+from nanigpt.models.huggingface.quantized import FLOATS, Quantization, quantization
 from nanigpt.models.huggingface.views import Region, Stored, View
+from nanigpt.words import counted, one_of, shortened
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _SHOWN = 20
@@ -27,10 +29,10 @@ _ROWS = 4096  # compared at a time
 
 
 class Folder:
-    """config.json and weights of a folder that `save_pretrained` of transformers wrote.
+    """The config.json and weights in a folder that `save_pretrained` of transformers wrote.
 
     Raises:
-        UsageError: a file is missing or damaged, or weights are quantised in an unknown way.
+        UsageError: A file is missing or damaged, or the weights have an unknown quantization.
     """
 
     def __init__(self, path: str | Path):
@@ -47,7 +49,7 @@ class Folder:
             raise error.within(str(self.path / "config.json")) from error
 
     def narrow(self, whole: Whole | None) -> None:
-        """Leaves the part that a family knows, if the folder has the whole."""
+        """Keep only the part that a family knows, if the folder has the whole model."""
         if whole is not None and self.config.get("model_type") == whole.model_type:
             part = self.config.get(whole.field) or {}
             if not isinstance(part, dict):
@@ -56,14 +58,14 @@ class Folder:
             self.config = part
             self._prefix = whole.prefix
 
-    def told(self, family: Family) -> dict[str, Any] | None:
-        """What config.json says of a model, `normalized`; None where it is another family's."""
+    def normalized(self, family: Family) -> dict[str, Any] | None:
+        """Return the `normalized` config.json, or None if it is another family's."""
         if self.config.get("model_type") != family.model_type:
             return None
         try:
             return family.normalized(self.config)
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            # It computes with values of the file, which may be of any type.
+            # `normalized` computes with values of the file, which may have any type.
             raise UsageError(
                 f"{self.path / 'config.json'} describes no model of {family.model_type} "
                 f"({type(error).__name__}: {error})"
@@ -71,7 +73,7 @@ class Folder:
 
     @cached_property
     def names(self) -> set[str]:
-        """Of weights: a quantised one has several tensors."""
+        """Names of weights; a quantized one has several tensors."""
         q = self._quantization
         return self._tensors if q is None else q.weights(self._tensors)
 
@@ -80,32 +82,34 @@ class Folder:
         return {n.removeprefix(self._prefix) for n in self._holder if n.startswith(self._prefix)}
 
     def tensor(self, name: str) -> View:
-        parts = self._parts(name)
-        if parts is None:
+        """Return a view of a weight, dequantized where necessary."""
+        quantized = self._quantized(name)
+        if quantized is None:
             return Stored(self._slice(name))
+        q, values, scales = quantized
         try:
-            return self._quantization.view(*(Stored(self._slice(part)) for part in parts))
+            return q.view(Stored(self._slice(values)), Stored(self._slice(scales)))
         except UsageError as error:
             raise error.within(f"{self.path}: {name}") from error
 
     def wrong_dtypes(self, name: str) -> Iterator[str]:
-        """What to say of a weight's tensors that have another dtype than they may."""
-        q, parts = self._quantization, self._parts(name)
-        types = {name: FLOATS}
-        if parts is not None:
-            types = dict(zip(parts, (q.value_types, q.scale_types), strict=True))
+        """Yield a message for each of a weight's tensors that has an unexpected dtype."""
+        types: dict[str, Sequence[str]] = {name: FLOATS}
+        quantized = self._quantized(name)
+        if quantized is not None:
+            q, values, scales = quantized
+            types = {values: q.value_types, scales: q.scale_types}
         for part, expected in types.items():
             dtype = self._slice(part).get_dtype()
             if dtype not in expected:
-                one = "one of " if expected[1:] else ""
-                yield f"{part} has dtype {dtype}, expected {one}{', '.join(expected)}"
+                yield f"{part} has dtype {dtype}, expected {one_of(expected)}"
 
-    def _parts(self, name: str) -> tuple[str, str] | None:
-        """Names of a quantised weight's tensors, or None."""
+    def _quantized(self, name: str) -> tuple[Quantization, str, str] | None:
+        """Return a weight's quantization and the names of its tensors, or None."""
         q = self._quantization
         if q is None or not {name + q.values, name + q.scales} <= self._tensors:
             return None
-        return name + q.values, name + q.scales
+        return q, name + q.values, name + q.scales
 
     def _slice(self, name: str) -> Any:
         return self._holder[self._prefix + name].get_slice(self._prefix + name)
@@ -142,15 +146,15 @@ class Folder:
 
 
 class Pretrained:
-    """Weights in a folder that are those of a model, as the headers of the files tell.
+    """The weights of a model in a folder of Hugging Face; the headers of the files are checked.
 
     Args:
-        path: a folder with config.json and model.safetensors, or several and their index.
-        model: whole, not divided yet; it may be on meta.
+        path: A folder with config.json and model.safetensors, or several files and their index.
+        model: The whole model, before it is divided. It may be on meta.
 
     Raises:
-        UsageError: the folder has other weights; the message lists what is missing, too much or of
-            another shape.
+        UsageError: The folder has other weights. The message lists tensors that are missing,
+            unexpected, or have another shape.
     """
 
     def __init__(self, path: str | Path, model: Decoder):
@@ -163,19 +167,19 @@ class Pretrained:
         self._links = {name: link for link in links for name in link.ours}
         found = list(_problems(self._folder, family, model, links, self._shapes))
         if found:
-            lines = "\n  - ".join(found[:_SHOWN])
-            more = f"\n  - and {len(found) - _SHOWN} more" if found[_SHOWN:] else ""
-            problems = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+            lines = "".join(f"\n  - {line}" for line in shortened(found, _SHOWN))
             raise UsageError(
-                f"{self._folder.path} does not have the weights of this model, {problems}:"
-                f"\n  - {lines}{more}"
+                f"{self._folder.path} does not have the weights of this model, "
+                f"{counted(len(found), 'problem')}:{lines}"
             )
 
     @torch.no_grad()
     def load(self, part: nn.Module) -> None:
-        """Reads the weights of the model, or of this rank's part of it, in place.
+        """Read the weights of the model, or of this rank's part of it, in place.
 
-        They have the names that they have in the whole model; sharded ones are DTensors.
+        Args:
+            part: A module whose weights have the names of the whole model. Sharded weights are
+                DTensors.
         """
         for name, weight in weights(part).items():
             link = self._links[name]
@@ -193,12 +197,12 @@ def _problems(
     links: list[Link],
     shapes: dict[str, tuple[int, ...]],
 ) -> Iterator[str]:
-    told = folder.told(family)
-    if told is None:
+    described = folder.normalized(family)
+    if described is None:
         kind = folder.config.get("model_type")
         yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
     else:
-        yield from differences(family.fields(model), told)
+        yield from differences(family.fields(model), described)
     aliases = _aliases(family, model)
     expected: set[str] = set(aliases)
     for link in links:
@@ -215,7 +219,7 @@ def _problems(
                 yield f"{name} is {list(shape)}, expected {list(tensor.shape)}"
             yield from folder.wrong_dtypes(name)
     for name in sorted(folder.names - expected):
-        if not family.ignores(name, told):
+        if not family.ignores(name, described):
             yield f"unexpected {name} {list(folder.tensor(name).shape)}"
     for name, original in aliases.items():
         if {name, original} <= folder.names and not _same(folder, name, original):
@@ -223,8 +227,10 @@ def _problems(
 
 
 def _aliases(family: Family, model: Decoder) -> dict[str, str]:
-    """Their names of weights that stand under a second name here, and of the first: files may
-    have both."""
+    """Map their names for our weights that have a second name to those for the first name.
+
+    Files may have both.
+    """
     first = {weight: name for name, weight in weights(model).items()}
     pairs = [(name, first[w]) for name, w in named_weights(model) if name != first[w]]
     found = {}
@@ -247,10 +253,10 @@ def _same(folder: Folder, a: str, b: str) -> bool:
 
 
 def _region(weight: torch.Tensor) -> Region:
-    """What this rank has of a weight."""
-    if not hasattr(weight, "placements"):
+    """Return the region of a weight that this rank holds."""
+    if not isinstance(weight, DTensor):
         return tuple(slice(0, size) for size in weight.shape)
-    # The protocol by which distributed checkpoints ask the same; a DTensor is one chunk.
+    # Distributed checkpoints use the same protocol; a DTensor is one chunk.
     [chunk] = weight.__create_chunk_list__()
     return tuple(
         slice(start, start + size) for start, size in zip(chunk.offsets, chunk.sizes, strict=True)

@@ -1,4 +1,4 @@
-"""Rules that families have in common: they were named after Llama's tensors."""
+"""Rules that several families share: most name their tensors as Llama does."""
 
 from nanigpt.models.huggingface.mapping import RotaryPairs, Rule
 
@@ -28,7 +28,7 @@ EXPERTS = (
 
 
 def attention(*, rotary: RotaryPairs | None = None) -> tuple[Rule, ...]:
-    """Projections of `Attention`, with biases or without."""
+    """Return rules for the projections of `Attention`, with biases or without."""
     names = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj"}
     return tuple(
         Rule(
@@ -43,7 +43,13 @@ def attention(*, rotary: RotaryPairs | None = None) -> tuple[Rule, ...]:
 def feed_forward(
     theirs: str = "mlp", *, ours: str = "feed_forward", part: str = "weight"
 ) -> tuple[Rule, ...]:
-    """Projections of a `FeedForward`; `{p}` as `part` is with biases or without."""
+    """Return rules for the projections of a `FeedForward`.
+
+    Args:
+        theirs: Their name of the module.
+        ours: Our name of the module.
+        part: Last part of the names; `{p}` matches weights and biases.
+    """
     names = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
     return tuple(
         Rule(f"{LAYER}.{ours}.{a}.{part}", f"{THEIR_LAYER}.{theirs}.{b}.{part}")

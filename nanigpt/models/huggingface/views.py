@@ -1,7 +1,7 @@
-"""Tensors that are read from files part by part, rearranged on the way.
+"""Tensors that are read from files part by part, and rearranged on the way.
 
-A view has the shape of the whole. `read` takes a region, one slice (start, stop) for each dim, and
-reads no more of the file than that region needs.
+A view has the shape of the whole tensor. `read` takes a region, which is one slice (start, stop)
+for each dim, and reads no more of the file than that region needs.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import torch
 
 Region = tuple[slice, ...]
 
-_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of FP4, whose first bit is the sign
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # FP4 without its first bit, the sign
 
 
 class View(Protocol):
@@ -29,7 +29,7 @@ class Stored:
     """A tensor of a safetensors file.
 
     Args:
-        handle: what `safe_open(...).get_slice` returns.
+        handle: Result of `safe_open(...).get_slice`.
     """
 
     handle: Any
@@ -44,7 +44,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Stacked:
-    """Tensors of one shape along a new first dim."""
+    """Tensors of one shape, stacked along a new first dim."""
 
     items: Sequence[View]
 
@@ -58,7 +58,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Transposed:
-    """The last two dims exchanged."""
+    """A tensor with its last two dims exchanged."""
 
     base: View
 
@@ -74,7 +74,7 @@ class Transposed:
 
 @dataclass(frozen=True)
 class Part:
-    """Every `step`-th item of a dim from `start` on, `size` of them."""
+    """`size` items of a dim: every `step`-th one from `start` on."""
 
     base: View
     dim: int
@@ -117,10 +117,10 @@ class Reordered:
 
 @dataclass(frozen=True)
 class Mxfp4:
-    """Rows of 4-bit numbers, of which 32 share a scale (OCP Microscaling Formats, 2023).
+    """Rows of 4-bit numbers, where 32 numbers share a scale (OCP Microscaling Formats, 2023).
 
     Args:
-        blocks: [..., n, 16] bytes of two numbers each, the lower half first.
+        blocks: [..., n, 16] bytes, each of two numbers with the lower half first.
         scales: [..., n] exponents of 2, plus 127.
     """
 
@@ -148,12 +148,12 @@ class Mxfp4:
 
 @dataclass(frozen=True)
 class BlockScaled:
-    """A matrix of small numbers, whose blocks have one factor each (DeepSeek-V3, 2024, 3.3.2).
+    """A matrix in few bits, where each block has one factor (DeepSeek-V3, 2024, 3.3.2).
 
     Args:
-        values: [m, n], such as FP8.
+        values: [m, n], for example in FP8.
         scales: [m / rows, n / columns], rounded up.
-        block: rows and columns of a block.
+        block: Rows and columns of a block.
     """
 
     values: View

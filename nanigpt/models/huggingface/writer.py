@@ -1,7 +1,7 @@
-"""Our weights to their files.
+"""Write our weights into their files.
 
-Tensors pass through one weight at a time: files are written in the order of the model, headers
-first, for which shapes are enough.
+One weight at a time is in memory: files are written in the order of the model, and headers, which
+come first, need only shapes.
 """
 
 import json
@@ -23,11 +23,11 @@ from nanigpt.models.huggingface.reader import INDEX, SINGLE
 
 _CODES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 
-Outline = dict[str, torch.Tensor]  # of files: tensors on meta, by name
+Outline = dict[str, torch.Tensor]  # the tensors of files by name, on meta
 
 
 def check_vacant(path: str | Path) -> None:
-    """Raises UsageError where something is at `path` already."""
+    """Raise UsageError if `path` is a file or a folder that is not empty."""
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UsageError(f"{path} is there already; expected a new or an empty folder")
@@ -44,20 +44,25 @@ def save_pretrained(
     texts: Mapping[str, str] | None = None,
     writes: bool = True,
 ) -> list[Path]:
-    """Writes what `transformers.AutoModelForCausalLM.from_pretrained` reads; returns the files.
+    """Write a folder that `transformers.AutoModelForCausalLM.from_pretrained` can read.
 
-    The folder appears under its name when it is whole. Of a sharded model all ranks call this
-    together; a model that is divided into a pipeline's stages is not one that this can write.
+    The folder appears under its name when it is complete. All ranks of a sharded model call this
+    function together. It cannot write a model that is divided into stages of a pipeline.
 
     Args:
-        dtype: of the parameters in the files, float32 or bfloat16; buffers keep theirs.
-        max_shard_bytes: a file ends before it would be larger, unless one tensor is.
-        end_id: the token that ends documents, and that texts begin with; None if there is none.
-        texts: further files by name, such as a tokenizer's.
-        writes: whether this rank does; the others give their shards.
+        model: The model, sharded or not.
+        path: The new folder.
+        dtype: Dtype of the parameters in the files, float32 or bfloat16. Buffers keep theirs.
+        max_shard_bytes: Largest size of a file, unless a single tensor is larger.
+        end_id: The token that ends documents and begins texts, or None.
+        texts: Further files by name, such as those of a tokenizer.
+        writes: Whether this rank writes. The other ranks only contribute their shards.
+
+    Returns:
+        The files.
 
     Raises:
-        UsageError: the folder is not empty or cannot be written, or transformers has no such model.
+        UsageError: The folder is not empty or cannot be written, or transformers has no such model.
     """
     path = Path(path)
     check_vacant(path)
@@ -67,7 +72,7 @@ def save_pretrained(
     links, _ = family.links(ours)
     tensors = _exported(links, ours, fields)
     if not writes:
-        for _ in tensors:  # each gathers
+        for _ in tensors:  # gathers one weight at a time
             pass
         return []
     tokens = {"bos_token_id": end_id, "eos_token_id": end_id}
@@ -78,7 +83,7 @@ def save_pretrained(
         **tokens,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
-    # A router's float32 bias adds up tiny steps, which bfloat16 cannot hold.
+    # A router's float32 bias is a sum of tiny steps, which bfloat16 cannot hold.
     meta = {
         name: torch.empty(
             weight.shape,
@@ -124,7 +129,7 @@ def _whole(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _shards(outline: Outline, max_bytes: int) -> dict[str, list[str]]:
-    """Names of tensors by file."""
+    """Return the names of tensors by file."""
     groups: list[list[str]] = [[]]
     room = max_bytes
     for name, tensor in outline.items():
@@ -151,9 +156,14 @@ def _index(shards: dict[str, list[str]], outline: Outline) -> dict[str, Any]:
 
 
 def _write(stream: BinaryIO, outline: Outline, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-    """One safetensors file: length of the header, header, numbers; takes its tensors of `tensors`.
+    """Write one safetensors file: the length of its header, the header, then the numbers.
 
-    The library's own `save_file` wants all tensors of a file at once.
+    The library's own `save_file` needs all tensors of a file at once.
+
+    Args:
+        stream: The file.
+        outline: Its tensors on meta.
+        tensors: Iterator from which the file takes its tensors.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -170,7 +180,7 @@ def _write(stream: BinaryIO, outline: Outline, tensors: Iterator[tuple[str, torc
     for name, tensor in islice(tensors, len(outline)):
         assert tensor.shape == outline[name].shape, name
         flat = tensor.to("cpu", outline[name].dtype).contiguous().flatten()
-        stream.write(memoryview(flat.view(torch.uint8).numpy()))
+        stream.write(flat.view(torch.uint8).numpy().data)
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The experts: many feed-forward networks of one size, their weights stacked.
+"""The experts: many feed-forward networks of one size, with stacked weights.
 
 Shapes: B batch, L sequence, T = B L tokens, N experts of a token, R rows (a token once for each of
 its experts), D dim, E experts, H hidden_dim; r rows of one expert.
@@ -21,38 +21,40 @@ from nanigpt.problems import Fix, refuse, require_choice, require_positive
 Kernel = Literal["auto", "grouped", "loop"]
 Weighs = Literal["outputs", "inputs"]
 GroupedProduct = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of x_RD, all experts' weights `[experts, out, in]` and where the rows of each end: y_RH."""
+"""Returns y_RH, given x_RD, weights `[experts, out, in]`, and the end of each expert's rows."""
 
 
 def grouped_product(x_RD: torch.Tensor, w: torch.Tensor, ends_E: torch.Tensor) -> torch.Tensor:
-    """The product in the dtype of x."""
+    """Compute the product in the dtype of x."""
     return F.grouped_mm(x_RD, w.transpose(-1, -2), offs=ends_E)
 
 
 class Experts(nn.Module):
-    """`w2(activation(w1(x), w3(x)))` of the experts that a token goes to, weighted and summed.
+    """`w2(activation(w1(x), w3(x)))` for each expert of a token, weighted and summed.
 
     Args:
-        weighs: whether weights multiply what comes out of experts, or what goes in (Llama 4).
-        initializer: of `w1` and `w3`.
-        output_initializer: of `w2`.
-        bias: initialiser of all three biases, or None for no biases.
-        activation: None is `SwiGLU`.
-        kernel: `grouped` is one grouped matrix product for all experts, `loop` one product after
-            the other, which needs to know on the host how many rows each has. `grouped` wants
-            widths that are multiples of 8; `auto` takes it for those, in bfloat16 on CUDA, where it
-            is one kernel, and `loop` elsewhere.
-        float8: computes the products in 8 bits, by a recipe of those that a `Linear` has; None
-            computes them in the dtype of the inputs. Widths must be multiples of 16, or of 32 for
-            `mxfp8`.
+        n_experts: Number of experts.
+        dim: Features of a token.
+        hidden_dim: Hidden features of an expert.
+        initializer: Initializer of `w1` and `w3`.
+        output_initializer: Initializer of `w2`.
+        bias: Initializer of all three biases, or None for no biases.
+        activation: Activation of gates and values; None is `SwiGLU`.
+        weighs: Whether weights multiply the outputs of experts, or their inputs (Llama 4).
+        kernel: `grouped` is one grouped matrix product for all experts, and needs widths that are
+            multiples of 8. `loop` is one product after the other, for which the host waits for each
+            expert's number of rows. `auto` is `grouped` in bfloat16 on CUDA, where it is one
+            kernel, if the widths allow it, and otherwise `loop`.
+        float8: Recipe by which the products are computed in 8 bits, as in `Linear`. None computes
+            them in the dtype of the inputs. Widths must be multiples of 16, or of 32 for `mxfp8`.
 
     Attributes:
-        product, grouped_product: that of one expert, and of all; where `float8` is set,
-            `nanigpt.precision.float8` puts its own here.
-        dispatcher: brings tokens to experts, of which other ranks may have some.
-        sharers: ranks among which hidden features are divided; each adds its part of the biases of
-            the outputs, which are summed.
-        local: gives what this rank has of a weight.
+        product: Product of one expert. If `float8` is set, `nanigpt.precision.float8` replaces it.
+        grouped_product: Product of all experts, which it replaces too.
+        dispatcher: Transport of tokens to experts, some of which may be on other ranks.
+        sharers: Number of ranks among which hidden features are divided. Outputs are summed over
+            them, so each rank adds its share of the output bias.
+        local: Function that returns this rank's part of a weight.
     """
 
     tensor_parallel = {"": "experts"}
@@ -111,10 +113,11 @@ class Experts(nn.Module):
         self.bias2 = None if bias is None else weight(dim)
         self.bias3 = None if bias is None else weight(hidden_dim)
 
-    def initializers(self) -> dict[str, Initializer]:
-        into = dict.fromkeys(("w1", "w3"), self.initializer)
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {
-            **into,
+            "w1": self.initializer,
+            "w3": self.initializer,
             "w2": self.output_initializer,
             **dict.fromkeys(("bias1", "bias2", "bias3"), self.bias_initializer),
         }
@@ -122,15 +125,16 @@ class Experts(nn.Module):
     def forward(
         self, x_BLD: torch.Tensor, weights_BLN: torch.Tensor, experts_BLN: torch.Tensor
     ) -> torch.Tensor:
-        """Returns out_BLD.
+        """Return out_BLD.
 
         Args:
-            weights_BLN: of the experts of each token (float32).
-            experts_BLN: their numbers.
+            x_BLD: Tokens.
+            weights_BLN: Weights of each token's experts (float32).
+            experts_BLN: Indices of those experts.
         """
         x_TD, experts_TN = x_BLD.flatten(0, 1), experts_BLN.flatten(0, 1)
         weights_TN = weights_BLN.flatten(0, 1)
-        if self.weighs == "inputs":  # each choice is a token of its own then, with weight 1
+        if self.weighs == "inputs":  # each choice becomes a token of its own, with weight 1
             x_TND = x_TD.unsqueeze(1) * weights_TN.unsqueeze(-1)
             x_TD, experts_TN = x_TND.to(x_TD.dtype).flatten(0, 1), experts_TN.reshape(-1, 1)
             weights_TN = torch.ones_like(weights_TN).reshape(-1, 1)
@@ -142,52 +146,67 @@ class Experts(nn.Module):
         return out_TD.view_as(x_BLD)
 
     def compute(self, x_RD: torch.Tensor, rows_E: torch.Tensor) -> torch.Tensor:
-        """Returns out_RD, each row by one expert, of those whose weights are here.
+        """Return out_RD, where one of the experts on this rank computes each row.
 
         Args:
-            x_RD: the rows of the first expert, then those of the second, and so on.
-            rows_E: how many rows each has; they sum to R.
+            x_RD: The rows of the first expert, then those of the second, and so on.
+            rows_E: Number of rows of each expert; their sum is R.
         """
-        weights = self._weights(x_RD.dtype)
+        weights, biases = self._weights(x_RD.dtype)
         grouped = self.kernel == "grouped" or (self.kernel == "auto" and _is_one_kernel(weights[0]))
-        return (self._grouped if grouped else self._loop)(x_RD, rows_E, weights)
+        return (self._grouped if grouped else self._loop)(x_RD, rows_E, weights, biases)
 
-    def _weights(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        """w1, w2, w3, bias1, bias2, bias3: what this rank has of them."""
-        every = (self.w1, self.w2, self.w3, self.bias1, self.bias2, self.bias3)
-        here = [None if w is None else self.local(w).to(dtype) for w in every]
-        if self.sharers > 1 and here[4] is not None:
-            here[4] = here[4] / self.sharers
-        return here
+    def _weights(self, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """Return this rank's part of w1, w2 and w3, and of bias1, bias2 and bias3."""
+
+        def here(w: torch.Tensor) -> torch.Tensor:
+            return self.local(w).to(dtype)
+
+        weights = [here(w) for w in (self.w1, self.w2, self.w3)]
+        b1, b2, b3 = (None if b is None else here(b) for b in (self.bias1, self.bias2, self.bias3))
+        if self.sharers > 1 and b2 is not None:
+            b2 = b2 / self.sharers
+        return weights, [b1, b2, b3]
 
     def _loop(
-        self, x_RD: torch.Tensor, rows_E: torch.Tensor, weights: list[torch.Tensor | None]
+        self,
+        x_RD: torch.Tensor,
+        rows_E: torch.Tensor,
+        weights: list[torch.Tensor],
+        biases: list[torch.Tensor | None],
     ) -> torch.Tensor:
         if x_RD.is_meta:  # nobody knows how many rows each has, and shapes are the same anyhow
             rows = [x_RD.shape[0], *[0] * (rows_E.shape[0] - 1)]
         else:
             rows = rows_E.tolist()
         for n in rows:
-            # Under torch.compile these are numbers of which it knows nothing. That they are sizes,
-            # and of no more than all rows, is told here, so that no question about them has to
-            # wait for the data. torch 2.13 asks none: it compiles this without the two lines too.
+            # torch.compile knows nothing about these numbers. With the bounds of their size, it can
+            # answer its own questions about them without waiting for the data. (torch 2.13 compiles
+            # this without the two lines, too.)
             torch._check(n >= 0)
             torch._check(n <= x_RD.shape[0])
         none = [None] * len(rows)
-        # Split and unbound, whose gradients are joined once; each expert's slice would make one
-        # as large as the whole.
-        each = [none if w is None else w.unbind() for w in weights]
+        # The gradients of `split` and `unbind` are joined once. The gradient of each expert's slice
+        # would be as large as the whole.
+        each = [w.unbind() for w in weights]
+        each_bias = [none if b is None else b.unbind() for b in biases]
         linear = self.product
         outs = [
             linear(self.activation(linear(x_rD, w1, b1), linear(x_rD, w3, b3)), w2, b2)
-            for x_rD, w1, w2, w3, b1, b2, b3 in zip(x_RD.split(rows), *each, strict=True)
+            for x_rD, w1, w2, w3, b1, b2, b3 in zip(
+                x_RD.split(rows), *each, *each_bias, strict=True
+            )
         ]
         return torch.cat(outs)
 
     def _grouped(
-        self, x_RD: torch.Tensor, rows_E: torch.Tensor, weights: list[torch.Tensor | None]
+        self,
+        x_RD: torch.Tensor,
+        rows_E: torch.Tensor,
+        weights: list[torch.Tensor],
+        biases: list[torch.Tensor | None],
     ) -> torch.Tensor:
-        w1, w2, w3, b1, b2, b3 = weights
+        (w1, w2, w3), (b1, b2, b3) = weights, biases
         ends_E = rows_E.cumsum(0, dtype=torch.int32)
 
         def linear(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
@@ -208,6 +227,6 @@ class Experts(nn.Module):
 
 
 def _is_one_kernel(weight: torch.Tensor) -> bool:
-    """Whether the grouped product is, rather than a loop of its own, or refused."""
+    """Return whether the grouped product is one kernel for this weight."""
     fits = all(size % 8 == 0 for size in weight.shape[1:])
     return weight.is_cuda and weight.dtype == torch.bfloat16 and fits

@@ -17,12 +17,12 @@ from nanigpt.problems import refuse_all
 
 
 class Load(NamedTuple):
-    """What a forward pass asked of the experts.
+    """The load of the experts in a forward pass.
 
     Attributes:
-        tokens_E: that each had; one that goes to several experts counts for each.
-        entropy: sum over tokens of the entropy of their normalised scores, in nats.
-        tokens: number of tokens.
+        tokens_E: Tokens of each expert. A token with several experts counts for each.
+        entropy: Sum over tokens of the entropy of their normalized scores, in nats.
+        tokens: Number of tokens.
     """
 
     tokens_E: torch.Tensor
@@ -31,22 +31,29 @@ class Load(NamedTuple):
 
 
 class MixtureOfExperts(nn.Module):
-    """Of the experts, a token goes through those that the router chooses, and through `shared`.
+    """A feed-forward network of experts that a router chooses for each token, and a shared one.
 
-    (Shazeer et al., 2017; experts that all tokens share: DeepSeekMoE, 2024.)
+    (Shazeer et al., 2017; shared experts: DeepSeekMoE, 2024.)
 
     Args:
-        shared: what every token goes through besides, or None.
+        router: Chooses the experts of a token and their weights.
+        experts: The experts.
+        shared: A network that every token goes through besides, or None.
 
     Attributes:
-        tokens_E, entropy, tokens: sums of `Load` over forward passes, until `reset_buffers`.
+        tokens_E: Sum of `Load.tokens_E` over forward passes, until `reset_buffers`.
+        entropy: Sum of `Load.entropy`.
+        tokens: Sum of `Load.tokens`.
     """
 
     tensor_parallel = {"router": "tokens", "shared": "own"}
+    tokens_E: torch.Tensor
+    entropy: torch.Tensor
+    tokens: torch.Tensor
 
     def __init__(self, *, router: Router, experts: Experts, shared: nn.Module | None = None):
         super().__init__()
-        expected = {
+        expected: dict[str, tuple[int | None, int | None]] = {
             "experts.n_experts": (experts.n_experts, router.n_experts),
             "experts.dim": (experts.dim, router.dim),
         }
@@ -62,27 +69,29 @@ class MixtureOfExperts(nn.Module):
 
     @property
     def dim(self) -> int:
+        """Features of a token."""
         return self.router.dim
 
     def reset_buffers(self) -> None:
+        """Set the sums to zero."""
         for buffer in (self.tokens_E, self.entropy, self.tokens):
             buffer.zero_()
 
     def active_weights(self) -> int:
-        """Weights that one token is multiplied with: the router's, and those of its experts."""
+        """Return the number of weights that one token is multiplied with, in router and experts."""
         chosen = self.router.top_k * 3 * self.experts.dim * self.experts.hidden_dim
         shared = 0 if self.shared is None else active_weights(self.shared)
         return active_weights(self.router) + chosen + shared
 
     def idle_parameters(self) -> int:
-        """Parameters of experts that one token does not go through."""
+        """Return the number of parameters in experts that one token does not go through."""
         each = sum(p.numel() for p in self.experts.parameters()) // self.experts.n_experts
         return each * (self.experts.n_experts - self.router.top_k)
 
     def forward(self, x_BLD: torch.Tensor) -> tuple[torch.Tensor, Load]:
-        """Returns out_BLD, and the load, which is for `add_load`.
+        """Return out_BLD and the load, which the caller hands to `add_load`.
 
-        It is not added here: a forward pass may be run again for the backward pass.
+        The load is not added here, since the backward pass may run the forward pass again.
         """
         weights_BLN, experts_BLN, scores_BLE = self.router(x_BLD)
         out_BLD = self.experts(x_BLD, weights_BLN, experts_BLN)
@@ -92,6 +101,7 @@ class MixtureOfExperts(nn.Module):
 
     @torch.no_grad()
     def add_load(self, load: Load) -> None:
+        """Add the load of a forward pass to the sums."""
         self.tokens_E += load.tokens_E
         self.entropy += load.entropy
         self.tokens += load.tokens

@@ -1,4 +1,4 @@
-"""The router: which experts a token goes to, and how much each of them counts.
+"""The router, which chooses the experts of a token and their weights.
 
 Shapes: B batch, L sequence, D dim, E experts, N experts of a token, J groups of experts.
 """
@@ -18,8 +18,13 @@ Scores = Literal["softmax", "sigmoid"]
 
 
 class Routing(NamedTuple):
-    """Of each token, its experts and their weights (float32) in the same order, which may be any,
-    and the scores of all experts."""
+    """The experts of each token.
+
+    Attributes:
+        weights_BLN: Weights of a token's experts (float32).
+        experts_BLN: Indices of those experts in the same order, which may be any order.
+        scores_BLE: Scores of all experts.
+    """
 
     weights_BLN: torch.Tensor
     experts_BLN: torch.Tensor
@@ -27,24 +32,29 @@ class Routing(NamedTuple):
 
 
 class Router(nn.Module):
-    """A linear layer in float32, whose `top_k` highest scores choose experts and weigh them.
+    """A linear layer in float32; its `top_k` highest scores choose the experts and their weights.
 
     Args:
-        scores: of all experts together (`softmax`) or of each alone (`sigmoid`).
-        normalize: make the weights of a token's experts sum to 1.
-        scale: multiplies the weights.
-        n_groups: groups of neighbouring experts, such as those of one machine; a token goes to the
-            `top_groups` whose two best experts score highest (DeepSeek-V3, 2024, 2.1.2).
-        top_groups: at most `n_groups`.
-        bias: initialiser of a learned bias of the scores, or None for no bias.
-        balance_rate: after each optimizer step the choice, though not the weight, of experts that
-            had less than the mean of tokens is made more likely by so much, of those that had more
-            less likely (Wang et al., 2024, auxiliary-loss-free load balancing); None leaves it.
+        dim: Features of a token.
+        n_experts: Number of experts.
+        top_k: Number of a token's experts.
+        initializer: Initializer of the weight.
+        scores: Whether scores are a `softmax` over all experts, or a `sigmoid` of each.
+        normalize: Whether the weights of a token's experts are divided by their sum.
+        scale: Factor of the weights.
+        n_groups: Groups of neighbouring experts, such as those of one machine. A token goes only to
+            the `top_groups` groups whose two best experts have the highest scores (DeepSeek-V3,
+            2024, 2.1.2).
+        top_groups: Groups of a token, at most `n_groups`.
+        bias: Initializer of a learned bias of the scores, or None for no bias.
+        balance_rate: Step by which each optimizer step raises the bias of experts that had fewer
+            tokens than the mean, and lowers that of experts that had more. The bias changes the
+            choice of experts, not their weights (Wang et al., 2024, auxiliary-loss-free load
+            balancing). None has no such bias.
 
     Attributes:
-        expert_bias: what `balance_rate` has changed choices by, a persistent buffer of float32, or
-            None.
-        local: gives the logits of this rank's tokens.
+        expert_bias: The bias that `balance_rate` moves, a persistent buffer of float32, or None.
+        local: Function that returns the logits of this rank's tokens.
     """
 
     def __init__(
@@ -98,20 +108,23 @@ class Router(nn.Module):
         balance = None if balance_rate is None else torch.empty(n_experts, device="meta")
         self.register_buffer("expert_bias", balance)
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer, "bias": self.bias_initializer}
 
     def reset_buffers(self) -> None:
+        """Set the balancing bias to zero."""
         if self.expert_bias is not None:
             self.expert_bias.zero_()
 
     def active_weights(self) -> int:
-        """Weights that one token is multiplied with."""
+        """Return the number of weights that one token is multiplied with."""
         return self.dim * self.n_experts
 
     def forward(self, x_BLD: torch.Tensor) -> Routing:
-        # Weights are rounded as those of all matrices are, or a run would depend on whether FSDP
-        # gathers them; what is computed of them is not.
+        """Return weights, experts and scores of each token."""
+        # The weights are rounded like those of all matrices, since FSDP gathers them rounded. The
+        # results are not.
         weight_ED = self.weight.to(x_BLD.dtype).float()
         bias_E = None if self.bias is None else self.bias.to(x_BLD.dtype).float()
         logits_BLE = self.local(F.linear(x_BLD.float(), weight_ED, bias_E))
@@ -135,13 +148,16 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def balance(self, tokens_E: torch.Tensor) -> None:
-        """Moves `expert_bias` by one `balance_rate`, given the tokens that each expert had in the
-        step, over all ranks."""
-        if self.expert_bias is not None:
+        """Move `expert_bias` by one `balance_rate`.
+
+        Args:
+            tokens_E: Tokens of each expert in the step, over all ranks.
+        """
+        if self.expert_bias is not None and self.balance_rate is not None:
             self.expert_bias += self.balance_rate * (tokens_E.mean() - tokens_E).sign()
 
     def extra_repr(self) -> str:
-        told = f"{self.top_k} of {self.n_experts} experts by {self.scores}"
+        chosen = f"{self.top_k} of {self.n_experts} experts by {self.scores}"
         if self.n_groups > 1:
-            told += f", {self.top_groups} of {self.n_groups} groups"
-        return f"{told}, bias={self.bias is not None}, balance_rate={self.balance_rate}"
+            chosen += f", {self.top_groups} of {self.n_groups} groups"
+        return f"{chosen}, bias={self.bias is not None}, balance_rate={self.balance_rate}"

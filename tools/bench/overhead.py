@@ -1,11 +1,11 @@
-"""What a framework does around the model: CPU time that it adds to a step of few milliseconds.
+"""Measure the CPU time that a framework adds to a step of a few milliseconds.
 
-    ./tools/run python tools/bench/around.py
+    ./tools/run python tools/bench/overhead.py
 
-A bare loop over the same modules runs in the same process: ten steps of the framework, ten steps of
-the bare loop, and so on (loops.py). Runs of two processes differ by more than is looked for here;
-neighbouring blocks of one process hardly do. A block of the framework is compared with the mean of
-the bare blocks before and after it.
+Ten steps of the framework and ten steps of a bare loop over the same modules alternate within one
+process (loops.py). The overhead is smaller than the differences between two processes, but larger
+than those between neighbouring blocks of one process. Each block of the framework is compared with
+the mean of the bare blocks before and after it.
 """
 
 import statistics
@@ -20,36 +20,36 @@ DROPPED = 2  # blocks
 
 
 class Alternation:
-    """CPU milliseconds of the steps that are told, and of bare steps made between them."""
+    """CPU milliseconds of a framework's steps, and of bare steps between them."""
 
     def __init__(self, bare: Iterator):
         self.bare = bare
-        next(bare)  # has its model, before garbage collection freezes what is there
+        next(bare)  # makes its model before garbage collection freezes all objects
         self.steps = 0
-        self.told_ms: list[float] = []
+        self.framework_ms: list[float] = []
         self.bare_ms: list[float] = []
         self.start = None
 
     def step(self, loss=None) -> None:
-        """After each step of the framework."""
+        """Note a step of the framework, and run bare steps after each block."""
         self.steps += 1
-        # The last steps are left out: the bare loop would run out of batches.
+        # The last steps are left out, since the bare loop would run out of batches.
         if self.steps % BLOCK or self.steps > loops.STEPS["small"] - BLOCK:
             return
         end = time.process_time()
         if self.start is not None:
-            self.told_ms.append(1000 * (end - self.start) / BLOCK)
+            self.framework_ms.append(1000 * (end - self.start) / BLOCK)
         for _ in range(BLOCK):
             next(self.bare)
         self.start = time.process_time()
         self.bare_ms.append(1000 * (self.start - end) / BLOCK)
 
     def figures(self) -> harness.Figures:
-        told, bare = self.told_ms[DROPPED:], self.bare_ms[DROPPED:]
-        more = [t - (a + b) / 2 for t, a, b in zip(told, bare, bare[1:], strict=False)]
+        framework, bare = self.framework_ms[DROPPED:], self.bare_ms[DROPPED:]
+        more = [t - (a + b) / 2 for t, a, b in zip(framework, bare, bare[1:], strict=False)]
         lower, median, upper = statistics.quantiles(more)
         return {
-            "ms": statistics.median(told),
+            "ms": statistics.median(framework),
             "bare ms": statistics.median(bare),
             "more ms": median,
             "lower quartile": lower,
@@ -81,7 +81,7 @@ def report(repetitions: int) -> dict:
             f"  {name:<24} {of['more ms']:5.2f} ms CPU more per step ({quartiles} between "
             f"quartiles of blocks); bare {of['bare ms']:.2f} ms"
         )
-    return {"around": found}
+    return {"overhead": found}
 
 
 if __name__ == "__main__":
