@@ -6,6 +6,7 @@ Usage: torchrun --nproc-per-node=4 -m tests.parallel.matrix DEVICE REFERENCES.pt
 import faulthandler
 import itertools
 import json
+import random
 import sys
 import time
 import traceback
@@ -247,6 +248,41 @@ CASES: dict[int, dict[str, list[str]]] = {
         ],
     },
 }
+
+
+def random_cases(ranks: int, number: int, seed: int) -> dict[str, list[str]]:
+    """Return meshes of so many ranks, drawn at random, each for a family drawn at random."""
+    draw = random.Random(seed)
+    axes = {
+        "dp_replicate": "fiddler:hsdp({})",
+        "dp_shard": "fiddler:fsdp({})",
+        "cp": "fiddler:context_parallel({})",
+        "tp": "fiddler:tensor_parallel({})",
+        "pp": "fiddler:pipeline({}, '1F1B', 4)",
+    }
+    found: dict[str, list[str]] = {}
+    while len(found) < number:
+        sizes = dict.fromkeys(axes, 1)
+        left = ranks
+        while left > 1:
+            sizes[draw.choice(list(axes))] *= 2
+            left //= 2
+        name = draw.choice(["plain", "local", "experts", "frozen", "documents"])
+        edits = [axes[axis].format(size) for axis, size in sizes.items() if size > 1]
+        if name == "experts" and sizes["dp_shard"] * sizes["cp"] > 1 and draw.random() < 0.5:
+            edits.append("fiddler:expert_parallel(2)")
+        if draw.random() < 0.3:
+            edits.append(SELECTIVE)
+        if sizes["pp"] > 1 and sizes["dp_replicate"] * sizes["dp_shard"] > 1:
+            edits.append("set:parallelizer.pipeline.microbatches=2")
+        mesh = " ".join(f"{axis}{size}" for axis, size in sizes.items() if size > 1)
+        found[f"{name} random {len(found)} {mesh}"] = edits
+    return found
+
+
+RANDOM = random_cases(4, 20, seed=13)
+CASES[4] |= RANDOM
+DEEP += tuple(RANDOM)
 
 
 def train(cfg: fdl.Config, world: World, n_steps: int) -> dict:
