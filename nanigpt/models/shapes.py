@@ -180,7 +180,7 @@ def _described(value: Any, depth: int = 0) -> Any:
     if isinstance(value, types.FunctionType):
         cells = value.__closure__ or ()
         return id(value.__code__), [_described(cell.cell_contents, depth + 1) for cell in cells]
-    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__") and depth < 3:
+    if " object at 0x" in repr(value) and hasattr(value, "__dict__") and depth < 3:
         held = {k: _described(v, depth + 1) for k, v in vars(value).items()}
         return id(type(value)), held
     return value
