@@ -5,6 +5,9 @@ A tag is attached where the value is used, in the signature of a component:
     def __init__(self, *, lr: Annotated[float, tags.LearningRate] = 3e-4): ...
 
 and then set everywhere at once: `fdl.set_tagged(cfg, tag=tags.LearningRate, value=1e-3)`.
+
+`one_value = True` says that the arguments of a tag have one value, so that a message about one of
+them may propose to set them all.
 """
 
 from dataclasses import dataclass
@@ -46,6 +49,7 @@ class SequenceLength(Tag):
     """Tokens in one training sequence, and the positions that the model has."""
 
     unit = "tokens"
+    one_value = True
 
 
 class GlobalBatchSize(Tag):
@@ -63,12 +67,12 @@ class LocalBatchSize(Tag):
 class VocabSize(Tag):
     """Rows of the token embedding and of the output head."""
 
+    one_value = True
+
 
 class Width(Tag):
     """A feature dimension of the model: for fiddlers, which scale each by its own size. A model has
     several sizes, so that one value for all of them passes no check."""
-
-    several_values = True  # no message proposes to set them all to one
 
 
 class Initializer(Tag):
@@ -89,6 +93,8 @@ class SinkInitializer(Tag):
 
 class ComputeDType(Tag):
     """Dtype of activations and matrix multiplications; master weights stay float32."""
+
+    one_value = True
 
 
 class ActivationCheckpointing(Tag):

@@ -71,7 +71,7 @@ _ANY_WORLD = {axis.tag: axis.one_process for axis in MESH_AXES}
 
 
 def on_any_world(cfg: Any) -> Any:
-    """A copy of a config whose ranks, however many there are, shard the whole model."""
+    """Return a copy of a config in which any number of ranks shards the whole model."""
     cfg = copy.deepcopy(cfg)
     for tag, value in _ANY_WORLD.items():
         set_tag(cfg, tag, value)
@@ -79,7 +79,7 @@ def on_any_world(cfg: Any) -> Any:
 
 
 def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None = None) -> Any:
-    """The config that the run `--run` recorded, for any number of processes.
+    """Load the config that the run `--run` recorded, for any number of processes.
 
     Args:
         changes: values of tags that differ from the recorded config.
@@ -109,8 +109,9 @@ def restore(
     changes: dict[Any, Any] | None = None,
     instead: dict[Any, Any] | None = None,
 ) -> tuple[Assembly, ParallelModel, Progress]:
-    """Builds the recorded config of `--run` and loads its newest checkpoint, on a CPU where there
-    is no other device.
+    """Build the recorded config of `--run` and load its newest checkpoint.
+
+    A CPU stands in for a CUDA device that is not there.
 
     Args:
         changes: values of tags that differ from the recorded config.

@@ -125,7 +125,7 @@ class Assembly:
         return Finding(path, text, advice, tuple(settings), blamed)
 
     def _place(self, component: object | None, argument: str, reporter: Path | None) -> Path | None:
-        """The path of a component's argument; None where none leads there."""
+        """Return the path of a component's argument, or None if no path leads there."""
         try:
             below = tuple(parse_path(argument)) if argument else ()
         except UsageError:  # such as `a and b`
@@ -141,7 +141,7 @@ class Assembly:
         return (*nodes[0], *below) if nodes else None
 
     def _held(self, component: object) -> list[Path]:
-        """Paths to an object that no node built, but that a built one holds, the nearest first."""
+        """Return paths to an object that a built one holds, the nearest first."""
         found = []
         for made in self._kept:
             inside: dict[str, Any] = dict(getattr(made, "__dict__", {}))
@@ -185,7 +185,7 @@ class Assembly:
 
 
 def _with_arguments(cfg: fdl.Buildable, path: Path) -> tuple[Path, ...]:
-    """A path, and those of the arguments of the node that lies there."""
+    """Return a path, and the paths of the arguments of the node there."""
     node = value_at(cfg, path)
     given = fdl.ordered_arguments(node) if isinstance(node, fdl.Buildable) else ()
     return (path, *((*path, element(name)) for name in given))

@@ -23,13 +23,16 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def problems(cfg: fdl.Buildable) -> list[Finding]:
-    """Find missing arguments, wrong types, nodes shared by accident, lost tags, and values without
-    a name."""
+    """Find mistakes that show before anything is built.
+
+    These are missing arguments, wrong types, nodes shared by accident, lost tags, and values that
+    have no name.
+    """
     return [finding for _, finding in static_findings(cfg)]
 
 
 def static_findings(cfg: fdl.Buildable) -> list[tuple[int | None, Finding]]:
-    """The findings of `problems`, each with the id of the node that cannot be built for it."""
+    """Return `problems`, each with the id of the node that cannot be built because of it."""
     found: list[tuple[int | None, Finding]] = []
     try:
         for node, path in daglish.iterate(cfg):
@@ -44,8 +47,10 @@ def static_findings(cfg: fdl.Buildable) -> list[tuple[int | None, Finding]]:
 
 
 def elements(cfg: fdl.Buildable, path: daglish.Path) -> Path:
-    """A path of daglish as elements of `parse_path`, which tell positional arguments from a list's
-    indices."""
+    """Write a path of daglish in elements of `parse_path`.
+
+    They tell positional arguments from a list's indices.
+    """
     found: list[Element] = []
     value: Any = cfg
     for step in path:
@@ -60,7 +65,7 @@ def elements(cfg: fdl.Buildable, path: daglish.Path) -> Path:
 
 
 def _parsed(text: str) -> Finding:
-    """The finding of a message that begins with a path."""
+    """Read the finding of a message that begins with a path."""
     where, _, rest = text.partition(": ")
     try:
         return Finding(tuple(parse_path(where)), f": {rest}")
@@ -94,7 +99,10 @@ def _missing(node: fdl.Buildable, where: Path) -> Iterator[Finding]:
 
 
 def _sharing(node: fdl.Buildable, where: Path) -> Iterator[Finding]:
-    """A Partial builds a Config below it once and gives the same object to every call."""
+    """Find modules that all calls of a Partial would share.
+
+    A Partial builds a Config below it once and gives the same object to every call.
+    """
     if isinstance(node, fdl.Config):
         return
     for path, module in _modules_below(node, where, set()):
@@ -106,8 +114,10 @@ def _sharing(node: fdl.Buildable, where: Path) -> Iterator[Finding]:
 
 
 def _modules_below(value: Any, path: Path, met: set[int]) -> Iterator[tuple[Path, fdl.Config]]:
-    """The outermost configs of modules below a node, and their paths; each other Partial reports
-    those below itself."""
+    """Yield the outermost configs of modules below a node, with their paths.
+
+    Modules below another Partial are left out: that one reports them.
+    """
     if isinstance(value, fdl.Buildable):
         children = [(element(name), v) for name, v in fdl.ordered_arguments(value).items()]
     else:

@@ -40,8 +40,9 @@ class Finding:
 def report(
     cfg: fdl.Buildable, findings: Iterable[Finding], directives: Sequence[str] | None = None
 ) -> str:
-    """Write all that is wrong, equal findings of several places as one: where, what was expected,
-    who set it, and the flag that mends it.
+    """Write everything that is wrong: where, what was expected, who set it, and how to mend it.
+
+    Equal findings of several places are one line.
 
     Args:
         directives: what the command line said; None stands for a config from Python.
@@ -70,13 +71,15 @@ def report(
 
 
 def owner(cfg: fdl.Buildable, path: Path) -> tuple[fdl.Buildable, Any] | None:
-    """The node, and its argument, that hold the value at a path, or hold the last value that there
-    is on the way to it; None at the root."""
+    """Return the node, and its argument, that hold the value at a path; None for the root.
+
+    Where the path leaves the config, the last argument on the way is meant.
+    """
     return next(((node, key) for node, key, _ in reversed(list(_walk(cfg, path))) if node), None)
 
 
 def value_at(cfg: fdl.Buildable, path: Path) -> Any:
-    """The value at a path; `fdl.NO_VALUE` where the path leaves the config."""
+    """Return the value at a path, or `fdl.NO_VALUE` if the path leaves the config."""
     walked = list(_walk(cfg, path))
     if len(walked) < len(path):
         return fdl.NO_VALUE
@@ -102,7 +105,7 @@ def _sentence(paths: list[Path], text: str) -> str:
 
 
 def _who(cfg: fdl.Buildable, finding: Finding) -> tuple[str, ...]:
-    """The directives that set what is wrong, or else the line of the recipe that set it."""
+    """Return the directives that set the value, or else the line of the recipe that did."""
     blamed = (finding.path,) if finding.blamed is None else finding.blamed
     origins = []
     for path in blamed:
@@ -115,7 +118,7 @@ def _who(cfg: fdl.Buildable, finding: Finding) -> tuple[str, ...]:
 
 
 def _flags(cfg: fdl.Buildable, group: list[Finding]) -> list[str]:
-    """Flags that mend a group of equal findings; none where no flags do."""
+    """Return flags that mend a group of equal findings; none where no flags do."""
     by_value: dict[str, tuple[list[Path], Any]] = {}
     for finding in group:
         for path, value in finding.settings:

@@ -34,8 +34,10 @@ def path_text(path: Path) -> str:
 
 
 def fold(paths: Iterable[Path]) -> list[Path]:
-    """Replace paths that differ in a list's index by paths with slices, which match the same
-    elements and no others."""
+    """Write paths that differ in a list's index as paths with slices.
+
+    These match the same elements and no others.
+    """
     folded: list[tuple[Any, ...]] = list(dict.fromkeys(paths))
     for position in reversed(range(max(map(len, folded), default=0))):
         indices: dict[Any, list[int]] = {}
@@ -69,7 +71,7 @@ def _runs(indices: list[int]) -> list[_Run | int]:
 
 
 def _longest(indices: list[int]) -> tuple[int, int, int]:
-    """Start, step and length of the longest run; the smallest step and start of equals."""
+    """Return start, step and length of the longest run, of equals that of the smallest step."""
     present, best = set(indices), (indices[0], 1, 1)
     for step in range(1, indices[-1] - indices[0] + 1):
         if (indices[-1] - indices[0]) // step + 1 <= best[2]:

@@ -16,9 +16,9 @@ _MANY = 4  # more flags than a person would type
 
 
 def flags_that_set(cfg: fdl.Buildable, paths: list[Path], value: Any) -> list[str]:
-    """Flags that set what lies at the paths; none where no few flags do.
+    """Return flags that set the values at some paths; none where many would be needed.
 
-    A tag is preferred where it reaches all of them, and nothing else that has another value today.
+    A tag is preferred where it reaches all of them and no other argument.
     """
     text = _text(value)
     try:
@@ -57,7 +57,7 @@ def _makes(component: Any, made: Any) -> bool:
 
 
 def _reads(text: str, value: Any, place: Place) -> bool:
-    """Whether the text is read as the value where it is to be set."""
+    """Return whether a directive would read the text as this value."""
     try:
         found = read_value(text, place.annotation)
     except ValueError:
@@ -66,7 +66,10 @@ def _reads(text: str, value: Any, place: Place) -> bool:
 
 
 def _tag(cfg: fdl.Buildable, targets: list[Place]) -> type[fdl.Tag] | None:
-    """The tag that reaches the targets, and elsewhere only what has the same value."""
+    """Return a tag that reaches the targets and no other argument.
+
+    A tag whose class says `one_value = True` may also reach others of the same value.
+    """
     if any(target.keys for target in targets):
         return None
     wanted = {(id(target.node), target.argument) for target in targets}
@@ -76,16 +79,16 @@ def _tag(cfg: fdl.Buildable, targets: list[Place]) -> type[fdl.Tag] | None:
     )
     known = tagging.list_tags(cfg, add_superclasses=True)
     for tag in sorted(candidates & set(known), key=lambda tag: tag.__name__):
-        if getattr(tag, "several_values", False):
-            continue
         others = [p for p in tagged(cfg, tag) if (id(p.node), p.argument) not in wanted]
-        if all(_plain(other) in current for other in others):
+        if not others or (
+            getattr(tag, "one_value", False) and all(_plain(other) in current for other in others)
+        ):
             return tag
     return None
 
 
 def _plain(place: Place) -> Any:
-    """The value at a place, in a form that is equal for equal values of one type."""
+    """Return the value at a place, in a form that is equal for equal values of one type."""
     value = arguments(place.node).get(place.argument)
     plain = isinstance(value, (bool, int, float, str, type(None)))
     return (type(value), value) if plain else id(value)

@@ -19,12 +19,12 @@ _BUILTIN = (types.BuiltinFunctionType, types.WrapperDescriptorType, types.Method
 
 
 def is_protocol(annotation: Any) -> bool:
-    """Whether an annotation is a protocol, also one with type arguments."""
+    """Return whether an annotation is a protocol, also one with type arguments."""
     return typing_extensions.is_protocol(typing.get_origin(annotation) or annotation)
 
 
 def is_callable(annotation: Any) -> bool:
-    """Whether an annotation is `Callable` or `Callable[[A], B]`."""
+    """Return whether an annotation is `Callable` or `Callable[[A], B]`."""
     return (typing.get_origin(annotation) or annotation) is collections.abc.Callable
 
 
@@ -68,7 +68,7 @@ def _members(annotation: Any) -> frozenset[str]:
 
 
 def _methods(annotation: Any) -> Iterator[tuple[str, inspect.Signature]]:
-    """The methods that a protocol asks for, without `self`."""
+    """Yield the methods that a protocol asks for, without `self`."""
     protocol = typing.get_origin(annotation) or annotation
     for name in sorted(_members(annotation)):
         if isinstance(inspect.getattr_static(protocol, name, None), types.FunctionType):
@@ -76,7 +76,7 @@ def _methods(annotation: Any) -> Iterator[tuple[str, inspect.Signature]]:
 
 
 def _method(made: type, name: str) -> inspect.Signature | None:
-    """How a method of an object of the class is called; None where that cannot be known."""
+    """Return how a method of a class's objects is called, or None if nobody can know."""
     if name == "__call__" and _is_module(made):
         name = "forward"  # a module's __call__ takes anything
     method = inspect.getattr_static(made, name, None)
@@ -91,7 +91,7 @@ def _method(made: type, name: str) -> inspect.Signature | None:
 
 
 def _bound(value: Any, name: str) -> inspect.Signature | None:
-    """How a method of this object is called; None where that cannot be known."""
+    """Return how a method of this object is called, or None if nobody can know."""
     if name == "__call__":
         if _is_module(type(value)):
             return _signature(value.forward)
@@ -121,7 +121,7 @@ def _without_first(signature: inspect.Signature) -> inspect.Signature:
 
 
 def _asked_by_callable(annotation: Any) -> inspect.Signature | None:
-    """The signature that `Callable[[A, B], C]` asks for; None where it takes any."""
+    """Return the signature that `Callable[[A, B], C]` asks for, or None if it takes any."""
     given = typing.get_args(annotation)
     if not given or not isinstance(given[0], list):
         return None
@@ -148,8 +148,10 @@ def _differs(
 def _calls(
     has: inspect.Signature, asked: inspect.Signature
 ) -> Iterator[tuple[list[None], dict[str, None], Any]]:
-    """The ways in which callers may call the asked method: without and with its optional
-    arguments, and those that have names also by name."""
+    """Yield the ways in which callers may call the method that is asked for.
+
+    They may leave out its optional arguments, and give arguments that have names by name.
+    """
     parameters = list(asked.parameters.values())
     open_ended = any(p.kind in _VARIADIC for p in parameters)
     bind = has.bind_partial if open_ended else has.bind
@@ -168,7 +170,7 @@ def _calls(
 
 
 def _form(signature: inspect.Signature) -> str:
-    """A signature's parameters, without their annotations."""
+    """Write the parameters of a signature without annotations."""
     plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     return str(signature.replace(parameters=plain, return_annotation=signature.empty))
 

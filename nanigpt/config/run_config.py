@@ -34,7 +34,7 @@ def claim_run(
     started: bool,
     allow_config_change: bool = False,
 ) -> list[str]:
-    """Records `cfg` at `path`, unless a run of another config started there.
+    """Record `cfg` at `path`, unless a run of another config started there.
 
     A component says itself what of it may change without the run becoming another, by an attribute
     of its class: `may_change_on_resume = True`, or the names of arguments.
@@ -105,7 +105,7 @@ def _some(differences: list[str]) -> str:
 
 
 def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.Buildable:
-    """The config recorded in a run directory, with some tags set to other values.
+    """Load the config of a run directory, with some tags set to other values.
 
     Raises:
         UsageError: there is no run at `path`; the message names those beside it.

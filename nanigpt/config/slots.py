@@ -48,15 +48,17 @@ def type_findings(node: fdl.Buildable, where: Path) -> Iterator[Finding]:
 def built_findings(
     node: fdl.Buildable, built: dict[str | int, Any], where: Path
 ) -> Iterator[Finding]:
-    """Find arguments that were built to something that does not fit: what a function returns, and
-    attributes that a constructor sets, are known only then."""
+    """Find arguments that do not fit once they are built.
+
+    Only then are the results of functions known, and attributes that a constructor sets.
+    """
     given = fdl.ordered_arguments(node)
     for name, annotation in slots(node):
         yield from _built(given[name], built[name], annotation, (*where, element(name)))
 
 
 def element(argument: str | int) -> str | int:
-    """The element of a path that stands for a node's argument."""
+    """Return the element of a path that stands for a node's argument."""
     return Position(argument) if isinstance(argument, int) else argument
 
 
@@ -68,8 +70,10 @@ def items(value: list | tuple | dict) -> Iterator[tuple[Any, Any]]:
 
 
 def _parameter(node: fdl.Buildable, argument: str | int) -> str | None:
-    """The parameter of a node's callable that takes an argument, also by position or as one of
-    `*args` or `**kwargs`."""
+    """Return the parameter of a node's callable that takes an argument.
+
+    An argument may also be positional, or one of `*args` or `**kwargs`.
+    """
     parameters = node.__signature_info__.parameters
     if argument in parameters:
         return argument
@@ -115,8 +119,7 @@ def _type_error(value: Any, annotation: Any) -> str | None:
 
 
 def _unfit(path: Path, allowed: list[Any], name: str, made: Any = None) -> Finding:
-    """The finding of something that is none of the allowed types; says why where one protocol is
-    asked for."""
+    """Report a value that is of none of the allowed types; say why if one protocol is allowed."""
     structural = [t for t in allowed if _is_structural(t)]
     why = None
     if len(structural) == 1 and isinstance(made, type):
@@ -161,7 +164,7 @@ def _is_container(value: Any) -> bool:
 
 
 def _elements(value: list | tuple | dict, annotation: Any) -> Iterator[Any]:
-    """The annotation of each element of a container."""
+    """Yield the annotation of each element of a container."""
     arguments = typing.get_args(annotation)
     for i in range(len(value)):
         if not arguments:
@@ -173,7 +176,7 @@ def _elements(value: list | tuple | dict, annotation: Any) -> Iterator[Any]:
 
 
 def _asks_protocol(annotation: Any) -> bool:
-    """Whether a container's annotation has a protocol in it."""
+    """Return whether the annotation of a container has a protocol in it."""
     inner = [t for argument in typing.get_args(annotation) for t in types_of(argument)]
     return any(is_protocol(t) or _asks_protocol(t) for t in inner)
 
@@ -183,7 +186,7 @@ def _is_structural(annotation: Any) -> bool:
 
 
 def is_kind(kind: type, annotation: Any) -> bool:
-    """Whether objects of this class may stand where `annotation` is asked for."""
+    """Return whether objects of this class may be an argument with this annotation."""
     annotation = getattr(annotation, "__supertype__", annotation)  # of a NewType
     target = typing.get_origin(annotation) or annotation
     if typing.is_typeddict(target):
@@ -199,13 +202,15 @@ def is_kind(kind: type, annotation: Any) -> bool:
 
 
 def _is_fixed(annotation: Any) -> bool:
-    """Whether it is a tuple with a type for each element."""
+    """Return whether an annotation is a tuple with a type for each element."""
     return typing.get_origin(annotation) is tuple and Ellipsis not in typing.get_args(annotation)
 
 
 def _takes(annotation: Any, node: fdl.Buildable) -> bool:
-    """Whether what a node builds may stand where `annotation` is asked for, so far as its class
-    tells; what a function returns is checked when it is built."""
+    """Return whether the object of a node may be an argument with this annotation.
+
+    The class decides; the result of a function is checked when it is built.
+    """
     made = fdl.get_callable(node)
     if isinstance(node, fdl.Partial):
         return _is_structural(annotation) or is_kind(functools.partial, annotation)

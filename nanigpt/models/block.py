@@ -38,6 +38,10 @@ class Block(nn.Module, abc.ABC):
 
     may_change_on_resume: tuple[str, ...] = ("activation_checkpointing",)
     multiplies_below = True
+    shape_preserving = (
+        *("attention_norm", "attention", "post_attention_norm"),
+        *("feed_forward_norm", "feed_forward", "post_feed_forward_norm"),
+    )
 
     tensor_parallel = {
         "attention_norm": "own",

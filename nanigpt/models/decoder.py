@@ -47,6 +47,8 @@ class Decoder(DecoderCosts):
         ComponentError: sizes that the modules say do not fit together; it has every problem.
     """
 
+    shape_preserving = ("layers", "norm", "positions")
+
     tensor_parallel = {
         "embedding": "vocabulary",
         "positions": "own",

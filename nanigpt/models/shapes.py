@@ -10,21 +10,36 @@ An element of a ModuleList or ModuleDict is meant by the name of the list or dic
 """
 
 import contextlib
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from nanigpt.models.sizes import size
 from nanigpt.problems import Problem
+
+
+def says_all_widths(model: nn.Module) -> bool:
+    """Return whether every module that preserves the shape says its width.
+
+    Constructors compare widths that modules say; only others need `shape_problems`.
+    """
+    return all(
+        hasattr(module, "stream_dims") or size(module, "dim") is not None
+        for module in _shape_preserving(model)
+    )
 
 
 def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Problem]:
     """Run a model once on meta, and report each module that fails or returns another shape.
 
     A module that fails is passed over where its parent says that it preserves the shape, so that
-    one pass finds all of them. What a module computes from the values of tensors, such as the
-    number of tokens of an expert, does not exist on meta; such a module is passed over in silence.
+    one pass finds all of them. Of equal modules that get equal shapes, such as layers, one runs,
+    and its problems are those of all. What a module computes from the values of tensors, such as
+    the number of tokens of an expert, does not exist on meta; it is passed over in silence.
 
     Args:
         inputs: arguments of the forward pass, tensors on meta.
@@ -32,16 +47,24 @@ def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Probl
     """
     run = _Run()
     tensors = {
-        name: tensor.to("meta")
+        name: tensor
         for named in (model.named_parameters, model.named_buffers)
         for name, tensor in named(remove_duplicate=False)
     }
     with run.watching(model), torch.no_grad():
         try:
-            torch.func.functional_call(model, tensors, inputs, options, strict=True)
+            if all(tensor.is_meta for tensor in tensors.values()):
+                model(*inputs, **options)
+            else:
+                on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+                torch.func.functional_call(model, on_meta, inputs, options, strict=True)
         except Exception as error:  # a forward pass of another package may raise anything
             run.add(error, model, inputs, options)
     return run.problems
+
+
+# Attributes of every module, which do not tell its forward pass.
+_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class _Run:
@@ -50,6 +73,8 @@ class _Run:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self._open: list[nn.Module] = []
+        # Modules that ran, their outputs, and what was wrong with them, by class and shapes.
+        self._done: dict[Any, tuple[nn.Module, Any, list[Problem]]] = {}
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
@@ -60,8 +85,9 @@ class _Run:
                 left = module.register_forward_hook(self._leave)
                 until_the_end.callback(entered.remove)
                 until_the_end.callback(left.remove)
-            for child in _shape_preserving(model):
-                until_the_end.enter_context(self._guarded(child))
+            children = [(child, _kind(child)) for child in _shape_preserving(model)]
+            for child, kind in children:
+                until_the_end.enter_context(self._guarded(child, kind))
             yield
 
     def add(self, error: Exception, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -72,9 +98,28 @@ class _Run:
         given = _first(args, kwargs)
         takes = f" of {_form(given)}" if given is not None else ""
         told = f"{type(error).__name__}: {error}".splitlines()[0]
-        where = "" if inner is module else f" of {type(module).__name__}"
-        expected = f"to work in a forward pass{where}{takes}, but it raised {told}"
+        where = "" if inner is module else f" in {type(module).__name__}"
+        expected = f"a forward pass{takes}{where}, but it raised {told}"
         self.problems.append(Problem("", ..., expected, component=inner))
+
+    def _checked(
+        self, module: nn.Module, forward: Callable, given: torch.Tensor, args: tuple, kwargs: dict
+    ) -> Any:
+        """Return the output of a module that preserves the shape, or else one of that shape."""
+        depth = len(self._open)
+        try:
+            output = forward(*args, **kwargs)
+        except Exception as error:  # a forward pass of another package may raise anything
+            self.add(error, module, args, kwargs)
+            del self._open[depth:]
+            return torch.empty_like(given)
+        result = output[0] if isinstance(output, tuple) and output else output
+        if isinstance(result, torch.Tensor) and result.shape == given.shape:
+            return output
+        told = _form(result) if isinstance(result, torch.Tensor) else type(result).__name__
+        expected = f"an output of its input's shape {_form(given)}, not {told}"
+        self.problems.append(Problem("", ..., expected, component=module))
+        return torch.empty_like(given)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         self._open.append(module)
@@ -83,29 +128,29 @@ class _Run:
         self._open.pop()
 
     @contextlib.contextmanager
-    def _guarded(self, module: nn.Module) -> Iterator[None]:
+    def _guarded(self, module: nn.Module, kind: Any) -> Iterator[None]:
         own = vars(module).get("forward")
         forward = module.forward
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
-            given, depth = _first(args, kwargs), len(self._open)
-            try:
-                output = forward(*args, **kwargs)
-            except Exception as error:
-                if given is None:
-                    raise
-                self.add(error, module, args, kwargs)
-                del self._open[depth:]
-                return torch.empty_like(given)
+            given = _first(args, kwargs)
             if given is None:
+                return forward(*args, **kwargs)
+            named = {k: _described(v) for k, v in kwargs.items()}
+            key = (kind, [_described(a) for a in args], named)
+            known = repr(key)
+            if known in self._done:
+                other, output, problems = self._done[known]
+                names = {id(part): name for name, part in other.named_modules()}
+                self.problems += [
+                    replace(problem, component=module.get_submodule(names[id(problem.component)]))
+                    for problem in problems
+                ]
                 return output
-            result = output[0] if isinstance(output, tuple) and output else output
-            if isinstance(result, torch.Tensor) and result.shape == given.shape:
-                return output
-            told = _form(result) if isinstance(result, torch.Tensor) else type(result).__name__
-            expected = f"an output of its input's shape {_form(given)}, not {told}"
-            self.problems.append(Problem("", ..., expected, component=module))
-            return torch.empty_like(given)
+            before = len(self.problems)
+            output = self._checked(module, forward, given, args, kwargs)
+            self._done[known] = module, output, self.problems[before:]
+            return output
 
         module.forward = guarded
         try:
@@ -117,8 +162,32 @@ class _Run:
                 module.forward = own
 
 
+def _kind(module: nn.Module) -> Any:
+    """Describe a module so that equal descriptions stand for equal forward passes."""
+    parts = []
+    for name, part in module.named_modules():
+        held = {k: _described(v) for k, v in vars(part).items() if k not in _OF_TORCH}
+        for tensors in (part._parameters, part._buffers):
+            held |= {k: _described(v) for k, v in tensors.items()}
+        parts.append((name, id(type(part)), held))
+    return parts
+
+
+def _described(value: Any, depth: int = 0) -> Any:
+    """Describe a value by its content; one without is equal to itself alone."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), value.dtype
+    if isinstance(value, types.FunctionType):
+        cells = value.__closure__ or ()
+        return id(value.__code__), [_described(cell.cell_contents, depth + 1) for cell in cells]
+    if " object at 0x" in repr(value) and hasattr(value, "__dict__") and depth < 3:
+        held = {k: _described(v, depth + 1) for k, v in vars(value).items()}
+        return id(type(value)), held
+    return value
+
+
 def _shape_preserving(model: nn.Module) -> list[nn.Module]:
-    """The modules that their parents name, each once."""
+    """Return the modules that their parents name, each once."""
     found: dict[int, nn.Module] = {}
     for parent in model.modules():
         for name in getattr(type(parent), "shape_preserving", ()):

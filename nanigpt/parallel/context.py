@@ -39,6 +39,7 @@ class ContextParallel:
             there must be enough (Jacobs et al., 2023).
     """
 
+    axes = ("cp", "tp")
     may_change_on_resume = True
 
     def __init__(self, *, method: Method = "all_gather"):

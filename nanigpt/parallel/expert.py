@@ -40,6 +40,7 @@ class ExpertParallel:
         transport: how tokens get to the ranks of their experts; None is `AllToAll`.
     """
 
+    axes = ("ep", "tp")
     may_change_on_resume = True
 
     def __init__(self, *, transport: Transport | None = None):

@@ -107,7 +107,7 @@ class Parallelizer:
         found += _problems_of_torch(plan, torch.__version__)
         for policy in self._policies():
             for problem in policy.problems(model, plan):
-                found.append(_about(policy, problem))
+                found.append(_about(policy, problem, plan))
         found += _unsplit_modules(model, plan)
         found += self._problems_of_pairs(plan)
         return found
@@ -173,9 +173,12 @@ class Parallelizer:
         return layout.sizes["pp"] > 1 and self.pipeline.splits_backward
 
 
-def _about(policy: Policy, problem: Problem) -> Problem:
-    """Return the problem with the component that it is about."""
-    return problem if problem.component is not None else replace(problem, component=policy)
+def _about(policy: Policy, problem: Problem, plan: Plan) -> Problem:
+    """Return the problem with the component that it is about, and the axes that it follows from."""
+    component = policy if problem.component is None else problem.component
+    axes = [axis for axis in getattr(policy, "axes", ()) if plan.sizes[axis] > 1]
+    given = () if plan.mesh is None else tuple((plan.mesh, axis) for axis in axes)
+    return replace(problem, component=component, given=problem.given + given)
 
 
 def _unsplit_modules(model: nn.Module, plan: Plan) -> list[Problem]:

@@ -37,6 +37,7 @@ class PipelineParallel:
             stage 0's forward pass of microbatch 2 (B backward, I and W of inputs and weights).
     """
 
+    axes = ("pp",)
     may_change_on_resume = True
 
     def __init__(

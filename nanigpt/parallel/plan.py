@@ -48,7 +48,8 @@ class Plan:
 class Policy(Protocol):
     """One way in which a model is spread, stored or computed.
 
-    A policy may say `may_change_on_resume = True` where a resumed run may have another one.
+    A policy may say `may_change_on_resume = True` where a resumed run may have another one, and
+    name in `axes` the axes of the mesh that its problems follow from.
     """
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:

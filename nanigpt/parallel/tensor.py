@@ -48,6 +48,7 @@ class TensorParallel:
             so it must compile the blocks.
     """
 
+    axes = ("tp",)
     may_change_on_resume = True
 
     def __init__(

@@ -192,7 +192,7 @@ def _require_torchao() -> None:
     if importlib.util.find_spec("torchao") is None:
         raise UsageError(
             "float8 training is computed by torchao, which is not installed: "
-            "pip install 'nanigpt[float8]', or set tag:Float8=None"
+            "pip install 'nanigpt[float8]', or train without float8"
         )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nanigpt.data.batch import IGNORED, Batch, TokenBatch
 from nanigpt.data.dataset import PackedDataset
+from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Fix, Problem
 from nanigpt.tasks.cross_entropy import LinearCrossEntropy
@@ -55,6 +56,9 @@ class LanguageModeling(Task):
             expected = "None, because LinearCrossEntropy multiplies in the compute dtype"
             fix = Fix(model.head, "float8", None)
             found.append(Problem("float8", in_float8, expected, fix, model.head))
+        if not says_all_widths(model):
+            shape = (1, getattr(data, "sequence_length", 1))
+            found += shape_problems(model, torch.zeros(shape, dtype=torch.int64, device="meta"))
         return found
 
     def data_problems(self, model: nn.Module, data: Any, /) -> list[Problem]:

@@ -42,5 +42,21 @@ def test_message(line, message, folder, capsys, monkeypatch):
     assert told == message.rstrip("\n") + "\n"
 
 
+def directives(arguments):
+    return [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+
+
+def test_flags_that_mend_a_config_are_right():
+    """Those after a check come on top of the command's own."""
+    checked = 0
+    for line, _, message in CASES:
+        tries = [t[7:] for t in message.splitlines() if t.strip().startswith("try: ")]
+        tried = [directives(shlex.split(text)) for text in tries if "nanigpt show" not in text]
+        if line.startswith("check") and any(tried):
+            compose(["config:llama3_debug", *directives(shlex.split(line)), *sum(tried, [])])
+            checked += 1
+    assert checked >= 5
+
+
 def test_there_are_many():
     assert len(CASES) >= 60

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from nanigpt.models.shapes import shape_problems
+from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.problems import Problem
+from tests.support import built_model, tiny
 
 DIM = 8
 
@@ -101,11 +102,11 @@ def test_a_model_that_fits_has_no_problems_and_is_left_as_it_was():
         ("norm", Mean(), lambda m: m, "an output of its input's shape [2, 4, 8], not [2, 4, 1]"),
         ("norm", Nothing(), lambda m: m, "an output of its input's shape [2, 4, 8], not NoneType"),
         ("feed_forward", feed_forward_of(6, DIM), lambda m: m[0],
-         "to work in a forward pass of Sequential of [2, 4, 8], but it raised RuntimeError: "),
+         "a forward pass of [2, 4, 8] in Sequential, but it raised RuntimeError: "),
         ("norm", nn.LayerNorm(6), lambda m: m,
-         "to work in a forward pass of [2, 4, 8], but it raised RuntimeError: "),
+         "a forward pass of [2, 4, 8], but it raised RuntimeError: "),
         ("attention", WithoutPlaces(), lambda m: m,
-         "to work in a forward pass of [2, 4, 8], but it raised TypeError: "),
+         "a forward pass of [2, 4, 8], but it raised TypeError: "),
     ],
 )  # fmt: skip
 def test_the_module_that_does_not_fit_is_named(slot, module, at, expected):
@@ -126,6 +127,41 @@ def test_every_module_that_does_not_fit_is_named_once_a_pass():
         Mean,
         Mean,
     ]
+
+
+class Counted(nn.Module):
+    passes = 0
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear = nn.Linear(DIM, width)
+        self.act = lambda x: x
+
+    def forward(self, x):
+        type(self).passes += 1
+        return self.act(self.linear(x))
+
+
+def test_equal_modules_run_once_and_all_are_named():
+    layers = [Block(feed_forward=Counted(6 if i % 2 else DIM)) for i in range(20)]
+    Counted.passes = 0
+    _, found = problems(*layers)
+    assert Counted.passes == 2
+    assert [problem.component for problem in found] == [b.feed_forward for b in layers[1::2]]
+
+
+def test_modules_of_other_content_are_not_equal():
+    layers = [Block(feed_forward=Counted(DIM)) for _ in range(2)]
+    layers[1].feed_forward.act = lambda x: x[..., :3]
+    _, found = problems(*layers)
+    assert [problem.component for problem in found] == [layers[1].feed_forward]
+
+
+def test_modules_that_say_their_width_need_no_pass():
+    assert says_all_widths(built_model(tiny()))
+    model = built_model(tiny())
+    model.layers[0].feed_forward = Counted(DIM)
+    assert not says_all_widths(model)
 
 
 def test_a_module_outside_of_any_block_ends_the_pass():
