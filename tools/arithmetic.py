@@ -1,4 +1,4 @@
-"""Whether two machines round alike, so that recorded losses can be compared bit for bit."""
+"""Tell whether two machines round in the same way, so that losses can be compared bit for bit."""
 
 import hashlib
 import platform
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def arithmetic() -> dict[str, str]:
     """Describe the arithmetic of this process's CPU: versions, and a digest of computed numbers.
 
-    Machines with equal digests gave equal bits for the products, sums and functions that a model
-    uses; those of another torch or another kind of CPU mostly do not.
+    Two machines with equal digests computed equal bits for the products, sums and functions that a
+    model uses. Another torch or another kind of CPU mostly gives another digest.
     """
     return {
         "torch": torch.__version__,

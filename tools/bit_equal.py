@@ -4,12 +4,12 @@ tools/run python tools/bit_equal.py --compare tests/fixtures/bit_equal.json
 tools/run python tools/bit_equal.py --write tests/fixtures/bit_equal.json
 
 A refactoring leaves these numbers as they are. Each recipe trains 5 steps on one process and one
-thread of the CPU: debug recipes as they are, all others under `fiddler:debug_scale`. Training is
-interrupted behind the fifth step, so that none of them is the last of its schedule.
+thread of the CPU: debug recipes as they are, all others under `fiddler:debug_scale`. The script
+interrupts training after the fifth step, so that none of the steps is the last of its schedule.
 
-Exit status: 0 where all numbers are equal, 1 where one differs, 2 where they cannot be compared,
-because this machine rounds otherwise than the one that wrote the file. Then write a file of your
-own from the commit before the change (`git worktree add DIR COMMIT`), and compare with that.
+Exit status: 0 if all numbers are equal, 1 if one differs, 2 if they cannot be compared, because
+this machine rounds in another way than the one that wrote the file. In that case, write a file from
+the commit before the change (`git worktree add DIR COMMIT`) and compare with that one.
 """
 
 import argparse
@@ -86,8 +86,10 @@ def steps(name: str) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def stopping_after(n: int) -> Iterator[None]:
-    """Interrupt training where it asks for the learning rate of step n, counted from 0: as Ctrl-C
-    would, behind which rows are whole. The schedule itself is not changed."""
+    """Interrupt training after n steps, as Ctrl-C would; the schedule stays as it is.
+
+    Training asks the schedule for the learning rate of each step, which is counted from 0.
+    """
     factor = Schedule.__call__
 
     def interrupted(self: Schedule, step: int, steps: int) -> float:

@@ -2,11 +2,10 @@
 
 tools/run python tools/make_fixtures.py NAME ...
 
-A run is trained for 8 steps and put back to its checkpoint of step 4, which is packed, for most of
-it is text; `expected.json` has the numbers of the steps after that, and the validation loss of the
-checkpoint. Write a run when a new
-kind of record or checkpoint appears, and never again: what an older version wrote is what the
-tests in tests/records/ are there for.
+A run trains for 8 steps and is then put back to its checkpoint of step 4. The checkpoint is packed,
+because most of it is text. `expected.json` has the numbers of the steps after the checkpoint, and
+the checkpoint's validation loss. Write a run when a new kind of record or checkpoint appears, and
+never again: tests/records/ is about files that an older version wrote.
 """
 
 import argparse
@@ -128,10 +127,10 @@ def gpt_oss() -> fdl.Config:
 FIXTURES = {
     "llama3": (llama3, [], 1),
     "qwen3": (qwen3, ["set:schedule=@warmup_stable_decay(2, 0.1)"], 1),
-    "qwen3_moe": (qwen3_moe, ["set:metrics.tensorboard=False"], 1),
+    "qwen3_moe": (qwen3_moe, [], 1),
     "deepseek_v3": (deepseek_v3, ["set:local_batch_size=2"], 1),
     "llama4": (llama4, [], 1),
-    "gpt_oss": (gpt_oss, ["set:loss=@cross_entropy(1e-4)"], 1),
+    "gpt_oss": (gpt_oss, ["set:task.loss=@cross_entropy(1e-4)"], 1),
     "muon": (llama3, ["fiddler:muon"], 1),
     "multi_token": (qwen3_shallow, ["fiddler:multi_token(2)"], 1),
     "bfloat16": (
@@ -181,8 +180,8 @@ def write(name: str) -> None:
     cfg.data.corpus.path = "tests/fixtures/text.txt"
     cfg.device = "cpu"
     cfg.checkpointer.interval, cfg.checkpointer.keep = STORED, None
-    cfg.evaluation.n_sequences = 6
-    cfg.sampler.max_new_tokens = 2
+    cfg.evaluations["val"].n_samples = 6
+    cfg.task.sampler.max_new_tokens = 2
     run, asked = RUNS / name, RUNS / f"{name}.json"
     shutil.rmtree(run, ignore_errors=True)
     RUNS.mkdir(parents=True, exist_ok=True)

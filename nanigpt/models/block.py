@@ -95,7 +95,7 @@ class Block(nn.Module, abc.ABC):
 
         A module that says no width is left out; `check` runs it instead.
         """
-        found = {}
+        found: dict[str, int] = {}
         for name, module in self.named_children():
             dims = getattr(module, "stream_dims", None)
             if dims is not None:
@@ -113,7 +113,8 @@ class Block(nn.Module, abc.ABC):
         first_row = None if self.dropout is None else self.dropout.draw(x_BLD)
         x_BLD, load = self.compute(x_BLD, cache, places, first_row)
         if load is not None and torch.is_grad_enabled():
-            self.feed_forward.add_load(load)
+            mixture: Any = self.feed_forward
+            mixture.add_load(load)
         return x_BLD
 
     @abc.abstractmethod

@@ -44,6 +44,8 @@ class Dropout(nn.Module):
         self.place = 0
         self.part = 0
         self._drawn = 0
+        self.rows: torch.Tensor
+        self.stream: torch.Tensor
         for name, persistent in {"rows": True, "stream": False}.items():
             buffer = torch.zeros((), dtype=torch.int64, device="meta") if p else None
             self.register_buffer(name, buffer, persistent=persistent)

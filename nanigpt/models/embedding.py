@@ -70,7 +70,7 @@ class Head(Linear):
     Without a cap a `Linear` serves as well.
 
     Args:
-        soft_cap: bound of the logits, of which losses and sampling know; None is no bound.
+        soft_cap: bound of the logits, in training and in sampling; None is no bound.
     """
 
     def __init__(
@@ -94,9 +94,10 @@ class Head(Linear):
         return super().active_weights()
 
     def forward(self, x_BLD: torch.Tensor, product: Product | None = None) -> torch.Tensor:
-        """
+        """Return logits, which are capped.
+
         Args:
-            product: as of `Linear`. A loss that brings one caps what it makes of logits by itself.
+            product: as of `Linear`. A loss that brings one caps its logits by itself.
         """
         y = super().forward(x_BLD, product)
         return soft_cap(y, self.soft_cap) if self.soft_cap and product is None else y
@@ -137,7 +138,7 @@ class TiedHead(nn.Module):
             product: Function that replaces the matrix product, as in `Linear.forward`.
         """
         y = product(x_BLD, self.weight.to(x_BLD.dtype), None)
-        # A loss that brings its own product caps what it makes of logits by itself.
+        # A loss that brings its own product caps its logits by itself.
         return soft_cap(y, self.soft_cap) if self.soft_cap and product is F.linear else y
 
     def extra_repr(self) -> str:

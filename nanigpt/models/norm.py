@@ -39,9 +39,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.initializer = initializer
         weight = None if initializer is None else nn.Parameter(torch.empty(dim, device="meta"))
+        self.weight: nn.Parameter | None
         self.register_parameter("weight", weight)
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer}
 
     def forward(self, x_D: torch.Tensor) -> torch.Tensor:
@@ -82,11 +84,14 @@ class LayerNorm(nn.Module):
         self.initializer = initializer
         self.bias_initializer = bias
         weight = None if initializer is None else nn.Parameter(torch.empty(dim, device="meta"))
+        self.weight: nn.Parameter | None
         self.register_parameter("weight", weight)
         bias_D = None if bias is None else nn.Parameter(torch.empty(dim, device="meta"))
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", bias_D)
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer, "bias": self.bias_initializer}
 
     def forward(self, x_D: torch.Tensor) -> torch.Tensor:

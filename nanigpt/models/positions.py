@@ -42,7 +42,8 @@ class LearnedPositions(nn.Module):
         self.initializer = initializer
         self.weight = nn.Parameter(torch.empty(max_positions, dim, device="meta"))
 
-    def initializers(self) -> dict[str, Initializer]:
+    def initializers(self) -> dict[str, Initializer | None]:
+        """Return the initializer of each parameter."""
         return {"weight": self.initializer}
 
     def forward(
@@ -68,4 +69,5 @@ def _beside(positions_BL: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return positions_BL
     from torch.distributed.tensor import DTensor, Replicate
 
+    assert isinstance(weight, DTensor)
     return DTensor.from_local(positions_BL, weight.device_mesh, [Replicate()], run_check=False)
