@@ -24,7 +24,7 @@ class Size:
 
 
 def sizes(cfg: fdl.Buildable) -> dict[int, Size]:
-    """The size of each node, by its `id`, from a build that allocates nothing.
+    """Return the size of each node by its `id`, from a build that allocates nothing.
 
     Raises:
         UsageError: the config does not build; the message says where and why.
@@ -71,7 +71,7 @@ class _Meter:
 
 
 def _nodes(value: Any) -> Iterator[fdl.Buildable]:
-    """The nodes that a value holds directly."""
+    """Yield the nodes that a value holds directly."""
     if isinstance(value, fdl.Buildable):
         yield value
     elif isinstance(value, (list, tuple, dict)):
