@@ -86,8 +86,11 @@ def steps(name: str) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def stopping_after(n: int) -> Iterator[None]:
-    """Interrupt training where it asks for the learning rate of step n, counted from 0: as Ctrl-C
-    would, behind which rows are whole. The schedule itself is not changed."""
+    """Interrupt training when it asks for the learning rate of step n, counted from 0.
+
+    The effect is that of Ctrl-C, so that all rows so far are complete. The schedule does not
+    change.
+    """
     factor = Schedule.__call__
 
     def interrupted(self: Schedule, step: int, steps: int) -> float:
