@@ -67,7 +67,7 @@ def gelu(approximate: Approximation = "none") -> fdl.Config[GELU]:
 
 @component
 def relu_squared() -> fdl.Config[ReLUSquared]:
-    """ReLU squared as the activation of an MLP, or as the gate of a gated network."""
+    """Use the square of ReLU as the activation of an MLP, or as the gate of a gated network."""
     return fdl.Config(ReLUSquared)
 
 

@@ -192,7 +192,7 @@ def mlp(
     bias: bool = False,
     **arguments: Any,
 ) -> fdl.Config[MLP]:
-    """Build a network of two projections; GELU unless it is given an `activation`."""
+    """Return a network of two projections, with GELU by default."""
     return fdl.Config(
         MLP,
         w1=linear(dim, hidden_dim, init_scale, bias=bias),

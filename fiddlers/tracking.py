@@ -1,4 +1,4 @@
-"""Where the numbers of a run go."""
+"""Fiddlers that choose the trackers of a run's metrics."""
 
 from typing import Any
 
@@ -12,18 +12,18 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def tensorboard(cfg: fdl.Config[Trainer], on: bool = True) -> None:
-    """Writes TensorBoard events, or none with `False`."""
+    """Write TensorBoard events, or none if `on` is False."""
     _track(cfg, TensorBoard, on)
 
 
 @fiddler
 def wandb(cfg: fdl.Config[Trainer], project: str | None = None, on: bool = True) -> None:
-    """Sends metrics and config to Weights & Biases."""
+    """Send metrics and config to Weights & Biases, or nothing if `on` is False."""
     _track(cfg, WandB, on, project=project)
 
 
 def _track(cfg: fdl.Config[Trainer], kind: type, on: bool, **arguments: Any) -> None:
-    """Adds a tracker of a kind, changes the one there is, or takes it away."""
+    """Add a tracker of a kind, change the existing one, or remove it."""
     mine = [tracker for tracker in cfg.trackers if fdl.get_callable(tracker) is kind]
     if not on:
         cfg.trackers = [tracker for tracker in cfg.trackers if tracker not in mine]

@@ -1,4 +1,4 @@
-"""Every tag of a run's DAG: the knobs that cut across components.
+"""All tags of a run's DAG: settings that several components share.
 
 A tag is attached where the value is used, in the signature of a component:
 
@@ -17,8 +17,10 @@ from fiddle import Tag
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of an argument that has no tag: `Annotated[int, Unit("steps")]`. A tag's own is its
-    attribute `unit`."""
+    """The unit of an argument without a tag: `Annotated[int, Unit("steps")]`.
+
+    A tag has its unit in the attribute `unit`.
+    """
 
     unit: str
 
@@ -28,7 +30,7 @@ class LearningRate(Tag):
 
 
 class MuonLearningRate(LearningRate):
-    """Peak learning rate of Muon's matrices. What sets `LearningRate` sets it too, as it is one."""
+    """Peak learning rate of Muon's matrices, which `LearningRate` sets, too."""
 
 
 class WeightDecay(Tag):
@@ -42,7 +44,7 @@ class Steps(Tag):
 
 
 class Seed(Tag):
-    """Seed of initial weights and sample order."""
+    """Seed of initial weights and of the order of samples."""
 
 
 class SequenceLength(Tag):
@@ -53,13 +55,13 @@ class SequenceLength(Tag):
 
 
 class GlobalBatchSize(Tag):
-    """Sequences in one optimizer step, over all ranks and accumulation steps."""
+    """Number of sequences in one optimizer step, over all ranks and accumulation steps."""
 
     unit = "sequences"
 
 
 class LocalBatchSize(Tag):
-    """Sequences in one forward pass of one rank."""
+    """Number of sequences in one forward pass of one rank."""
 
     unit = "sequences"
 
@@ -71,8 +73,10 @@ class VocabSize(Tag):
 
 
 class Width(Tag):
-    """A feature dimension of the model: for fiddlers, which scale each by its own size. A model has
-    several sizes, so that one value for all of them passes no check."""
+    """A feature dimension of the model, for fiddlers that scale each by a common factor.
+
+    A model has several sizes, so that a single value for all of them passes no check.
+    """
 
 
 class Initializer(Tag):
@@ -80,11 +84,11 @@ class Initializer(Tag):
 
 
 class BiasInitializer(Tag):
-    """Initial value of a linear layer's bias; None for no bias."""
+    """Initial value of a linear layer's bias, or None for no bias."""
 
 
 class GainInitializer(Tag):
-    """Initial value of a normalisation's gain; None for no gain."""
+    """Initial value of a norm's gain, or None for no gain."""
 
 
 class SinkInitializer(Tag):
@@ -98,15 +102,15 @@ class ComputeDType(Tag):
 
 
 class ActivationCheckpointing(Tag):
-    """What a layer's backward pass recomputes: `none`, `full`, `selective`, or `budget`."""
+    """Recomputation in a layer's backward pass: `none`, `full`, `selective`, or `budget`."""
 
 
 class Float8(Tag):
-    """Float8 recipe of a projection, or of experts; None computes in the compute dtype."""
+    """Float8 recipe of a projection or of experts, or None for the compute dtype."""
 
 
 class AttentionCore(Tag):
-    """What computes attention from queries, keys and values."""
+    """Function that computes attention from queries, keys and values."""
 
 
 class PipelineSchedule(Tag):
@@ -114,27 +118,27 @@ class PipelineSchedule(Tag):
 
 
 class PipelineParallel(Tag):
-    """Ranks that the layers are divided among."""
+    """Number of ranks among which the layers are divided."""
 
 
 class DataParallelReplicate(Tag):
-    """Copies of the sharded model, each of other samples (HSDP)."""
+    """Number of copies of the sharded model, each with its own samples (HSDP)."""
 
 
 class DataParallelShard(Tag):
-    """Ranks that parameters are sharded over; -1 is what the other axes leave."""
+    """Number of ranks that share parameters, or -1 for all ranks that the other axes leave."""
 
 
 class ContextParallel(Tag):
-    """Ranks that each sequence is split over."""
+    """Number of ranks among which each sequence is split."""
 
 
 class BalanceRate(Tag):
-    """Step by which a router's bias of experts is moved towards equal load, or None."""
+    """Step that moves a router's bias of experts towards equal load, or None for no such bias."""
 
 
 class ExpertKernel(Tag):
-    """How the experts of a mixture are computed: `auto`, `grouped` or `loop`."""
+    """Kernel of a mixture's experts: `auto`, `grouped` or `loop`."""
 
 
 class MultiTokenLossWeight(Tag):
@@ -142,8 +146,8 @@ class MultiTokenLossWeight(Tag):
 
 
 class ExpertParallel(Tag):
-    """Ranks that the experts of a mixture are divided among."""
+    """Number of ranks among which the experts of a mixture are divided."""
 
 
 class TensorParallel(Tag):
-    """Ranks that each matrix is split over."""
+    """Number of ranks among which each matrix is split."""

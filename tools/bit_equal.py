@@ -86,9 +86,10 @@ def steps(name: str) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def stopping_after(n: int) -> Iterator[None]:
-    """Interrupt training after n steps, as Ctrl-C would; the schedule stays as it is.
+    """Interrupt training when it asks for the learning rate of step n, counted from 0.
 
-    Training asks the schedule for the learning rate of each step, which is counted from 0.
+    The effect is that of Ctrl-C, so that all rows so far are complete. The schedule does not
+    change.
     """
     factor = Schedule.__call__
 

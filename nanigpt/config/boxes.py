@@ -53,7 +53,7 @@ class Graph:
     edges: dict[tuple[int, int], list[str]] = field(default_factory=dict)
 
     def labels(self) -> dict[tuple[int, int], str]:
-        """What is written at each edge."""
+        """Return the label of each edge."""
         texts = {}
         for edge, names in self.edges.items():
             texts[edge] = listed(names, _LABELS)
@@ -61,10 +61,11 @@ class Graph:
 
 
 def boxes(cfg: fdl.Buildable, *, depth: int | None = None) -> Graph:
-    """The boxes and edges of a config.
+    """Return the boxes and edges of a config.
 
     Args:
-        depth: how far below the root nodes are drawn; None draws all.
+        cfg: The config.
+        depth: Largest distance of a node from the root; None draws all nodes.
     """
     drawing = _Drawing(depth)
     drawing.draw(outline(cfg), level=0)
@@ -95,7 +96,7 @@ class _Drawing:
         return number
 
     def finish(self) -> Graph:
-        """Joins nodes that were met before; one that was not drawn, being too deep, now is."""
+        """Join references to their nodes, and draw nodes that were too deep but are referenced."""
         for source, name, row in self._references:
             known = id(row.value) in self._numbers
             self._join(source, self._numbers[id(row.value)] if known else self._box(row), name)

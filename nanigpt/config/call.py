@@ -20,10 +20,10 @@ class Call:
 
     @classmethod
     def parse(cls, text: str) -> "Call":
-        """Reads `name`, `name()` or `name(1, key=text)`.
+        """Parse `name`, `name()` or `name(1, key=text)`.
 
         Raises:
-            UsageError: it is neither.
+            UsageError: The text has another form.
         """
         if text.isidentifier():
             return cls(text)
@@ -49,10 +49,10 @@ class Call:
         return cls(tree.func.id, args, kwargs)
 
     def apply(self, function: Callable, *first: Any) -> Any:
-        """Calls `function(*first, *args, **kwargs)`, arguments typed by its annotations.
+        """Call `function(*first, *args, **kwargs)`, after converting arguments to its annotations.
 
         Raises:
-            UsageError: it does not take these arguments.
+            UsageError: The function does not take these arguments.
         """
         parameters = list(inspect.signature(function).parameters.values())[len(first) :]
         form = f"{self.name}({', '.join(map(str, parameters))})"

@@ -12,7 +12,7 @@ TOO_DEEP = (
 
 
 def refuses_depth(function: Callable) -> Callable:
-    """Makes a function that walks a config raise a UsageError where the stack ends."""
+    """Make a function that walks a config raise a UsageError if the config is too deep."""
 
     @functools.wraps(function)
     def walk(*args, **kwargs):

@@ -50,8 +50,12 @@ def diff(old: fdl.Buildable, new: fdl.Buildable) -> list[Change]:
 
 
 def _elements(path: str, sides: list[dict[tuple[Element, ...], Any]]) -> tuple[Element, ...]:
-    """The elements of a path: which are indices of a list, and which are keys of a dict, is seen
-    from the containers on one of the sides, whose values are kept by their elements."""
+    """Return the elements of a path, where the containers tell list indices from dict keys.
+
+    Args:
+        path: The path.
+        sides: For each config, the values found so far by their elements.
+    """
     for values in sides:
         walked: tuple[Element, ...] = ()
         try:
@@ -85,13 +89,13 @@ def _span(numbers: list[int]) -> str:
 
 
 def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> str:
-    """What turns one config into another, in one of `FORMATS`.
+    """Describe the change from one config to another, in one of `FORMATS`.
 
-    text: lines `path: old -> new`. json: the same as objects. python: a module with a fiddler that
-    turns the old into the new. html: a page with both side by side.
+    text: lines `path: old -> new`. json: the same lines as objects. python: a module with a fiddler
+    that turns the old config into the new one. html: a page with both side by side.
 
     Raises:
-        UsageError: the format is unknown, or a value cannot be written in it.
+        UsageError: The format is unknown, or a value cannot be written in it.
     """
     if format not in FORMATS:
         raise UsageError(f"--format={format}: expected one of {', '.join(FORMATS)}")
@@ -111,7 +115,7 @@ def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> s
 
 
 def lines(changes: list[Change]) -> Iterator[str]:
-    """Changes as `path: old -> new`."""
+    """Yield changes as `path: old -> new`."""
     for change in changes:
         before = "(absent)" if change.old is None else change.old
         after = "(absent)" if change.new is None else change.new

@@ -26,11 +26,12 @@ Path = tuple[Element, ...]
 
 @refuses_depth
 def to_fiddler(old: fdl.Buildable, new: fdl.Buildable) -> str:
-    """A module whose fiddler `edit(cfg)` turns a config equal to `old` into one equal to `new`,
-    sharing and tags included.
+    """Return a module whose fiddler `edit(cfg)` turns a config equal to `old` into `new`.
+
+    The result has the sharing and tags of `new`, too.
 
     Raises:
-        UsageError: the roots build different things, which no edit in place can change, or a value
+        UsageError: The roots build different things, which no edit in place can change, or a value
             cannot be written.
     """
     if not _alike(old, new):
@@ -58,8 +59,10 @@ def to_fiddler(old: fdl.Buildable, new: fdl.Buildable) -> str:
 
 
 class _Edits:
-    """Statements in an order in which every path still leads where it did in the old config:
-    plain values first, then what holds nodes, inner arguments before outer ones."""
+    """Statements in an order that keeps every path of the old config valid.
+
+    Plain values come first, then values that hold nodes, and inner arguments before outer ones.
+    """
 
     def __init__(self, old: fdl.Buildable, new: fdl.Buildable):
         self._old_of: dict[int, fdl.Buildable] = {}  # by id of the new node
@@ -237,8 +240,10 @@ class _Edits:
         return f"del {self._source(path)}"
 
     def _loop(self, paths: list[Path], value: str) -> tuple[str, str]:
-        """A loop over elements whose paths differ in their first index only, and its body; no loop
-        for one path alone."""
+        """Return a loop over elements whose paths differ only in their first index, and its body.
+
+        A single path needs no loop.
+        """
 
         def assignment(path: Path, root: str) -> str:
             if isinstance(path[-1], str) and not _is_name(path[-1]):

@@ -39,7 +39,7 @@ def fingerprint(cfg: Any) -> str:
 
 
 def nameless(cfg: fdl.Buildable) -> Iterator[str]:
-    """What of a config has no content to compare, one message each."""
+    """Yield a message for each value without content that could be compared."""
     for entry in entries(cfg):
         if entry.is_default:  # the class has it; it is part of the class's content
             continue
@@ -50,8 +50,10 @@ def nameless(cfg: fdl.Buildable) -> Iterator[str]:
 
 
 def same_content(one: Any, other: Any, *, path: str) -> bool:
-    """Whether two values that `leaves` yields at `path` are equal as the fingerprint has it: 1 is
-    1.0, but not True. What has no content is equal to itself alone."""
+    """Return whether two values from `leaves` at `path` have equal fingerprints.
+
+    1 equals 1.0, but not True. A value without content equals only itself.
+    """
     if one is other:
         return True
     try:
@@ -61,7 +63,7 @@ def same_content(one: Any, other: Any, *, path: str) -> bool:
 
 
 def _of_leaf(value: Any, path: str) -> Any:
-    """The content of what `leaves` yields."""
+    """Return the content of a value from `leaves`."""
     if isinstance(value, Node):
         return {"node": value.kind, "callable": _name(value.function, path)}
     if isinstance(value, Shared):
@@ -125,8 +127,10 @@ class _Content:
 
 
 def _default(value: Any) -> Any:
-    """A default by its content, so that one written out is equal; where it has none, the callable's
-    name must do."""
+    """Return the content of a default, so that an equal value that was set has the same one.
+
+    A default without content is represented by the callable's name.
+    """
     try:
         return _Content().of(value, "")
     except UsageError:

@@ -26,14 +26,16 @@ _HELP = "help"
 
 
 class ConfigFlag(FiddleFlag):
-    """`config:RECIPE`, `config_file:PATH`, `run:DIR`; `fiddler:NAME(args)`, `set:PATH=VALUE`,
-    `tag:TAG=VALUE`.
+    """The flag `--config` with its directives.
 
-    Names come from the registry only. A failed directive leaves nothing half done: reading the
-    value again fails again.
+    Bases are `config:RECIPE`, `config_file:PATH` and `run:DIR`. Edits are `fiddler:NAME(args)`,
+    `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry. After a failed
+    directive, reading the value fails again, so that no config is half edited.
 
     Args:
-        default_directive: the base that stands where the first directive is not one.
+        *args: Arguments of `FiddleFlag`.
+        default_directive: The base if the first directive is an edit.
+        **kwargs: Further arguments of `FiddleFlag`.
     """
 
     _remaining_directives: list[str]
@@ -71,7 +73,7 @@ class ConfigFlag(FiddleFlag):
 
 
 def define_config_flag(values: flags.FlagValues, *, default_directive: str | None = None) -> None:
-    """Defines `--config` among `values`."""
+    """Define `--config` among `values`."""
     flag = ConfigFlag(
         name="config",
         default=None,
@@ -79,8 +81,9 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: str | Non
         parser=flags.ArgumentParser(),
         serializer=None,
         help_string=(
-            "config:RECIPE | config_file:PATH | run:DIR, then any of fiddler:NAME(args), "
-            "set:PATH=VALUE, tag:TAG=VALUE; repeat the flag, order counts; --config=help lists them"
+            "Start from config:RECIPE, config_file:PATH or run:DIR, and apply fiddler:NAME(args), "
+            "set:PATH=VALUE and tag:TAG=VALUE in this order. Repeat the flag for each. "
+            "--config=help lists the names."
         ),
     )
     flags.DEFINE_flag(flag, flag_values=values)
@@ -94,13 +97,14 @@ def config_flag(values: flags.FlagValues) -> ConfigFlag:
 
 
 def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buildable:
-    """The config that the directives describe: one base, then edits in order.
+    """Compose the config that directives describe: one base, then edits in order.
 
     Args:
-        cfg: the base, edited in place, where it comes from Python; then all directives are edits.
+        directives: The directives.
+        cfg: A base from Python, which is edited in place. If given, all directives are edits.
 
     Raises:
-        UsageError: a directive is wrong; the message begins with it and ends with what to try.
+        UsageError: A directive is wrong. The message begins with it, and ends with a suggestion.
     """
     if not directives and cfg is None:
         directives = [""]
@@ -116,7 +120,7 @@ def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buil
 
 
 def recipe_name(directives: list[str]) -> str:
-    """A name for runs of these directives: that of the recipe or of the recorded run."""
+    """Return a name for runs of these directives: the recipe's or the recorded run's."""
     expression = directives[0].partition(":")[2]
     if _kind(directives[0]) == "config":
         return Call.parse(expression).name
@@ -127,7 +131,7 @@ def recipe_name(directives: list[str]) -> str:
 
 
 def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.Buildable:
-    """The config after one directive, which is the first where there is no `base` yet."""
+    """Return the config after one directive, which must be a base if there is no `base` yet."""
     kind, expression = _kind(directive), directive.partition(":")[2]
     if kind in _BASES and base is not None:
         raise UsageError(f"a second base after {base!r}; keep one of the two")
@@ -173,7 +177,7 @@ def _kind(directive: str) -> str:
 
 
 def _try(before: list[str], directive: str, error: UsageError) -> str:
-    """A flag that is right with a near name, or the command that shows what there is."""
+    """Return a flag with a similar name that works, or a command that lists the names."""
     if isinstance(error, UnknownName):
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():

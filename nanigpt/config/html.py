@@ -34,14 +34,15 @@ def html(cfg: fdl.Buildable, *, title: str | None = None) -> str:
 
 @refuses_depth
 def tree_html(cfg: fdl.Buildable, *, title: str | None = None) -> str:
-    """The config as a collapsible tree with a search, as a piece of a page.
+    """Return a config as a collapsible tree with a search, for embedding into a page.
 
-    Equal neighbours of a list are folded. Hovering tells who set a value, what a tag means and what
-    a class is. Nodes show their parameters and shapes, found by a build on meta; where the config
-    does not build the tree says why.
+    Equal neighbours of a list are folded. Hovering shows the place that set a value, the meaning of
+    a tag, and the documentation of a class. Nodes show their parameters and shapes, found by a
+    build on meta. If the config does not build, the tree shows the reason.
 
     Args:
-        title: the heading; by default the root's class.
+        cfg: The config.
+        title: Heading; by default the root's class.
     """
     root = outline(cfg)
     try:
@@ -62,23 +63,23 @@ def tree_html(cfg: fdl.Buildable, *, title: str | None = None) -> str:
 
 
 def page(body: str, *, title: str) -> str:
-    """A whole document around a piece of HTML."""
+    """Return a whole document around a piece of HTML."""
     return asset("page.html").substitute(title=escape(title), body=body)
 
 
 @functools.cache
 def asset(name: str) -> Template:
-    """A file of `static/`."""
+    """Return a template from `static/`."""
     return Template(resources.files(__package__).joinpath("static", name).read_text("utf-8"))
 
 
 def hue(name: str) -> int:
-    """A colour for a name, in degrees: the same everywhere."""
+    """Return a hue for a name, in degrees, which is the same everywhere."""
     return zlib.crc32(name.encode()) % 360
 
 
 def count(n: int) -> str:
-    """A number in three digits: `8.03 B`."""
+    """Return a number with three digits, such as `8.03 B`."""
     if n < 10_000:
         return f"{n:,}"
     value, units = float(n), iter("KMBTPE")
@@ -182,7 +183,7 @@ def _tag(tag: type[fdl.Tag]) -> str:
 
 
 def _preview(row: Row) -> str:
-    """What was set below a row, for while it is closed."""
+    """Return a preview of the values that were set below a closed row."""
     told = [
         f"{child.label}={show_value(child.value)}"
         for child in row.children
@@ -195,7 +196,7 @@ def _preview(row: Row) -> str:
 
 
 def _describe(function: Any) -> str:
-    """Module, name and first line of the documentation of a class or function."""
+    """Return module, name and first line of documentation of a class or function."""
     name = f"{function.__module__}.{getattr(function, '__qualname__', repr(function))}"
     # A class without documentation of its own would be described as its base.
     text = inspect.cleandoc(getattr(function, "__doc__", None) or "")

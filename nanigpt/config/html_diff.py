@@ -1,4 +1,4 @@
-"""What differs between two configs, side by side in HTML."""
+"""The differences between two configs, side by side in HTML."""
 
 import difflib
 import re
@@ -12,11 +12,12 @@ _WORD = re.compile(r"\w+|\W")
 
 
 def diff_html(changes: list[Change], *, old: str = "old", new: str = "new") -> str:
-    """The changes as a piece of a page: path, old value, new value, below the node they belong to.
+    """Return the changes as a table for a page: path, old value and new value, grouped by node.
 
     Args:
-        changes: what `nanigpt.config.diff.diff` found.
-        old, new: headings of the two columns.
+        changes: Result of `nanigpt.config.diff.diff`.
+        old: Heading of the first column.
+        new: Heading of the second column.
     """
     places: dict[str, list[tuple[str, Change]]] = {}
     for change in changes:
@@ -33,7 +34,7 @@ def diff_html(changes: list[Change], *, old: str = "old", new: str = "new") -> s
 
 
 def _split(where: str) -> tuple[str, str]:
-    """The node's path, and the argument with its indices."""
+    """Return the node's path, and the argument with its indices."""
     match = _LAST.fullmatch(where)
     return (match[1] or "", match[2]) if match else ("", where or "(root)")
 
@@ -55,7 +56,7 @@ def _cell(side: str, text: str | None) -> str:
 
 
 def _mark(old: str | None, new: str | None) -> tuple[str | None, str | None]:
-    """Both sides escaped; where they have much in common, what they have not is marked."""
+    """Escape both sides; if they have much in common, mark their differences."""
     if old is None or new is None:
         return (old and escape(old)), (new and escape(new))
     a, b = _WORD.findall(old), _WORD.findall(new)

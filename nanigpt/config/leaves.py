@@ -76,7 +76,7 @@ class Entry:
 
 
 def leaves(cfg: Any, *, containers: bool = False) -> Iterator[tuple[str, Any]]:
-    """Yields (path, value) of everything in a DAG: values, nodes, and what is met again."""
+    """Yield (path, value) of every value, node and repeated node in a DAG."""
     for entry in entries(cfg, containers=containers):
         yield entry.path, entry.value
 
@@ -138,7 +138,7 @@ def flat(cfg: Any) -> dict[str, Any]:
 
 
 def show_value(value: Any) -> str:
-    """A value as a person would write it; a class or function by its name, a node by its head."""
+    """Return a value as a person would write it; classes, functions and nodes by their names."""
     if isinstance(value, fdl.Buildable):
         return str(head(value))
     if isinstance(value, (list, tuple)) and holds_nodes(value):

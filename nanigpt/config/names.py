@@ -1,5 +1,7 @@
-"""How a class, function or constant is named outside of this process, and which of them a config
-file may name."""
+"""Names of classes, functions and constants outside of this process.
+
+This includes the list of names that a config file may have.
+"""
 
 import functools
 import inspect
@@ -34,8 +36,11 @@ _PURE = ("models", "optim")
 
 @functools.cache
 def _library() -> dict[tuple[str, str], Any]:
-    """What a config file may name of the libraries, by public names: what holds values, nodes, and
-    of torch what computes on tensors but reaches no file."""
+    """Return everything in libraries that a config file may name, by public names.
+
+    These are containers, Fiddle's nodes, and those parts of torch that compute on tensors but reach
+    no file.
+    """
     named: dict[tuple[str, str], Any] = {("builtins", kind.__name__): kind for kind in _BUILTINS}
     named |= {(each.__module__, each.__qualname__): each for each in _FIDDLE}
     named["functools", "partial"] = functools.partial
@@ -83,14 +88,19 @@ def _names() -> dict[int, tuple[str, str]]:
 
 
 def library_name(value: Any) -> tuple[str, str] | None:
-    """Module and public name of what a config file may name of the libraries, such as
-    `torch.nn.Linear`; None for anything else. The same for all versions of a library."""
+    """Return the module and public name of a library's object that a config file may name.
+
+    For example `torch.nn.Linear`. The name is the same for all versions of a library. Return None
+    for any other object.
+    """
     return _names().get(id(value))
 
 
 def own_name(value: Any) -> tuple[str, str] | None:
-    """Module and qualified name of a class, function, class method or member of an enum; None for
-    what has none, such as an object or a method of one."""
+    """Return module and qualified name of a class, function, class method or member of an enum.
+
+    Return None for an object without a name, such as an instance or a bound method.
+    """
     if known := library_name(value):
         return known
     if isinstance(value, Enum):
@@ -106,9 +116,12 @@ def own_name(value: Any) -> tuple[str, str] | None:
 
 
 class AllowList(serialization.PyrefPolicy):
-    """What a config file may name: public classes and functions of packages of recipes, by the
-    module that defines them; Fiddle's nodes, containers, and torch's modules, optimizers, functions
-    of tensors, and constants. Anything else is refused before it is imported."""
+    """The names that a config file may have.
+
+    They are public classes and functions of packages of recipes, by the module that defines them;
+    Fiddle's nodes and containers; and torch's modules, optimizers, functions of tensors, and
+    constants. Any other name is refused before it is imported.
+    """
 
     def allows_import(self, module: str, symbol: str) -> bool:
         if not (isinstance(module, str) and isinstance(symbol, str)):

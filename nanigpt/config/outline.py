@@ -64,7 +64,7 @@ class Row:
         return unit(self.owner, self.argument)
 
     def rows(self) -> Iterator["Row"]:
-        """This row and all below it, in the order of the config."""
+        """Yield this row and all rows below it, in the order of the config."""
         yield self
         for child in self.children:
             yield from child.rows()
@@ -72,7 +72,7 @@ class Row:
 
 @refuses_depth
 def outline(cfg: fdl.Buildable) -> Row:
-    """The root's row, with all others below it."""
+    """Return the root's row, with all other rows below it."""
     return _Outline(cfg).root(cfg)
 
 
@@ -159,8 +159,11 @@ class _Outline:
             yield Row(place.label, place.row, values, **about)
 
     def _ranges(self, values: list[Any] | tuple[Any, ...]) -> Iterator[tuple[int, int]]:
-        """Ranges of neighbours with the same content and tags, that are all one node or all
-        distinct, and that share the same nodes with the rest of the config."""
+        """Yield ranges of neighbours with the same content and tags.
+
+        Neighbours of a range are either all one node or all distinct, and share the same nodes with
+        the rest of the config.
+        """
         keys = [self._sharing.key(value, arguments=arguments) for value in values]
         for _, indices in itertools.groupby(range(len(values)), key=keys.__getitem__):
             first, *rest = indices

@@ -33,10 +33,10 @@ Element = str | int | slice | tuple[Any] | Word
 
 
 def parse_path(text: str) -> list[Element]:
-    """Splits a path into arguments (str), indices (int, slice) and dict keys (1-tuples, Words).
+    """Split a path into arguments (str), indices (int, slice) and dict keys (1-tuples, Words).
 
     Raises:
-        UsageError: it is not a path, or names something private (`__fn_or_cls__`).
+        UsageError: The text is not a path, or names something private (`__fn_or_cls__`).
     """
     elements: list[Element] = []
     position = 0
@@ -65,10 +65,10 @@ def parse_path(text: str) -> list[Element]:
 
 
 def child(container: Any, element: Element, walked: str) -> Any:
-    """The child of `container`, which lies at the path `walked`.
+    """Return a child of `container`, which lies at the path `walked`.
 
     Raises:
-        UsageError: there is none to go on from; the message names what there is.
+        UsageError: There is no such child. The message names the children.
     """
     check_element(container, element, walked)
     if isinstance(container, fdl.Buildable):
@@ -92,8 +92,7 @@ def child(container: Any, element: Element, walked: str) -> Any:
 
 
 def expand(container: Any, element: Element, walked: str) -> list[Element]:
-    """The elements that a slice stands for, the key that a word or a number is in a dict; any other
-    element stands for itself."""
+    """Return the indices of a slice, or the dict key of a word or number, or the element itself."""
     if isinstance(container, dict) and isinstance(element, (int, Word)):
         return [(_key(container, element, walked),)]
     if not isinstance(element, slice):
@@ -110,7 +109,7 @@ def expand(container: Any, element: Element, walked: str) -> list[Element]:
 
 
 def _key(container: dict, element: int | Word, walked: str) -> Any:
-    """The key of a dict that was typed without quotes."""
+    """Return the key of a dict that was typed without quotes."""
     wanted = str(element) if isinstance(element, int) else "".join(element.text.split())
     for key in container:
         forms = {"".join(key_text(key).split()), getattr(key, "name", key)}
@@ -123,7 +122,7 @@ def _key(container: dict, element: int | Word, walked: str) -> Any:
 
 
 def check_element(container: Any, element: Element, walked: str) -> None:
-    """Raises UsageError where `container` at `walked` has no such child to set."""
+    """Raise UsageError if `container` at `walked` has no such child to set."""
     where = walked or "the config"
     if isinstance(element, str):
         if not isinstance(container, fdl.Buildable):
@@ -202,7 +201,7 @@ def argument_names(node: fdl.Buildable) -> list[str]:
 
 
 def arguments(node: fdl.Buildable) -> dict[str | int, Any]:
-    """What a node's callable will be given: values that were set, and defaults."""
+    """Return the arguments of a node's callable: values that were set, and defaults."""
     values = fdl.ordered_arguments(node, include_defaults=True)
     function = fdl.get_callable(node)
     if dataclasses.is_dataclass(function):
@@ -216,7 +215,7 @@ def arguments(node: fdl.Buildable) -> dict[str | int, Any]:
 
 
 def join(walked: str, element: Element) -> str:
-    """The path of a child of `walked`, as `parse_path` reads it."""
+    """Return the path of a child of `walked`, in the form that `parse_path` reads."""
     if isinstance(element, str):
         return f"{walked}.{element}" if walked else element
     if isinstance(element, slice):
@@ -230,7 +229,7 @@ def join(walked: str, element: Element) -> str:
 
 
 def key_text(key: Any) -> str:
-    """A dict's key as a path has it."""
+    """Return a dict's key as it is written in a path."""
     return f"{type(key).__name__}.{key.name}" if isinstance(key, enum.Enum) else repr(key)
 
 

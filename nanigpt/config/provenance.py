@@ -100,7 +100,7 @@ def _where(location: history.Location) -> str:
 
 
 def _short(filename: str) -> str:
-    """A source file as seen from where it is imported."""
+    """Return a source file's path relative to the folder from which it is imported."""
     if "ipykernel" in filename or filename.startswith("<ipython"):
         return "notebook"
     packages = [sys.modules[name] for name in extension_packages() if name in sys.modules]

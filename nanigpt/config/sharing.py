@@ -24,7 +24,7 @@ def references(root: Any) -> collections.Counter[int]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """The nodes, lists and dicts that a value holds directly, or in tuples."""
+    """Yield the nodes, lists and dicts that a value holds directly or in tuples."""
     if isinstance(value, fdl.Buildable):
         children = fdl.ordered_arguments(value).values()
     else:
@@ -59,12 +59,14 @@ class Sharing:
         arguments: Callable[[fdl.Buildable], dict] = fdl.ordered_arguments,
         known: Container[int] = (),
     ) -> Any:
-        """Equal for values of equal content and tags, with the same sharing inside, that hold the
-        very same of what is held from outside too.
+        """Return a key that is equal for values that can replace each other.
+
+        Such values have equal content, tags and inner sharing, and hold the same objects of those
+        that are also held from outside.
 
         Args:
-            arguments: which of a node's count: those that were set, or defaults as well.
-            known: ids of what counts as held from outside.
+            arguments: Function that returns a node's arguments, with or without defaults.
+            known: Ids of objects that count as held from outside.
         """
         if isinstance(value, (fdl.Buildable, list, dict)) and self.is_shared(value):
             return ("outside", id(value))
@@ -96,7 +98,7 @@ class Sharing:
 
 
 def _leaf(value: Any) -> Any:
-    """What tells a value from others: 1 is not True; objects that cannot be compared are unlike."""
+    """Return the identity of a value: 1 is not True, and objects without equality all differ."""
     if isinstance(value, (set, frozenset)):
         return (type(value), frozenset(value))
     return (type(value), value if isinstance(value, Hashable) else id(value))

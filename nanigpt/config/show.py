@@ -22,7 +22,7 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
 def render(
     cfg: fdl.Buildable, *, format: str = "tree", color: bool = False, why: bool = False
 ) -> str:
-    """The config in one of `FORMATS`.
+    """Render a config in one of `FORMATS`.
 
     tree: nested, units and tags behind values, equal neighbours of a list folded
     (`layers[0:32] x32`), nodes that stood before named by their path. flat: a line `path = value`
@@ -30,11 +30,13 @@ def render(
     no value for is text. dot: a graph for Graphviz. html: a page that folds and searches.
 
     Args:
-        color: defaults are dimmed, for a terminal.
-        why: trees and flat lists tell who set each value, and what it was before.
+        cfg: The config.
+        format: The format.
+        color: Whether to dim defaults, for a terminal.
+        why: Whether trees and flat lists show the place that set each value, and its value before.
 
     Raises:
-        UsageError: the format is unknown, or a value cannot be written in it.
+        UsageError: The format is unknown, or a value cannot be written in it.
     """
     if format not in FORMATS:
         raise UsageError(f"--format={format}: expected one of {', '.join(FORMATS)}")
@@ -60,7 +62,7 @@ def render(
 
 
 def _json(value: Any) -> Any:
-    """The value, if JSON has it, with lists for tuples; else how it is shown."""
+    """Return a value that JSON can hold, with lists for tuples, or else its text."""
     if type(value) in (list, tuple):
         return [_json(child) for child in value]
     if type(value) is dict and all(type(key) is str for key in value):

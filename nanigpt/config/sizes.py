@@ -24,7 +24,7 @@ class Size:
 
 
 def sizes(cfg: fdl.Buildable) -> dict[int, Size]:
-    """Measure each node by a build that allocates nothing; the keys are ids of nodes.
+    """Return the size of each node by its `id`, from a build that allocates nothing.
 
     Raises:
         UsageError: the config does not build; the message says where and why.

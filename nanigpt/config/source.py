@@ -26,11 +26,12 @@ _TAB = "    "
 
 @refuses_depth
 def to_python(cfg: fdl.Buildable) -> str:
-    """A module whose function `config()` returns a config equal to this one, with its sharing and
-    tags; equal neighbours of a list are made by a loop.
+    """Return a module whose function `config()` returns an equal config.
+
+    The result has the same sharing and tags. A loop makes equal neighbours of a list.
 
     Raises:
-        UsageError: a value cannot be written; the message has its path.
+        UsageError: A value cannot be written. The message has its path.
     """
     writer, scope = Writer(cfg), Scope()
     scope.add("return ", writer.value(cfg, scope, ""))
@@ -64,19 +65,19 @@ class Scope:
     depth: int = 1
 
     def add(self, statement: str, value: "str | Group" = "") -> None:
-        """Adds a statement that ends with a value."""
+        """Add a statement that ends with a value."""
         self.lines.append(
             _TAB * self.depth + statement + _render(value, self.depth, len(statement))
         )
 
     def find(self, value: Any) -> str | None:
-        """The variable of a value here or in a function around."""
+        """Return the variable of a value in this scope or an outer one."""
         if id(value) in self.variables or self.parent is None:
             return self.variables.get(id(value))
         return self.parent.find(value)
 
     def home(self, value: Any) -> "Scope":
-        """The innermost scope that everything which holds the value sees."""
+        """Return the innermost scope that is visible to all holders of the value."""
         scope = self
         while scope.parent is not None and id(value) not in scope.own:
             scope = scope.parent
@@ -107,7 +108,7 @@ class Imports:
         return str(value)
 
     def variable(self, wish: str) -> str:
-        """A name that is not taken yet."""
+        """Return a name that is not taken yet."""
         wish = wish if wish.isidentifier() else "node"
         numbered = (wish if n == 1 else f"{wish}_{n}" for n in range(1, len(self._taken) + 2))
         name = next(n for n in numbered if n not in self._taken)
@@ -143,7 +144,7 @@ class Writer:
         self.sharing = Sharing(cfg)
 
     def value(self, value: Any, scope: Scope, path: str) -> "str | Group":
-        """The source of a value; what it needs first is added to the scope."""
+        """Return the source of a value, after adding the statements that it needs to the scope."""
         if id(value) in self.known:
             if id(value) not in self.captured:
                 known = self.known[id(value)]
@@ -246,7 +247,7 @@ class Writer:
             yield f"*({self._function(values[start], scope, at)}() for _ in range({stop - start}))"
 
     def _function(self, node: fdl.Buildable, scope: Scope, path: str) -> str:
-        """Adds a function to the scope that makes nodes like this one; returns its name."""
+        """Add a function to the scope that makes nodes like this one, and return its name."""
         name = self.imports.variable(_snake(fdl.get_callable(node).__name__))
         own = self.sharing.internal(node)
         inner = Scope(parent=scope, own=own, depth=scope.depth + 1)
@@ -299,6 +300,7 @@ def _render(source: "str | Group", depth: int, used: int = 0) -> str:
 
 
 def flat(source: "str | Group") -> str:
+    """Return source on one line."""
     if isinstance(source, str):
         return source
     return source.opening + ", ".join(map(flat, source.items)) + source.closing
@@ -311,7 +313,7 @@ def _prefixed(prefix: str, source: "str | Group") -> "str | Group":
 
 
 def _import_name(value: Any, path: str) -> tuple[str, str]:
-    """The module and the qualified name under which a class or function is found again."""
+    """Return the module and the qualified name from which a class or function can be imported."""
     own = (getattr(value, "__module__", None) or "", getattr(value, "__qualname__", ""))
     short = getattr(value, "__name__", "")  # PyTorch's builtins name classes that are not public
     for module, qualname in (own, ("torch", short), ("torch.nn.functional", short)):

@@ -1,4 +1,4 @@
-"""What a sweep varies, and the configs that this gives. Works on any DAG.
+"""The axes of a sweep, and the configs that they give, for any DAG.
 
 for cfg in sweep(base, {LearningRate: [1e-4, 3e-4], "optimizer.betas[1]": [0.95, 0.99]}): ...
 for cfg in sweep(base, {LearningRate: LogUniform(1e-5, 1e-2)}, trials=20, seed=0): ...
@@ -23,7 +23,7 @@ from nanigpt.errors import UnknownName, UsageError
 
 @dataclass(frozen=True)
 class Uniform:
-    """Every number from `low` to `high` alike."""
+    """A uniform distribution from `low` to `high`."""
 
     low: float
     high: float
@@ -33,17 +33,17 @@ class Uniform:
             raise UsageError(f"expected low < high, not {self.low}, {self.high}")
 
     def at(self, fraction: float) -> float:
-        """The value below which this fraction of the range lies."""
+        """Return the value below which this fraction of the range lies."""
         return self.rounded(self.low + fraction * (self.high - self.low))
 
     def rounded(self, value: float) -> float:
-        """The value to six digits, which is how it is named and set."""
+        """Return a value rounded to six digits, which is how it is named and set."""
         return min(max(float(f"{value:.6g}"), self.low), self.high)
 
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
-    """Every order of magnitude from `low` to `high` alike."""
+    """A distribution from `low` to `high` that is uniform in the logarithm."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -89,15 +89,16 @@ def sweep(
     trials: int | None = None,
     seed: int = 0,
 ) -> Iterator[fdl.Buildable]:
-    """Yields copies of `base`, one for each point; `base` is left as it is.
+    """Yield a copy of `base` for each point; `base` does not change.
 
     Args:
-        axes: for each tag or path, a list of values (or of configs), or a range.
-        trials: draw that many points at random; None takes every combination of the lists.
-        seed: of the draws; the i-th draw is the same whatever `trials` is.
+        base: The config.
+        axes: For each tag or path, a list of values (or of configs), or a range.
+        trials: Number of points to draw at random; None takes every combination of the lists.
+        seed: Seed of the draws; the i-th draw does not depend on `trials`.
 
     Raises:
-        UsageError: an axis does not fit the config. Every point is tried before this returns.
+        UsageError: An axis does not fit the config. Every point is tried before this returns.
     """
     return (trial.cfg for trial in sweep_trials(base, axes, trials=trials, seed=seed))
 
@@ -149,7 +150,7 @@ def points(
 
 
 def extremes(axes: Mapping[Any, Space]) -> Iterator[dict[Any, Any]]:
-    """A few points in which every listed value, and both ends of every range, occur."""
+    """Yield a few points that cover every listed value, and both ends of every range."""
     ends = {
         key: space if isinstance(space, tuple) else (space.low, space.high)
         for key, space in axes.items()
@@ -159,16 +160,16 @@ def extremes(axes: Mapping[Any, Space]) -> Iterator[dict[Any, Any]]:
 
 
 def parse_axis(text: str) -> tuple[str, Space]:
-    """Reads `tag:TAG=SPACE` or `set:PATH=SPACE`.
+    """Parse `tag:TAG=SPACE` or `set:PATH=SPACE`.
 
-    SPACE is a list `[a,b,c]` of values as they stand behind `tag:` and `set:`, which stay text, or
+    SPACE is a list `[a,b,c]` of values in the form of `tag:` and `set:`, which stay text, or
     `uniform(a,b)`, `loguniform(a,b)`, `int(a,b)`.
 
     Returns:
         `tag:TAG` or `set:PATH`, and its space.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: The text has another form.
     """
     key, equals, space = text.partition("=")
     key, space = key.strip(), space.strip()
@@ -192,7 +193,7 @@ def parse_axis(text: str) -> tuple[str, Space]:
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas that are outside of brackets and quotes."""
+    """Split a text at commas that are outside of brackets and quotes."""
     items, start, depth, quote = [], 0, 0, ""
     for i, character in enumerate(text):
         if quote:
@@ -215,7 +216,7 @@ def _split(text: str) -> list[str]:
 
 
 def _space(key: Any, values: Any) -> Space:
-    """An axis as it was given in Python."""
+    """Return an axis that was given in Python."""
     if isinstance(values, (Uniform, Integers)):
         return values
     if isinstance(values, (str, fdl.Buildable)) or not isinstance(values, Iterable):
@@ -227,14 +228,14 @@ def _space(key: Any, values: Any) -> Space:
 
 
 def _name(key: Any) -> str:
-    """An axis as the command line writes it."""
+    """Return an axis in the form of the command line."""
     if isinstance(key, str):
         return key if key.startswith(("tag:", "set:")) else f"set:{key}"
     return f"tag:{key.__name__}"
 
 
 def _fraction(seed: int, number: int, name: str) -> float:
-    """A number in [0, 1), equal on every machine and whatever else is drawn."""
+    """Return a number in [0, 1) that depends only on the arguments."""
     digest = hashlib.blake2b(f"{seed}/{number}/{name}".encode(), digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48
 

@@ -16,7 +16,7 @@ import fiddle as fdl
 
 
 def unit(node: fdl.Buildable, name: str | int) -> str:
-    """The unit of an argument's value, such as `steps`; empty where none is known."""
+    """Return the unit of an argument's value, such as `steps`, or "" if it has none."""
     return _units(fdl.get_callable(node)).get(str(name), "")
 
 

@@ -48,11 +48,11 @@ class _Refused(ValueError):
 
 
 def parse_value(text: str, annotation: Any) -> Any:
-    """Reads `text` as a value of the annotated type.
+    """Parse `text` as a value of the annotated type.
 
-    Text needs no quotes, also inside of containers; `none`, `true`, `bf16` and an enum's names are
-    known; `1e3` is an int where one is due; numbers may be computed (`2**20`). A number that is
-    too large for its type is refused: infinity is written `inf`.
+    Text needs no quotes, also inside of containers. `none`, `true`, `bf16` and an enum's names are
+    known. `1e3` is an int if the type asks for one. Numbers may be computed (`2**20`). A number
+    that is too large for its type is refused; write infinity as `inf`.
 
     Raises:
         ValueError: it is not of that type; the message says what was expected.
@@ -64,8 +64,10 @@ def parse_value(text: str, annotation: Any) -> Any:
 
 
 def convert(value: Any, annotation: Any) -> Any:
-    """A Python value as the annotated type, where that loses nothing: 1 for 1.0, 1e3 for an int, a
-    list for a tuple. What is no plain value, such as a config or a function, is left to the check.
+    """Convert a Python value to the annotated type, if that loses nothing.
+
+    Examples are 1 for 1.0, 1e3 for an int, and a list for a tuple. Values that are not plain, such
+    as a config or a function, stay as they are and are checked later.
 
     Raises:
         ValueError: it is not of that type; the message says what was expected.
@@ -95,11 +97,13 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def argument_annotation(function: Any, name: str | int) -> Any:
-    """The annotation of a callable's argument, without its tags; Any where there is none, or none
-    that can be resolved.
+    """Return the annotation of a callable's argument, without its tags.
+
+    Return Any if there is none, or if it cannot be resolved.
 
     Args:
-        name: of a parameter, of one of `**kwargs`, or the number of a positional argument.
+        function: The callable.
+        name: Name of a parameter or of one of `**kwargs`, or the number of a positional argument.
     """
     target = (
         inspect.getattr_static(function, "__init__") if isinstance(function, type) else function
@@ -116,7 +120,7 @@ def argument_annotation(function: Any, name: str | int) -> Any:
 
 
 def element_annotation(annotation: Any, container: type, index: Any = -1) -> Any:
-    """The annotation of an element of a list or tuple, or of a dict's values."""
+    """Return the annotation of an element of a list or tuple, or of a dict's values."""
     for part in types_of(annotation):
         inner = typing.get_args(part)
         if inner and _takes(part, container):
@@ -127,7 +131,7 @@ def element_annotation(annotation: Any, container: type, index: Any = -1) -> Any
 
 
 def types_of(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation alone."""
+    """Return the members of a union, or the annotation alone."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return [t for part in typing.get_args(annotation) for t in types_of(part)]
     return [annotation]
@@ -160,12 +164,12 @@ def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool
 
 
 def describe(allowed: list[Any]) -> str:
-    """The types as a person would name them: `int or None`."""
+    """Return the types as a person would name them, such as `int or None`."""
     return " or ".join(_name(t) for t in allowed)
 
 
 def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
-    """The value of an expression; `text` is its source, which may be no expression at all."""
+    """Return the value of an expression; `text` is its source, which need not be an expression."""
     allowed = types_of(annotation)
     word = _word(text, allowed)
     if word is not _NOTHING:
@@ -191,7 +195,7 @@ def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
 
 
 def _fitting(value: Any, allowed: list[Any]) -> Any:
-    """The value as one of the types, if it is one or loses nothing as one."""
+    """Return a value as one of the types, if it has that type or loses nothing by conversion."""
     if takes_anything(allowed) or type(value) in allowed:
         return value
     if value in [choice for t in allowed for choice in _choices(t)]:
@@ -213,7 +217,7 @@ def _unexpected(value: Any, allowed: list[Any]) -> ValueError:
 
 
 def _word(text: str, allowed: list[Any]) -> Any:
-    """What a bare word means where the types know it."""
+    """Return the meaning of a bare word, if one of the types knows it."""
     if types.NoneType in allowed and text.lower() == "none":
         return None
     if bool in allowed and text.lower() in ("true", "false"):
@@ -233,7 +237,7 @@ def _word(text: str, allowed: list[Any]) -> Any:
 
 
 def _parameter(function: Any, name: str | int) -> str:
-    """The parameter that an argument goes to."""
+    """Return the parameter that receives an argument."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # a builtin such as dict
@@ -256,8 +260,10 @@ def _takes(annotation: Any, container: type) -> bool:
 
 
 def _container(written: type, allowed: list[Any]) -> tuple[type | None, Any]:
-    """The type that a list, tuple or dict is read as, and its annotation; a list may be written for
-    a tuple."""
+    """Return the type of a list, tuple or dict after reading, and its annotation.
+
+    A list may be written for a tuple.
+    """
     kinds: dict[type, tuple[type, ...]] = {
         list: (list, tuple),
         tuple: (tuple, list),
@@ -301,7 +307,7 @@ def _element(node: ast.expr | None, text: str, annotation: Any, where: str) -> A
 
 
 def _literal(node: ast.expr | None, text: str) -> Any:
-    """A Python literal or arithmetic on numbers; the text itself where it is neither."""
+    """Return a Python literal or the result of arithmetic, or the text if it is neither."""
     if node is None:
         return text
     for read in (ast.literal_eval, _arithmetic):
@@ -347,7 +353,7 @@ def _is_enum(annotation: Any) -> bool:
 
 
 def _advice(allowed: list[Any]) -> str:
-    """What else to say of types whose name does not tell how to write their values."""
+    """Return advice for types whose names do not show how to write their values."""
     if bool in allowed:
         return " (write true or false)"
     if any(map(_is_dtype, allowed)):

@@ -33,7 +33,7 @@ class AttentionSink(nn.Module):
         return {"weight": self.initializer}
 
     def forward(self) -> torch.Tensor:
-        """Returns sink_H, in the weight's dtype."""
+        """Return sink_H, in the weight's dtype."""
         return self.weight
 
     def extra_repr(self) -> str:

@@ -94,10 +94,12 @@ class Head(Linear):
         return super().active_weights()
 
     def forward(self, x_BLD: torch.Tensor, product: Product | None = None) -> torch.Tensor:
-        """Return logits, which are capped.
+        """Return logits_BLV.
 
         Args:
-            product: as of `Linear`. A loss that brings one caps its logits by itself.
+            x_BLD: Outputs of the decoder's last norm.
+            product: Function that replaces the matrix product, as in `Linear.forward`. A loss with
+                its own product also caps the logits itself.
         """
         y = super().forward(x_BLD, product)
         return soft_cap(y, self.soft_cap) if self.soft_cap and product is None else y

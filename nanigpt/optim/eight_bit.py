@@ -18,9 +18,11 @@ class EightBitAdamW(AdamW8bit):
     def __init__(
         self, params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float
     ) -> None:
+        rates = [group.get("lr", lr) for group in params]
         super().__init__(params, lr=lr, betas=betas, eps=eps)
-        for group in self.param_groups:
-            group["lr"] = float(group["lr"])  # as in other optimizers
+        # torchao makes tensors of the rates, which have no value when they are on meta.
+        for group, rate in zip(self.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

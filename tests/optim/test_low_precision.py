@@ -7,6 +7,7 @@ import torch
 
 from nanigpt.optim import bfloat16
 from nanigpt.optim.adamw import adamw
+from nanigpt.optim.groups import ParameterGroup
 from nanigpt.problems import ComponentError
 
 
@@ -88,3 +89,12 @@ def test_without_torchao_it_is_told(monkeypatch):
         ComponentError, match=r"torchao cannot be imported .*pip install 'nanigpt\[float8\]'"
     ):
         trained("8bit", steps=1)
+
+
+def test_eight_bits_are_made_on_meta_as_check_does():
+    pytest.importorskip("torchao")
+    groups = (ParameterGroup(select="b", lr=1e-2),)
+    with torch.device("meta"):
+        named = [(name, torch.nn.Parameter(torch.empty(64, 64))) for name in "ab"]
+        optimizer = adamw(named, lr=1e-3, state="8bit", groups=groups)
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2]
