@@ -1,6 +1,9 @@
 """What pretraining recipes of all families share: everything around the model."""
 
+from typing import Any
+
 import fiddle as fdl
+import torch
 
 from nanigpt.data.corpus import TextCorpus
 from nanigpt.data.dataset import PackedDataset
@@ -53,7 +56,41 @@ def pretraining(
         tokenizer=fdl.Config(ByteTokenizer),
         sequence_length=sequence_length,
     )
-    fsdp = fdl.Config(FullyShardedDataParallel, param_dtype=model.embedding.compute_dtype)
+    task = fdl.Config(
+        LanguageModeling,
+        loss=fdl.Config(LinearCrossEntropy),
+        sampler=fdl.Config(Sampler),
+    )
+    return training(
+        model,
+        data,
+        task,
+        lr=lr,
+        global_batch_size=global_batch_size,
+        local_batch_size=local_batch_size,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        compute_dtype=model.embedding.compute_dtype,
+    )
+
+
+def training(
+    model: fdl.Config[Any],
+    data: fdl.Config[Any],
+    task: fdl.Config[Any],
+    *,
+    lr: float,
+    global_batch_size: int,
+    local_batch_size: int | None = None,
+    steps: int,
+    warmup_steps: int = 0,
+    compute_dtype: torch.dtype = torch.float32,
+) -> fdl.Config[Trainer]:
+    """Return a run of any model and task, with the optimizer and schedule of `pretraining`.
+
+    Args:
+        compute_dtype: Dtype of the model's activations.
+    """
     evaluation = fdl.Config(Evaluation)
     if local_batch_size is not None:  # memory is short, here as in training
         evaluation.batch_size = local_batch_size
@@ -61,11 +98,7 @@ def pretraining(
         Trainer,
         model=model,
         data=data,
-        task=fdl.Config(
-            LanguageModeling,
-            loss=fdl.Config(LinearCrossEntropy),
-            sampler=fdl.Config(Sampler),
-        ),
+        task=task,
         loader=fdl.Config(Loader),
         optimizer=fdl.Partial(adamw, lr=lr, weight_decay=0.1),
         schedule=fdl.Config(Cosine, warmup_steps=warmup_steps, final=0.1),
@@ -73,7 +106,7 @@ def pretraining(
             Parallelizer,
             mesh=fdl.Config(Mesh),
             pipeline=fdl.Config(PipelineParallel),
-            fsdp=fsdp,
+            fsdp=fdl.Config(FullyShardedDataParallel, param_dtype=compute_dtype),
             context=fdl.Config(ContextParallel),
             tensor=fdl.Config(TensorParallel),
             expert=fdl.Config(ExpertParallel),

@@ -132,7 +132,7 @@ def _export(values: flags.FlagValues) -> int:
         dtype=_DTYPES[values.dtype],
         max_shard_bytes=int(values.max_shard_gb * 10**9),
         end_id=None if tokenizer is None else tokenizer.end_id,
-        texts=None if tokenizer is None else tokenizer.files(),
+        texts=getattr(tokenizer, "files", dict)(),
         writes=world.is_main,
     )
     world.barrier()

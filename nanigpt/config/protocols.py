@@ -176,6 +176,8 @@ def _form(signature: inspect.Signature) -> str:
 
 
 def _has(value: Any, name: str) -> bool:
+    if name in dir(type(value)):  # a property may read a file, so its value is not asked for
+        return True
     try:
         return hasattr(value, name)
     except Exception:  # a property may raise anything before the run has begun

@@ -10,10 +10,10 @@ import torch
 
 from nanigpt import tags
 from nanigpt.data.batch import TokenBatch
-from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
+from nanigpt.data.corpus import TRAIN, VALIDATION, Corpus
 from nanigpt.data.shuffle import permute
 from nanigpt.data.token_cache import open_tokens, tokenize_corpus, tokens_digest
-from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.data.tokenizer import Tokenizer
 from nanigpt.problems import refuse, require_positive
 
 
@@ -31,8 +31,8 @@ class PackedDataset:
     def __init__(
         self,
         *,
-        corpus: TextCorpus,
-        tokenizer: ByteTokenizer | HuggingFaceTokenizer,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
         sequence_length: Annotated[int, tags.SequenceLength],
         mask_documents: bool = False,
     ):

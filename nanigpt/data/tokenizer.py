@@ -12,7 +12,11 @@ from nanigpt.problems import ComponentError, Problem, refuse
 
 
 class Tokenizer(Protocol):
-    """Conversion of text to ids and back."""
+    """Conversion of text to ids and back.
+
+    It may also have `files() -> dict[str, str]`: the content, by name, of the files from which
+    transformers makes this tokenizer. An export of a run's weights writes them.
+    """
 
     @property
     def vocab_size(self) -> int:
@@ -38,10 +42,6 @@ class Tokenizer(Protocol):
 
     def identity(self) -> str:
         """Return a text that is equal for tokenizers that give the same ids."""
-        ...
-
-    def files(self) -> dict[str, str]:
-        """Return the content of the files from which transformers makes this tokenizer, by name."""
         ...
 
 

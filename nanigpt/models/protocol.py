@@ -29,9 +29,9 @@ def blocks(model: nn.Module) -> list[Any]:
     """Return the blocks that are compiled, recomputed and sharded one by one.
 
     `model.blocks()`, where None stands for a block of another pipeline stage. By default the
-    elements of every outermost `nn.ModuleList`.
+    elements of every outermost `nn.ModuleList`, which may itself be named `blocks`.
     """
-    if hasattr(model, "blocks"):
+    if _has_method(model, "blocks"):
         return model.blocks()
     found: list[nn.Module] = []
     for child in model.children():
@@ -60,7 +60,7 @@ def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
     `model.shard_groups()`. By default each of `blocks`; all other parameters are gathered at the
     start of the forward pass and kept.
     """
-    if hasattr(model, "shard_groups"):
+    if _has_method(model, "shard_groups"):
         return model.shard_groups()
     return [[block] for block in blocks_here(model)]
 
@@ -93,3 +93,8 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 def can_be_split(model: nn.Module) -> bool:
     """Return whether a pipeline can divide the model: whether it has a method `part`."""
     return hasattr(model, "part")
+
+
+def _has_method(model: nn.Module, name: str) -> bool:
+    """Return whether the model answers; a child module of that name is no answer."""
+    return hasattr(model, name) and not isinstance(getattr(model, name), nn.Module)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from nanigpt.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from nanigpt.data.tokenizer import Tokenizer
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.generate import check_sampling, generate
 from nanigpt.problems import ComponentError, Problem, on_behalf_of
@@ -41,7 +41,7 @@ class Sampler:
     def run(
         self,
         model: Decoder,
-        tokenizer: ByteTokenizer | HuggingFaceTokenizer,
+        tokenizer: Tokenizer,
         *,
         shorten: bool = False,
     ) -> str:

@@ -137,6 +137,20 @@ def test_objects(value, protocol, lacks):
     assert object_lacks(value, protocol) == lacks
 
 
+def test_a_property_is_not_asked_for_its_value():
+    class FromFile:
+        read = 0
+
+        @property
+        def losses(self):
+            FromFile.read += 1
+
+        def finish(self, head, /, *hidden, **targets): ...
+
+    assert object_lacks(FromFile(), Task) is None
+    assert FromFile.read == 0
+
+
 class Loss:
     def __call__(self, head, hidden, labels):
         pass

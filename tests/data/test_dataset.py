@@ -1,9 +1,11 @@
 """Sequences and their order."""
 
+import fiddle as fdl
 import numpy as np
 import pytest
 import torch
 
+from nanigpt.config.assembly import Assembly
 from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
 from nanigpt.data.dataset import PackedDataset
 from nanigpt.data.shuffle import permute
@@ -20,6 +22,47 @@ def dataset(text_file, sequence_length=32):
     )
     made.setup()
     return made
+
+
+class Digits:
+    """A tokenizer of another package, which transformers does not know."""
+
+    vocab_size = 11
+    end_id = 10
+
+    def encode(self, texts):
+        return [np.array([int(c) for c in text if c.isdigit()], dtype=np.uint8) for text in texts]
+
+    def decode(self, ids):
+        return "".join(str(i) for i in ids if i != self.end_id)
+
+    def token_bytes(self):
+        return np.array([1] * 10 + [0])
+
+    def identity(self):
+        return "digits"
+
+
+class Counting:
+    """A corpus of another package."""
+
+    def documents(self):
+        for i in range(100):
+            yield VALIDATION if i % 10 == 0 else TRAIN, str(i**9)
+
+    def identity(self):
+        return "counting"
+
+
+def test_a_corpus_and_a_tokenizer_of_another_package_fit():
+    parts = {"corpus": fdl.Config(Counting), "tokenizer": fdl.Config(Digits)}
+    assembly = Assembly(fdl.Config(PackedDataset, **parts, sequence_length=8))
+    assembly.check()
+    made = assembly.root
+    made.setup()
+    first = made.validation_batch([0]).tokens_BL[0].tolist()
+    assert first[:2] == [0, 10]  # 0**9 and its end
+    assert Digits().decode(first[2:]) == str(10**9)[:6]
 
 
 def test_tokens_are_the_documents_each_with_its_end(text_file):
