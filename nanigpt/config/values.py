@@ -14,7 +14,7 @@ from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.protocols import class_lacks, is_protocol
+from nanigpt.config.protocols import class_lacks, is_protocol, object_lacks
 from nanigpt.config.registry import components
 
 _DTYPES = {
@@ -76,7 +76,7 @@ def convert(value: Any, annotation: Any) -> Any:
     if type(value) in (list, tuple, dict):
         kind, part = _container(type(value), allowed)
         if kind is None:
-            if takes_anything(allowed):
+            if takes_anything(allowed) or _has_protocol(value, allowed):
                 return value
             raise _unexpected(value, allowed)
         _check_length(part, len(value))
@@ -139,9 +139,12 @@ def types_of(annotation: Any) -> list[Any]:
 
 def takes_anything(allowed: list[Any]) -> bool:
     """Whether no value is of a wrong type, or none can be known to be."""
-    return any(
-        t is Any or t is object or isinstance(t, typing.TypeVar) or is_protocol(t) for t in allowed
-    )
+    return any(t is Any or t is object or isinstance(t, typing.TypeVar) for t in allowed)
+
+
+def _has_protocol(value: Any, allowed: list[Any]) -> bool:
+    """Return whether a value has all that one of the allowed protocols asks for."""
+    return any(is_protocol(t) and object_lacks(value, t) is None for t in allowed)
 
 
 def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool:
@@ -182,7 +185,7 @@ def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
     try:
         value = _literal(node, text)
     except _Refused as error:
-        if str in allowed:
+        if str in allowed or _has_protocol(text, allowed):
             return text
         infinite = "; infinity is written inf" if float in allowed else ""
         raise ValueError(f"expected {describe(allowed)}, but {error}{infinite}") from error
@@ -196,7 +199,7 @@ def _read(node: ast.expr | None, text: str, annotation: Any) -> Any:
 
 def _fitting(value: Any, allowed: list[Any]) -> Any:
     """Return a value as one of the types, if it has that type or loses nothing by conversion."""
-    if takes_anything(allowed) or type(value) in allowed:
+    if takes_anything(allowed) or type(value) in allowed or _has_protocol(value, allowed):
         return value
     if value in [choice for t in allowed for choice in _choices(t)]:
         return value
@@ -361,7 +364,13 @@ def _advice(allowed: list[Any]) -> str:
     plain = (int, float, str, bool, types.NoneType)
     if all(t in plain or _is_enum(t) or _choices(t) or _item_types(t) for t in allowed):
         return ""
-    fitting = [f"@{name}" for name, made in _components() if takes_node(allowed, *made)]
+    structural = any(map(is_protocol, allowed))
+    fitting = [
+        f"@{name}"
+        for name, (kind, made) in _components()
+        # What a partial gives a protocol is compared by a check: here it is no advice.
+        if takes_node(allowed, kind, made) and not (structural and kind is fdl.Partial)
+    ]
     instead = f", or exchange it: {', '.join(fitting)}" if fitting else ""
     return f"; set its arguments one by one{instead}"
 

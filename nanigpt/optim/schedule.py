@@ -6,10 +6,18 @@
 
 import abc
 import math
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from nanigpt.problems import refuse
 from nanigpt.tags import Unit
+
+
+class LearningRateSchedule(Protocol):
+    """A learning rate schedule: a class, or a function."""
+
+    def __call__(self, step: int, steps: int, /) -> float:
+        """Return the factor of the peak learning rate in step `step` of `steps`, from 0."""
+        ...
 
 
 class Schedule(abc.ABC):

@@ -14,6 +14,7 @@ from nanigpt.errors import UsageError
 from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.protocol import max_sequence_length, parameter_counts
 from nanigpt.optim.groups import require_matches
+from nanigpt.optim.schedule import LearningRateSchedule
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
 from nanigpt.problems import ComponentError, Fix, Problem, on_behalf_of, refuse, refuse_all
@@ -67,7 +68,7 @@ class Trainer:
         task: Task,
         loader: Loader,
         optimizer: Callable[..., torch.optim.Optimizer],
-        schedule: Callable[[int, int], float],
+        schedule: LearningRateSchedule,
         parallelizer: Parallelizer,
         evaluations: Mapping[str, Evaluates],
         checkpointer: Checkpointer,

@@ -252,11 +252,11 @@ def test_keys_that_are_no_strings():
         apply_override(cfg, "rows[b]=2")
 
 
-def test_a_protocol_takes_anything():
+def test_a_protocol_takes_what_has_its_members_and_nothing_else():
     cfg = fdl.Config(sized, 1)
-    for text, value in (("[1, x]", "[1, x]"), ("[1, 2]", [1, 2]), ("x", "x")):
-        apply_override(cfg, f"of={text}")
-        assert cfg.of == value
+    for text in ("[1, x]", "[1, 2]", "x", "3"):
+        with pytest.raises(UsageError, match="expected Sized, not"):
+            apply_override(cfg, f"of={text}")
 
 
 def test_containers_of_abstract_types():
@@ -309,7 +309,7 @@ def test_a_step_of_zero_is_told():
 def test_only_components_that_fit_are_advised():
     with pytest.raises(UsageError, match="set its arguments one by one$"):
         apply_override(whole(), "parts[0]=7")
-    with pytest.raises(UsageError, match="or exchange it: @cosine, @linear, @warmup_stable_decay$"):
+    with pytest.raises(UsageError, match="or exchange it: .*@cosine, .*@linear, .*@warmup_stable_decay"):
         apply_override(compose(["config:llama3_debug"]), "schedule=7")
 
 
