@@ -59,6 +59,7 @@ DEEP = (
     *("experts ep2 selective compile", "experts pp2 InterleavedZeroBubble recompute"),
     "pp2 ZBVZeroBubble selective compile",
     *("learned tp2 recompute compile", "learned tp2 no sp", "learned cp2 ulysses"),
+    "dropout tp2 no sp",
     *("experts tp2 recompute compile", "experts ep2 hsdp2", "experts ep2 pp2"),
     *("experts ep2 fsdp2 tp2", "ahead tp2 no sp", "ahead tp2 fsdp2"),
 )
