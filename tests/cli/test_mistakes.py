@@ -4,6 +4,7 @@ A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands fo
 `.py:N` for a line of a recipe.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -53,7 +54,9 @@ def test_flags_that_mend_a_config_are_right():
         tries = [t[7:] for t in message.splitlines() if t.strip().startswith("try: ")]
         tried = [directives(shlex.split(text)) for text in tries if "nanigpt show" not in text]
         if line.startswith("check") and any(tried):
-            compose(["config:llama3_debug", *directives(shlex.split(line)), *sum(tried, [])])
+            compose(
+                ["config:llama3_debug", *directives(shlex.split(line)), *itertools.chain(*tried)]
+            )
             checked += 1
     assert checked >= 5
 
