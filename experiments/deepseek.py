@@ -11,7 +11,7 @@ scaling. The published weights were extended afterwards; this sets their scaling
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.block import TransformerBlock
@@ -51,7 +51,7 @@ def deepseek_v3_model(
 ) -> fdl.Config[Decoder]:
     """Return the decoder as a DAG of latent attention and mixtures of experts that a bias balances.
 
-    `experiments/parts.py` explains the initial weights.
+    `experiments/nodes.py` explains the initial weights.
 
     Args:
         dim: Width of the residual stream.
@@ -79,7 +79,7 @@ def deepseek_v3_model(
         original_max_positions: Longest sequence of the original pretraining.
         compute_dtype: Dtype of activations.
     """
-    output_scale = parts.residual_scale(n_layers)
+    output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=rope_head_dim, max_sequence_length=sequence_length, theta=10_000.0
     )
@@ -92,13 +92,13 @@ def deepseek_v3_model(
         )
 
     def norm() -> fdl.Config:
-        return parts.norm(dim, eps=1e-6)
+        return nodes.norm(dim, eps=1e-6)
 
     def dense() -> fdl.Config[FeedForward]:
-        return parts.feed_forward(dim=dim, hidden_dim=hidden_dim, output_scale=output_scale)
+        return nodes.feed_forward(dim=dim, hidden_dim=hidden_dim, output_scale=output_scale)
 
     def mixture() -> fdl.Config[MixtureOfExperts]:
-        return parts.mixture_of_experts(
+        return nodes.mixture_of_experts(
             dim=dim,
             n_experts=n_experts,
             top_k=top_k,
@@ -117,7 +117,7 @@ def deepseek_v3_model(
         return fdl.Config(
             TransformerBlock,
             attention_norm=norm(),
-            attention=parts.latent_attention(
+            attention=nodes.latent_attention(
                 dim=dim,
                 n_heads=n_heads,
                 q_lora_rank=q_lora_rank,
@@ -131,7 +131,7 @@ def deepseek_v3_model(
             feed_forward=dense() if i < n_dense_layers else mixture(),
         )
 
-    return parts.decoder(
+    return nodes.decoder(
         layers=[block(i) for i in range(n_layers)],
         norm=norm(),
         dim=dim,

@@ -14,7 +14,7 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.activation import ClampedSwiGLU
@@ -50,7 +50,7 @@ def gpt_oss_model(
 
     The first layer, and then every other one, sees a window. The weights of a token's experts are a
     softmax over their scores only, which equals the softmax over all scores, divided by its sum
-    over these experts. `experiments/parts.py` explains the initial weights.
+    over these experts. `experiments/nodes.py` explains the initial weights.
 
     Args:
         n_layers: Number of layers.
@@ -68,7 +68,7 @@ def gpt_oss_model(
         original_max_positions: Longest sequence of the original pretraining.
         compute_dtype: Dtype of activations.
     """
-    output_scale = parts.residual_scale(n_layers)
+    output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding,
         head_dim=head_dim,
@@ -85,7 +85,7 @@ def gpt_oss_model(
     )
 
     def attention(**kind: Any) -> fdl.Config[Attention]:
-        return parts.attention(
+        return nodes.attention(
             dim=dim,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
@@ -93,13 +93,13 @@ def gpt_oss_model(
             output_scale=output_scale,
             bias=True,
             rope=rope,
-            sink=fdl.Config(AttentionSink, n_heads=n_heads, initializer=parts.zero()),
+            sink=fdl.Config(AttentionSink, n_heads=n_heads, initializer=nodes.zero()),
             **kind,
         )
 
     def mixture() -> fdl.Config[MixtureOfExperts]:
         activation = fdl.Config(ClampedSwiGLU, alpha=1.702, limit=7.0)
-        return parts.mixture_of_experts(
+        return nodes.mixture_of_experts(
             dim=dim,
             n_experts=n_experts,
             top_k=top_k,
@@ -107,22 +107,22 @@ def gpt_oss_model(
             output_scale=output_scale,
             scores="softmax",
             normalize=True,
-            bias=parts.zero(),
-            experts={"bias": parts.zero(), "activation": activation},
+            bias=nodes.zero(),
+            experts={"bias": nodes.zero(), "activation": activation},
         )
 
     def block(i: int) -> fdl.Config[TransformerBlock]:
         return fdl.Config(
             TransformerBlock,
-            attention_norm=parts.norm(dim),
+            attention_norm=nodes.norm(dim),
             attention=attention(window=window) if i % 2 == 0 else attention(),
-            feed_forward_norm=parts.norm(dim),
+            feed_forward_norm=nodes.norm(dim),
             feed_forward=mixture(),
         )
 
-    return parts.decoder(
+    return nodes.decoder(
         layers=[block(i) for i in range(n_layers)],
-        norm=parts.norm(dim),
+        norm=nodes.norm(dim),
         dim=dim,
         vocab_size=vocab_size,
         tied=False,

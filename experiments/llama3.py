@@ -9,7 +9,7 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
 from nanigpt.models.block import TransformerBlock
@@ -37,7 +37,7 @@ def llama3_model(
     """Return the decoder as a DAG down to single projections, such as `cfg.layers[7].attention.wq`.
 
     Layers and initializers are distinct nodes, so that each can differ. The RoPE table and a tied
-    embedding are one node that is referenced many times. `experiments/parts.py` explains the
+    embedding are one node that is referenced many times. `experiments/nodes.py` explains the
     initial weights.
 
     Args:
@@ -56,7 +56,7 @@ def llama3_model(
     head_dim = dim // n_heads
     scales: dict[str, Any] = {
         "init_scale": init_scale,
-        "output_scale": parts.residual_scale(n_layers, init_scale),
+        "output_scale": nodes.residual_scale(n_layers, init_scale),
     }
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
@@ -67,8 +67,8 @@ def llama3_model(
     def block() -> fdl.Config[TransformerBlock]:
         return fdl.Config(
             TransformerBlock,
-            attention_norm=parts.norm(dim),
-            attention=parts.attention(
+            attention_norm=nodes.norm(dim),
+            attention=nodes.attention(
                 dim=dim,
                 n_heads=n_heads,
                 n_kv_heads=n_kv_heads,
@@ -76,13 +76,13 @@ def llama3_model(
                 rope=rope,
                 **scales,
             ),
-            feed_forward_norm=parts.norm(dim),
-            feed_forward=parts.feed_forward(dim=dim, hidden_dim=hidden_dim, **scales),
+            feed_forward_norm=nodes.norm(dim),
+            feed_forward=nodes.feed_forward(dim=dim, hidden_dim=hidden_dim, **scales),
         )
 
-    return parts.decoder(
+    return nodes.decoder(
         layers=[block() for _ in range(n_layers)],
-        norm=parts.norm(dim),
+        norm=nodes.norm(dim),
         dim=dim,
         vocab_size=vocab_size,
         tied=tied,

@@ -16,7 +16,7 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
 from nanigpt.models.attention import Attention
@@ -54,7 +54,7 @@ def llama4_model(
 
     Every fourth layer sees all earlier positions and has no RoPE, but a temperature that depends on
     position. The others have RoPE and see their chunk. A token goes through one expert, whose
-    weight multiplies its input, and through a shared one. `experiments/parts.py` explains the
+    weight multiplies its input, and through a shared one. `experiments/nodes.py` explains the
     initial weights.
 
     Args:
@@ -76,7 +76,7 @@ def llama4_model(
         sequence_length: Positions of the model.
         compute_dtype: Dtype of activations.
     """
-    output_scale = parts.residual_scale(n_layers)
+    output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0
     )
@@ -91,7 +91,7 @@ def llama4_model(
         elif qk_norm:
             for name in ("q_norm", "k_norm"):
                 kind[name] = fdl.Config(RMSNorm, dim=head_dim, initializer=None, eps=1e-5)
-        return parts.attention(
+        return nodes.attention(
             dim=dim,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
@@ -102,10 +102,10 @@ def llama4_model(
 
     def feed_forward(*, mixture: bool) -> fdl.Config[FeedForward | MixtureOfExperts]:
         if not mixture:
-            return parts.feed_forward(
+            return nodes.feed_forward(
                 dim=dim, hidden_dim=dense_hidden_dim, output_scale=output_scale
             )
-        return parts.mixture_of_experts(
+        return nodes.mixture_of_experts(
             dim=dim,
             n_experts=n_experts,
             top_k=1,
@@ -119,15 +119,15 @@ def llama4_model(
     def block(i: int) -> fdl.Config[TransformerBlock]:
         return fdl.Config(
             TransformerBlock,
-            attention_norm=parts.norm(dim),
+            attention_norm=nodes.norm(dim),
             attention=attention(local=(i + 1) % 4 != 0),
-            feed_forward_norm=parts.norm(dim),
+            feed_forward_norm=nodes.norm(dim),
             feed_forward=feed_forward(mixture=(i + 1) % mixture_interval == 0),
         )
 
-    return parts.decoder(
+    return nodes.decoder(
         layers=[block(i) for i in range(n_layers)],
-        norm=parts.norm(dim),
+        norm=nodes.norm(dim),
         dim=dim,
         vocab_size=vocab_size,
         tied=False,

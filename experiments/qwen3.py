@@ -12,7 +12,7 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
 from nanigpt.models.block import TransformerBlock
@@ -41,7 +41,7 @@ def qwen3_model(
     """Return the decoder as a DAG.
 
     Unlike in Llama 3, each head of queries and keys has a norm, and all heads together need not be
-    as wide as the model. `experiments/parts.py` explains the initial weights.
+    as wide as the model. `experiments/nodes.py` explains the initial weights.
 
     Args:
         dim: Width of the residual stream.
@@ -57,19 +57,19 @@ def qwen3_model(
         tied: Whether the head shares the embedding's weight.
         compute_dtype: Dtype of activations.
     """
-    output_scale = parts.residual_scale(n_layers)
+    output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=1_000_000.0
     )
 
     def norm(dim: int) -> fdl.Config:
-        return parts.norm(dim, eps=1e-6)
+        return nodes.norm(dim, eps=1e-6)
 
     def feed_forward() -> fdl.Config:
         sizes: dict[str, Any] = {"dim": dim, "hidden_dim": hidden_dim, "output_scale": output_scale}
         if not n_experts:
-            return parts.feed_forward(**sizes)
-        return parts.mixture_of_experts(
+            return nodes.feed_forward(**sizes)
+        return nodes.mixture_of_experts(
             **sizes, n_experts=n_experts, top_k=top_k, scores="softmax", normalize=True
         )
 
@@ -77,7 +77,7 @@ def qwen3_model(
         return fdl.Config(
             TransformerBlock,
             attention_norm=norm(dim),
-            attention=parts.attention(
+            attention=nodes.attention(
                 dim=dim,
                 n_heads=n_heads,
                 n_kv_heads=n_kv_heads,
@@ -91,7 +91,7 @@ def qwen3_model(
             feed_forward=feed_forward(),
         )
 
-    return parts.decoder(
+    return nodes.decoder(
         layers=[block() for _ in range(n_layers)],
         norm=norm(dim),
         dim=dim,

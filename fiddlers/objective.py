@@ -5,7 +5,7 @@ import copy
 import fiddle as fdl
 from fiddle import daglish
 
-from experiments import parts
+from experiments import nodes
 from nanigpt.config.registry import fiddler
 from nanigpt.config.sharing import Sharing
 from nanigpt.errors import UsageError
@@ -33,7 +33,7 @@ def multi_token(cfg: fdl.Config[Trainer], depths: int = 1, loss_weight: float = 
         if isinstance(part, fdl.Buildable)
         and (id(part) not in own or fdl.get_callable(part) is RotaryEmbedding)
     ]
-    model.multi_token = parts.multi_token_prediction(
+    model.multi_token = nodes.multi_token_prediction(
         blocks=[copy.deepcopy(last, {id(part): part for part in shared}) for _ in range(depths)],
         norm=model.norm,
         loss_weight=loss_weight,

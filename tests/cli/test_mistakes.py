@@ -4,6 +4,7 @@ A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands fo
 `.py:N` for a line of a recipe.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -55,7 +56,7 @@ def test_flags_that_mend_a_config_are_right():
         if line.startswith("check") and any(tried):
             given = directives(shlex.split(line))
             base = [] if given[0].startswith("config:") else ["config:llama3_debug"]
-            compose([*base, *given, *sum(tried, [])])
+            compose([*base, *given, *itertools.chain(*tried)])
             checked += 1
     assert checked >= 5
 

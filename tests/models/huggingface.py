@@ -7,7 +7,7 @@ import fiddle as fdl
 import torch
 from torch import nn
 
-from experiments import parts
+from experiments import nodes
 from experiments.deepseek import deepseek_v3_model
 from experiments.llama3 import llama3_model
 from experiments.qwen3 import qwen3_model
@@ -86,7 +86,7 @@ def dense(*numbers: int, hidden_dim: int) -> Edit:
 
     def edit(cfg):
         for i in numbers:
-            cfg.layers[i].feed_forward = parts.feed_forward(
+            cfg.layers[i].feed_forward = nodes.feed_forward(
                 dim=cfg.norm.dim, hidden_dim=hidden_dim, output_scale=1.0
             )
 
@@ -126,7 +126,7 @@ def llama4_model(
             attention.chunk = chunk
         mixture.router.scores, mixture.router.normalize = "sigmoid", False
         mixture.experts.weighs = "inputs"
-        mixture.shared = parts.feed_forward(
+        mixture.shared = nodes.feed_forward(
             dim=sizes["dim"], hidden_dim=sizes["hidden_dim"], output_scale=1.0
         )
     return cfg

@@ -8,7 +8,7 @@ import torch
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama4 import modeling_llama4 as llama4
 
-from experiments import parts
+from experiments import nodes
 from nanigpt.config.build import build
 from nanigpt.models.attention_core import Eager, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
@@ -23,7 +23,7 @@ NAMES = {"wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "sink.w
 
 
 def built(*, bias=False, core=None, **arguments):
-    cfg = parts.attention(**SIZES, output_scale=1.0, core=core, **arguments)
+    cfg = nodes.attention(**SIZES, output_scale=1.0, core=core, **arguments)
     for name in ("wq", "wk", "wv", "wo"):
         getattr(cfg, name).bias = fdl.Config(TruncatedNormal, std=0.5) if bias else None
     attention = build(cfg)
@@ -180,8 +180,8 @@ def test_layers_with_rope_are_those_of_llama4(normed):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"q_norm": parts.norm(8)}, "q_norm.dim=8: expected 16"),
-        ({"k_norm": parts.norm(32)}, "k_norm.dim=32: expected 16"),
+        ({"q_norm": nodes.norm(8)}, "q_norm.dim=8: expected 16"),
+        ({"k_norm": nodes.norm(32)}, "k_norm.dim=32: expected 16"),
         ({"window": 0}, "window=0: expected at least 1 position"),
         ({"chunk": -4}, "chunk=-4: expected at least 1 position"),
         (

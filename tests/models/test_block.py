@@ -4,7 +4,7 @@ import fiddle as fdl
 import pytest
 import torch
 
-from experiments import parts
+from experiments import nodes
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.block import ParallelBlock, TransformerBlock
@@ -19,7 +19,7 @@ X = torch.randn(2, 8, DIM, generator=torch.Generator().manual_seed(0))
 
 
 def norm():
-    cfg = parts.norm(DIM)
+    cfg = nodes.norm(DIM)
     cfg.initializer = fdl.Config(FanInNormal)  # so that norms differ
     return cfg
 
@@ -28,10 +28,10 @@ def block_of(kind, **norms):
     rope = fdl.Config(RotaryEmbedding, head_dim=4, max_sequence_length=8)
     cfg = fdl.Config(
         kind,
-        attention=parts.attention(
+        attention=nodes.attention(
             dim=DIM, n_heads=4, n_kv_heads=2, head_dim=4, rope=rope, output_scale=1.0
         ),
-        feed_forward=parts.feed_forward(dim=DIM, hidden_dim=24, output_scale=1.0),
+        feed_forward=nodes.feed_forward(dim=DIM, hidden_dim=24, output_scale=1.0),
         **norms,
     )
     block = build(cfg)

@@ -6,7 +6,7 @@ import fiddle as fdl
 import pytest
 import torch
 
-from experiments import parts
+from experiments import nodes
 from nanigpt.config.build import build
 from nanigpt.config.flag import compose
 from nanigpt.errors import UsageError
@@ -60,7 +60,7 @@ def test_gelu_names_its_approximations():
 
 @pytest.mark.parametrize("activation", [None, GELU(), ReLUSquared(), ClampedSwiGLU()])
 def test_a_gated_network(activation):
-    module = made(parts.feed_forward(**SIZES))
+    module = made(nodes.feed_forward(**SIZES))
     if activation is not None:
         module.activation = activation
     function = activation or (lambda gate, up: gate * torch.sigmoid(gate) * up)
@@ -70,7 +70,7 @@ def test_a_gated_network(activation):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_network_of_two_matrices(bias):
-    cfg = parts.mlp(**SIZES, bias=bias)
+    cfg = nodes.mlp(**SIZES, bias=bias)
     if bias:
         for w in (cfg.w1, cfg.w2):
             w.bias = fdl.Config(TruncatedNormal, std=1.0)
@@ -82,7 +82,7 @@ def test_a_network_of_two_matrices(bias):
 
 
 def test_networks_refuse_matrices_that_do_not_fit():
-    cfg = parts.mlp(**SIZES)
+    cfg = nodes.mlp(**SIZES)
     cfg.w2.in_dim = 21
     with pytest.raises(
         UsageError, match="w2.in_dim=21: expected 20 for w1.in_dim=12, w1.out_dim=20"
@@ -92,7 +92,7 @@ def test_networks_refuse_matrices_that_do_not_fit():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_layer_norm(bias):
-    cfg = parts.layer_norm(12, bias=bias, eps=1e-3)
+    cfg = nodes.layer_norm(12, bias=bias, eps=1e-3)
     cfg.initializer = fdl.Config(FanInNormal)
     if bias:
         cfg.bias = fdl.Config(TruncatedNormal, std=1.0)

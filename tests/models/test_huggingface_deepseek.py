@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments import parts
+from experiments import nodes
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import ClampedSwiGLU
@@ -93,7 +93,7 @@ def zero():
 
 
 def plain_experts(dim=24):
-    return parts.feed_forward(dim=dim, hidden_dim=40, output_scale=1.0)
+    return nodes.feed_forward(dim=dim, hidden_dim=40, output_scale=1.0)
 
 
 @pytest.mark.parametrize(

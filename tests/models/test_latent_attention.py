@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
-from experiments import parts
+from experiments import nodes
 from experiments.deepseek import deepseek_v3_model
 from nanigpt.config.build import build
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
@@ -66,7 +66,7 @@ def attention_config(*, q_lora_rank=Q_RANK, scaling="v3", bias=False, **argument
     )
     if SCALINGS[scaling] is not None:
         rope.scaling = fdl.Config(YarnScaling, **YARN, **SCALINGS[scaling][0])
-    cfg = parts.latent_attention(
+    cfg = nodes.latent_attention(
         dim=DIM,
         n_heads=N_HEADS,
         q_lora_rank=q_lora_rank,
@@ -308,7 +308,7 @@ def wrong(node, name, value):
     [
         (wrong("", "n_heads", 0), "n_heads=0"),
         (
-            wrong("", "wq", parts.linear(DIM, 80)),
+            wrong("", "wq", nodes.linear(DIM, 80)),
             "wq alone, or wq_a, q_norm and wq_b, not wq, wq_a, q_norm, wq_b",
         ),
         (wrong("", "q_norm", None), "made by wq alone, or .*, not wq_a, wq_b"),

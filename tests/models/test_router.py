@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experiments import parts
+from experiments import nodes
 from experiments.qwen3 import qwen3_model
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
@@ -108,9 +108,9 @@ def decoder(*layers, **router):
         sizes = {"dim": 32, "hidden_dim": 16, "output_scale": 1.0}
         if n_experts:
             routed = {"n_experts": n_experts, "top_k": top_k, **router}
-            block.feed_forward = parts.mixture_of_experts(**sizes, **routed)
+            block.feed_forward = nodes.mixture_of_experts(**sizes, **routed)
         else:
-            block.feed_forward = parts.feed_forward(**sizes)
+            block.feed_forward = nodes.feed_forward(**sizes)
     return filled(build(cfg))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.deepseek import deepseek_v3_model
 from experiments.gpt_oss import gpt_oss_model
 from experiments.llama3 import llama3_model
@@ -182,15 +182,15 @@ def learned_model(
     *, vocab_size: int, sequence_length: int, compute_dtype: torch.dtype
 ) -> fdl.Config:
     """What GPT-2 has and Gemma 2 has, and a parallel block; no two layers have norms alike."""
-    dim, scales = 32, {"init_scale": 1.0, "output_scale": parts.residual_scale(4)}
+    dim, scales = 32, {"init_scale": 1.0, "output_scale": nodes.residual_scale(4)}
 
     def norm() -> fdl.Config:
-        cfg = parts.layer_norm(dim)
+        cfg = nodes.layer_norm(dim)
         cfg.bias = fdl.Config(TruncatedNormal, std=0.1)
         return cfg
 
     def layer(kind: type, *norms: str, feed_forward: fdl.Config) -> fdl.Config:
-        attention = parts.attention(
+        attention = nodes.attention(
             dim=dim, n_heads=8, n_kv_heads=4, head_dim=4, rope=None, bias=True, **scales
         )
         attention.score_soft_cap = 2.0
@@ -202,19 +202,19 @@ def learned_model(
         )
 
     sizes = {"dim": dim, "hidden_dim": 64, **scales}
-    mlp = parts.mlp(**sizes, bias=True, activation=fdl.Config(GELU, approximate="tanh"))
+    mlp = nodes.mlp(**sizes, bias=True, activation=fdl.Config(GELU, approximate="tanh"))
     before = ("attention_norm", "feed_forward_norm")
     behind = ("post_attention_norm", "post_feed_forward_norm")
     layers = [
         layer(TransformerBlock, *before, feed_forward=mlp),
-        layer(TransformerBlock, *behind, feed_forward=parts.mlp(**sizes)),
-        layer(TransformerBlock, *before, *behind, feed_forward=parts.feed_forward(**sizes)),
-        layer(ParallelBlock, "attention_norm", feed_forward=parts.feed_forward(**sizes)),
+        layer(TransformerBlock, *behind, feed_forward=nodes.mlp(**sizes)),
+        layer(TransformerBlock, *before, *behind, feed_forward=nodes.feed_forward(**sizes)),
+        layer(ParallelBlock, "attention_norm", feed_forward=nodes.feed_forward(**sizes)),
     ]
     layers[1].feed_forward_norm = None
     layers[2].feed_forward.activation = fdl.Config(GELU)
     layers[3].feed_forward.activation = fdl.Config(ReLUSquared)
-    model = parts.decoder(
+    model = nodes.decoder(
         layers=layers,
         norm=norm(),
         dim=dim,
