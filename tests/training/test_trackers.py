@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 
 import fiddle as fdl
 import pytest
@@ -154,6 +155,7 @@ def test_weights_and_biases_has_every_step_once_also_of_a_resumed_run(
     monkeypatch.setattr(loop, "train_step", killed)
     assert main(command) == 130
     monkeypatch.setattr(loop, "train_step", plain)
+    time.sleep(1.1)  # folders of offline runs are named by the second
     assert main(command) == 0
     runs, rows = sent(run)
     kept = json.loads((run / "wandb.json").read_text())
