@@ -28,8 +28,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     with torch.device("meta"):
         assembly = Assembly(values.config, directives=values["config"].directives)
-        assembly.check(lambda built: _cross_checks(built, values.ranks))
-        built = assembly.root
+    assembly.check(lambda built: _cross_checks(built, values.ranks))
+    built = assembly.root
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0
 

@@ -18,6 +18,7 @@ from nanigpt.config.fingerprint import same_content
 from nanigpt.config.leaves import Container, Node, leaves, show_value
 from nanigpt.config.names import AllowList, library_name
 from nanigpt.config.provenance import mark
+from nanigpt.config.registry import place_today, upgrades
 from nanigpt.errors import UsageError
 
 _ABSENT = object()
@@ -106,8 +107,11 @@ def load(path: str | Path) -> fdl.Buildable:
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
     try:
-        cfg = serialization.load_json(Path(path).read_text(), pyref_policy=AllowList())
+        text = json.dumps(_at_places_of_today(json.loads(Path(path).read_text())))
+        cfg = serialization.load_json(text, pyref_policy=AllowList())
         if isinstance(cfg, fdl.Buildable):
+            for upgrade in upgrades():
+                upgrade(cfg)
             _check_nodes(cfg)
     except serialization.PyrefPolicyError as error:
         raise UsageError(
@@ -122,6 +126,18 @@ def load(path: str | Path) -> fdl.Buildable:
         raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
     mark(cfg, str(path))
     return cfg
+
+
+def _at_places_of_today(value: Any) -> Any:
+    """JSON of a record, in which what was moved since has its new place."""
+    if isinstance(value, list):
+        return [_at_places_of_today(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "pyref":
+        module, name = place_today(value["module"], value["name"])
+        return {**value, "module": module, "name": name}
+    return {key: _at_places_of_today(element) for key, element in value.items()}
 
 
 def is_record(path: Path) -> bool:

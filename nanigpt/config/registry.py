@@ -14,6 +14,7 @@ import importlib.metadata
 import pkgutil
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from nanigpt.errors import UnknownName
 
@@ -23,6 +24,8 @@ _ENTRY_POINTS = "nanigpt"
 _recipes: dict[str, Callable] = {}
 _fiddlers: dict[str, Callable] = {}
 _components: dict[str, Callable] = {}
+_upgrades: list[Callable[[Any], None]] = []
+_moved: dict[str, str] = {}
 _loaded = False
 
 
@@ -39,6 +42,31 @@ def fiddler(function: Callable) -> Callable:
 def component(function: Callable) -> Callable:
     """Registers a function that returns a component's config: `set:PATH=@NAME(...)`."""
     return _register(_components, "component", function)
+
+
+def upgrade(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Register a function that edits a record of an earlier version in place, once it was read."""
+    if function not in _upgrades:
+        _upgrades.append(function)
+    return function
+
+
+def moved(places: dict[str, str]) -> None:
+    """Register new places of modules, or of names in modules, that records have at old ones."""
+    _moved.update(places)
+
+
+def upgrades() -> list[Callable[[Any], None]]:
+    _load()
+    return list(_upgrades)
+
+
+def place_today(module: str, name: str) -> tuple[str, str]:
+    """Return module and name of what was `module.name` in an earlier version."""
+    _load()
+    if f"{module}.{name}" in _moved:
+        module, _, name = _moved[f"{module}.{name}"].rpartition(".")
+    return _moved.get(module, module), name
 
 
 def recipes() -> dict[str, Callable]:

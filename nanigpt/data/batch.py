@@ -42,9 +42,8 @@ class Batch:
     def sequence_length(self) -> int | None:
         """Return the length of the sequence, or None where no column holds one."""
         columns = self.columns()
-        lengths = (columns[name].shape[dim] for name, dim in self.sequence_dims.items()
-                   if name in columns)  # fmt: skip
-        return next(lengths, None)
+        dims = self.sequence_dims.items()
+        return next((columns[name].shape[dim] for name, dim in dims if name in columns), None)
 
     def cut(self, positions_L: torch.Tensor) -> Self:
         """Return the given positions of the sequence, from every column that holds it.

@@ -95,7 +95,7 @@ def _uncompiled() -> contextlib.AbstractContextManager:
 def _sample(
     logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> torch.Tensor:
-    if temperature == 0:
+    if temperature < torch.finfo(torch.float32).tiny:  # too small to divide by
         return logits_V.argmax()
     if top_k is not None and top_k < logits_V.numel():
         threshold = logits_V.topk(top_k).values[-1]

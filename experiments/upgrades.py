@@ -1,0 +1,75 @@
+"""What became of the names and arguments of earlier versions, so that their records still load.
+
+A record has the classes and arguments of its day. `MOVED` gives the new place of a class or module
+that was moved. A function with `@upgrade` edits a record in place, as Fiddle read it: it still has
+arguments that its class has no more. The function leaves what is up to date as it is.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import fiddle as fdl
+from fiddle import daglish
+
+from nanigpt.config.registry import moved, upgrade
+from nanigpt.tasks.language_modeling import LanguageModeling
+from nanigpt.training.evaluation import Evaluation
+from nanigpt.training.metrics import Metrics
+from nanigpt.training.trackers.console import Console
+from nanigpt.training.trackers.json_lines import JsonLines
+from nanigpt.training.trackers.tensorboard import TensorBoard
+from nanigpt.training.trainer import Trainer
+
+MOVED = {
+    "nanigpt.training.loss": "nanigpt.tasks.cross_entropy",
+    "nanigpt.training.sample": "nanigpt.tasks.sampler",
+}
+
+moved(MOVED)
+
+
+@upgrade
+def trainer_has_a_task(cfg: fdl.Buildable) -> None:
+    """`Trainer(loss, sampler)` became `Trainer(task=LanguageModeling(loss, sampler))`."""
+    for trainer in _nodes(cfg, Trainer):
+        if "loss" in trainer.__arguments__:
+            loss, sampler = _take(trainer, "loss"), _take(trainer, "sampler")
+            trainer.task = fdl.Config(LanguageModeling, loss=loss, sampler=sampler)
+
+
+@upgrade
+def evaluations_have_names(cfg: fdl.Buildable) -> None:
+    """`Trainer(evaluation)` became `Trainer(evaluations={"val": ...})`."""
+    for evaluation in _nodes(cfg, Evaluation):
+        if "n_sequences" in evaluation.__arguments__:
+            evaluation.n_samples = _take(evaluation, "n_sequences")
+    for trainer in _nodes(cfg, Trainer):
+        if "evaluation" in trainer.__arguments__:
+            trainer.evaluations = {"val": _take(trainer, "evaluation")}
+
+
+@upgrade
+def metrics_go_to_trackers(cfg: fdl.Buildable) -> None:
+    """`Metrics(tensorboard)` became `Trainer(trackers)`."""
+    for metrics in _nodes(cfg, Metrics):
+        with_tensorboard = True
+        if "tensorboard" in metrics.__arguments__:
+            with_tensorboard = _take(metrics, "tensorboard")
+        for trainer in _nodes(cfg, Trainer):
+            if trainer.metrics is metrics and "trackers" not in trainer.__arguments__:
+                kinds = (Console, JsonLines, *([TensorBoard] if with_tensorboard else []))
+                trainer.trackers = [fdl.Config(kind) for kind in kinds]
+
+
+def _nodes(cfg: fdl.Buildable, kind: type) -> Iterator[Any]:
+    """The nodes that build a class."""
+    for node, _ in list(daglish.iterate(cfg)):
+        if isinstance(node, fdl.Buildable) and fdl.get_callable(node) is kind:
+            yield node
+
+
+def _take(node: Any, argument: str) -> Any:
+    """Remove an argument, and return what it was."""
+    value = getattr(node, argument)
+    delattr(node, argument)
+    return value
