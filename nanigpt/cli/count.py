@@ -1,4 +1,4 @@
-"""Print what a model costs: parameters, training FLOPs per token, bytes of the KV cache.
+"""Print what a model costs: parameters, training FLOPs, bytes of the KV cache.
 
 nanigpt count --config=config:llama3_8b --positions=4096
 nanigpt count --config=config:llama3_8b --config=tag:SequenceLength=32768 --format=json
@@ -16,12 +16,20 @@ from nanigpt.cli.trainer import checked_trainer
 from nanigpt.config.flag import compose, define_config_flag
 from nanigpt.config.registry import family, recipes
 from nanigpt.errors import UsageError
+from nanigpt.models.protocol import compute_dtype, max_sequence_length, parameter_counts
+from nanigpt.training.setup import step_work
 from nanigpt.training.trainer import Trainer
 
 _LENGTHS = ("sequence_length", "positions")
 _HEADINGS = (
     *("family", "recipe", "parameters", "active", "embedding"),
     *("GFLOPs per token", "at sequence length", "cache bytes per position"),
+)
+
+_COLUMNS = (
+    ("flops_per_token", 1e9, ".2f"),
+    ("sequence_length", 1, ".0f"),
+    ("cache_bytes_per_position", 1, ".0f"),
 )
 
 
@@ -61,34 +69,51 @@ def run(values: flags.FlagValues) -> int:
 def costs(
     trainer: Trainer, *, sequence_length: int | None = None, positions: int | None = None
 ) -> dict[str, Any]:
-    """What a run's model costs, from its definition alone.
+    """Return what a run's model costs, from its definition alone.
+
+    A model that does not say its FLOPs per token is run on meta with a sample of the run's data,
+    which are set up for it.
 
     Args:
-        sequence_length: tokens of a training sequence, by default the run's.
-        positions: of the KV cache of one text, by default all that the model has.
+        sequence_length: Tokens of a training sequence; None takes the run's.
+        positions: Positions of the KV cache of one text; None takes all that the model has.
 
     Raises:
-        UsageError: the model has not so many positions.
+        UsageError: The model has fewer positions, or a length is given for other samples.
     """
-    model = trainer.model
-    for name, value in zip(_LENGTHS, (sequence_length, positions), strict=True):
-        longest = model.max_sequence_length
+    model, given = trainer.model, dict(zip(_LENGTHS, (sequence_length, positions), strict=True))
+    counts = {"parameters": dataclasses.asdict(parameter_counts(model))}
+    length = sequence_length or trainer.sequence_length
+    if length is None or not hasattr(model, "flops_per_token"):
+        return counts | _measured(trainer, given)
+    longest = max_sequence_length(model)
+    for name, value in given.items():
         if value is not None and longest is not None and value > longest:
             raise UsageError(
                 f"--{name}={value}: the model has {longest} positions; expected "
                 f"at most as many, or --config=tag:SequenceLength={value} too"
             )
-    sequence_length = sequence_length or trainer.data.sequence_length
-    positions = positions or model.max_sequence_length or sequence_length
-    return {
-        "parameters": dataclasses.asdict(model.parameter_counts()),
-        "sequence_length": sequence_length,
-        "flops_per_token": model.flops_per_token(sequence_length),
-        "cache_dtype": str(model.embedding.compute_dtype).removeprefix("torch."),
+    found = counts | {"sequence_length": length, "flops_per_token": model.flops_per_token(length)}
+    if not hasattr(model, "cache_bytes"):
+        return found
+    positions = positions or longest or length
+    return found | {
+        "cache_dtype": str(compute_dtype(model)).removeprefix("torch."),
         "cache_bytes_per_position": model.cache_bytes(positions=1),
         "positions": positions,
         "cache_bytes": model.cache_bytes(positions=positions),
     }
+
+
+def _measured(trainer: Trainer, given: dict[str, int | None]) -> dict[str, Any]:
+    """Return the FLOPs of a token or sample, None where the model does not run on meta."""
+    for name, value in given.items():
+        if value is not None:
+            kind = type(trainer.model).__name__
+            raise UsageError(f"--{name}={value}: {kind} says no FLOPs per token (flops_per_token)")
+    trainer.data.setup()
+    work = step_work(trainer)
+    return {f"flops_per_{work.unit.removesuffix('s')}": work.flops}
 
 
 def costs_of_recipes() -> list[dict[str, Any]]:
@@ -120,9 +145,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             row["family"],
             f"`{row['recipe']}`",
             *(f"{row['parameters'][key]:,}" for key in ("total", "active", "embedding")),
-            f"{row['flops_per_token'] / 1e9:,.2f}",
-            f"{row['sequence_length']:,}",
-            f"{row['cache_bytes_per_position']:,}",
+            *(
+                "-" if row.get(key) is None else f"{row[key] / unit:,{form}}"
+                for key, unit, form in _COLUMNS
+            ),
         )
         for row in rows
     ]
@@ -138,21 +164,24 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _text(found: dict[str, Any]) -> str:
     counts = found["parameters"]
-    tied = "the head's too" if counts["tied"] else ""
-    length, positions = found["sequence_length"], found["positions"]
-    gib = found["cache_bytes"] / 2**30
-    lines = [
-        ("parameters", counts["total"], ""),
-        ("  active", counts["active"], ""),
-        ("  embedding", counts["embedding"], tied),
-        ("training FLOPs per token", found["flops_per_token"], f"in sequences of {length:,}"),
-        (
-            "KV cache per position",
-            found["cache_bytes_per_position"],
-            f"bytes in {found['cache_dtype']}",
-        ),
-        (f"KV cache of {positions:,} positions", found["cache_bytes"], f"bytes, {gib:.3g} GiB"),
-    ]
+    lines = [("parameters", counts["total"], ""), ("  active", counts["active"], "")]
+    if counts["embedding"]:
+        tied = "the head's too" if counts["tied"] else ""
+        lines.append(("  embedding", counts["embedding"], tied))
+    if counts["trainable"] != counts["total"]:
+        lines.append(("  trainable", counts["trainable"], ""))
+    for unit in ("token", "sample"):
+        if found.get(f"flops_per_{unit}") is not None:
+            length = found.get("sequence_length")
+            note = "" if length is None else f"in sequences of {length:,}"
+            lines.append((f"training FLOPs per {unit}", found[f"flops_per_{unit}"], note))
+    if "positions" in found:
+        each, positions = found["cache_bytes_per_position"], found["positions"]
+        gib = found["cache_bytes"] / 2**30
+        lines += [
+            ("KV cache per position", each, f"bytes in {found['cache_dtype']}"),
+            (f"KV cache of {positions:,} positions", found["cache_bytes"], f"bytes, {gib:.3g} GiB"),
+        ]
     left = max(len(name) for name, _, _ in lines)
     right = max(len(f"{number:,}") for _, number, _ in lines)
     return "\n".join(f"{a:<{left}}  {n:>{right},}  {b}".rstrip() for a, n, b in lines)

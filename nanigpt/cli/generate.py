@@ -47,6 +47,9 @@ def run(values: flags.FlagValues) -> int:
     # be those of other shapes, too, and not every device has it.
     exact = {tags.ComputeDType: torch.float32, tags.Float8: None}
     assembly, parallel, _ = restore(values, changes=exact)
+    if not hasattr(assembly.root.data, "tokenizer"):
+        kind = type(assembly.root.data).__name__
+        raise UsageError(f"--run: {values.run} is trained on {kind}, which has no tokenizer")
     with assembly.located():
         text = sampler.run(parallel.model, assembly.root.data.tokenizer)
     if parallel.layout.world.is_main:

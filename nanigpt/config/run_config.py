@@ -10,7 +10,6 @@ from nanigpt.config.fingerprint import fingerprint
 from nanigpt.config.fold import Path as ConfigPath
 from nanigpt.config.paths import arguments, parse_path
 from nanigpt.config.record import differences, dump, is_record, load
-from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UnknownName, UsageError
 from nanigpt.files import write_atomically
 
@@ -105,7 +104,7 @@ def _some(differences: list[str]) -> str:
 
 
 def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.Buildable:
-    """Load the config of a run directory, with some tags set to other values.
+    """Load the config of a run directory, and set some tags where it has them.
 
     Raises:
         UsageError: there is no run at `path`; the message names those beside it.
@@ -118,5 +117,5 @@ def load_run(path: str, *, tags: dict[type[fdl.Tag], Any] | None = None) -> fdl.
         raise UnknownName(problem, Path(path).name, beside) if beside else UsageError(problem)
     cfg = load(recorded)
     for tag, value in (tags or {}).items():
-        set_tag(cfg, tag, value)
+        fdl.set_tagged(cfg, tag=tag, value=value)
     return cfg

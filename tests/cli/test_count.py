@@ -42,6 +42,7 @@ def test_one_config_as_json(capsys):
             "active": 8_030_261_248,
             "embedding": 525_336_576,
             "tied": False,
+            "trainable": 8_030_261_248,
         },
         "sequence_length": 100,
         "flops_per_token": 6 * products + 12 * 32 * 4096 * 100,
@@ -95,7 +96,7 @@ def test_a_recipe_that_does_not_build_is_named(capsys, monkeypatch):
     monkeypatch.setattr(count, "recipes", lambda: {"broken": broken})
     assert main(["count"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("nanigpt: recipe broken: the root: global_batch_size=0"), message
+    assert message.startswith("nanigpt: recipe broken: global_batch_size=0"), message
 
 
 def test_help_on_configs_needs_none(capsys):

@@ -5,11 +5,12 @@ from fnmatch import fnmatchcase
 import fiddle as fdl
 import pytest
 
+from nanigpt import tags
 from nanigpt.config import names
 from nanigpt.config.flag import compose
 from nanigpt.config.leaves import leaves
 from nanigpt.config.paths import parse_path
-from nanigpt.config.run_config import claim_run, may_change_on_resume
+from nanigpt.config.run_config import claim_run, load_run, may_change_on_resume
 from nanigpt.errors import UsageError
 from tests.config.components import Anything, Part
 from tests.support import each_recipe
@@ -35,6 +36,13 @@ def test_components_declare_what_a_resumed_run_may_change(recipe):
     assert [p for p in paths if may_change_on_resume(cfg, tuple(parse_path(p)))] == [
         path for path in paths if listed(path)
     ]
+
+
+def test_tags_are_set_where_a_recorded_config_has_them(tmp_path):
+    cfg = compose(["config:llama3_debug"])
+    claim_run(tmp_path / "config.json", cfg, started=False, allow_config_change=False)
+    changed = load_run(str(tmp_path), tags={tags.Seed: 3, tags.BalanceRate: 0.1})  # no router
+    assert changed.seed == 3
 
 
 class Quiet:
