@@ -113,18 +113,18 @@ class Compile:
             )
             setattr(part, name, compiled)
 
-    def function(self, function: Callable) -> Callable:
+    def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, compiled, such as a loss."""
         return self._compiled(function)
 
     def _compiled(
         self,
-        function: Callable,
+        function: Callable[..., Any],
         *,
         limit: int | None = None,
         scalars: bool = False,
         functorch: dict[str, Any] | None = None,
-    ) -> Callable:
+    ) -> Callable[..., Any]:
         import torch._dynamo.config as dynamo
 
         settings: dict[str, Any] = {"capture_scalar_outputs": True} if scalars else {}
@@ -154,7 +154,7 @@ class Compile:
         return patched
 
 
-def keeping_buffers() -> contextlib.AbstractContextManager:
+def keeping_buffers() -> contextlib.AbstractContextManager[Any]:
     """Within it, a compiled backward pass may be run twice, once for gradients of inputs and once
     for those of weights: the first does not write over what it reads."""
     import torch._functorch.config as config
@@ -191,7 +191,7 @@ _graphs: Counter[str] = Counter()
 
 
 @functools.cache  # compiled code is found again by the identity of its backend
-def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable:
+def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     """A backend that counts, and compiles with these settings."""
     import torch._functorch.config as config
     from torch._dynamo.backends.registry import lookup_backend
@@ -199,7 +199,9 @@ def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable:
     compiler = lookup_backend(name)
     settings = {key: value for key, value in functorch if hasattr(config, key)}
 
-    def compile_graph(graph: torch.fx.GraphModule, inputs: list, **options: Any) -> Callable:
+    def compile_graph(
+        graph: torch.fx.GraphModule, inputs: list[Any], **options: Any
+    ) -> Callable[..., Any]:
         _graphs[name] += 1
         # That a policy of recomputation, with which blocks are compiled, takes no operators that
         # change their inputs, is told at each compilation; blocks have none.

@@ -6,7 +6,7 @@ same share of a causal mask (as in Llama 3's training; The Llama 3 Herd of Model
 Shapes: B batch, L a rank's positions, S all positions, H query heads, G KV heads, K head_dim.
 """
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -88,13 +88,14 @@ class ContextParallel:
         """Exchange the `core` of every attention module."""
         if layout.sizes["cp"] == 1:
             return
-        core = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}[self.method]
+        kinds: dict[str, Any] = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}
         for module in model.modules():
             if hasattr(module, "core"):
-                module.core = core(module.core, layout.context)
+                core: Any = module.core
+                module.core = kinds[self.method](core, layout.context)
 
     def positions(self, length: int, layout: Layout) -> torch.Tensor:
-        """This rank's positions of sequences of `length`."""
+        """Return this rank's positions of sequences of `length`."""
         n, r = layout.sizes["cp"], layout.position["cp"]
         return _natural(length, n).view(n, -1)[r]
 
@@ -109,7 +110,7 @@ def _of_whole_sequences(model: nn.Module) -> list[nn.Module]:
     return [*whole, *(gap.module for gap in gaps(model))]
 
 
-def _problems_of_ring(attention: nn.Module, plan: Plan) -> list[Problem]:
+def _problems_of_ring(attention: Any, plan: Plan) -> list[Problem]:
     found = []
     if not isinstance(attention.core, ScaledDotProduct):
         expected = "None, the only core that method='ring' knows"
@@ -140,10 +141,10 @@ class _Gathered:
         sink_H: torch.Tensor | None = None,
         **of_scores: float,
     ) -> torch.Tensor:
-        seen = {"visibility": visibility, "sink_H": sink_H, **of_scores}
+        seen: dict[str, Any] = {"visibility": visibility, "sink_H": sink_H, **of_scores}
         k_BSGK, v_BSGK = _gather(k_BLGK, self._mesh), _gather(v_BLGK, self._mesh)
         if queries is not None and queries.documents_BL is not None:
-            places = Places(*(_gather(x, self._mesh) for x in queries[:2]))
+            places = self._gathered(queries)
             return self._core(q_BLHK, k_BSGK, v_BSGK, queries, places, **seen)
         # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
         # later is computed, and a causal core needs no mask.
@@ -157,6 +158,10 @@ class _Gathered:
             for q_BCHK, end in zip(chunks, ends, strict=True)
         ]
         return torch.cat(outs, dim=1)
+
+    def _gathered(self, queries: Places) -> Places:
+        """Return the places of all ranks' positions, of which documents are numbered."""
+        return Places(*(None if x is None else _gather(x, self._mesh) for x in queries[:2]))
 
 
 class _Ring:
@@ -181,8 +186,8 @@ class _Ring:
         # The kernel wants values as wide as keys.
         value_dim = v_BLGK.shape[-1]
         v_BLGK = F.pad(v_BLGK, (0, k_BLGK.shape[-1] - value_dim))
-        heads_first = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
-        out_BHLK = ring_attention(*heads_first, self._mesh.get_group())
+        q_BHLK, k_BGLK, v_BGLK = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
+        out_BHLK = ring_attention(q_BHLK, k_BGLK, v_BGLK, self._mesh.get_group())
         return out_BHLK.transpose(1, 2)[..., :value_dim]
 
 
@@ -208,14 +213,15 @@ class _Exchanged:
         n = self._mesh.size()
         order_S = _natural(n * q_BLHK.shape[1], n, q_BLHK.device)
         natural_S = order_S.argsort()
-        whole = [self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK)]
+        q_BSHK, k_BSGK, v_BSGK = (self._to_heads(x)[:, natural_S] for x in (q_BLHK, k_BLGK, v_BLGK))
         places = None
-        if queries.documents_BL is not None:
-            both = [_gather(x, self._mesh) for x in queries[:2]]
-            places = Places(*(x[:, natural_S] for x in both))
+        if queries is not None and queries.documents_BL is not None:
+            both = [None if x is None else _gather(x, self._mesh) for x in queries[:2]]
+            places = Places(*(None if x is None else x[:, natural_S] for x in both))
         if sink_H is not None:  # of the heads that this rank gets
             sink_H = sink_H.chunk(n)[self._mesh.get_local_rank()]
-        out_BSHK = self._core(*whole, places, visibility=visibility, sink_H=sink_H, **of_scores)
+        seen: dict[str, Any] = {"visibility": visibility, "sink_H": sink_H, **of_scores}
+        out_BSHK = self._core(q_BSHK, k_BSGK, v_BSGK, places, **seen)
         return self._to_positions(out_BSHK[:, order_S])
 
     def _to_heads(self, x_BLHK: torch.Tensor) -> torch.Tensor:

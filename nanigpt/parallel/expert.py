@@ -63,14 +63,14 @@ class ExpertParallel:
         if ep * tp == 1:
             return
         names = [name for name, size in (("ep", ep), ("tp", tp)) if size > 1]
-        mesh = (layout.parameters if ep == 1 else layout.experts)[tuple(names)]
+        mesh = layout.along(*names) if ep == 1 else layout.experts_along(*names)
         places = Places(model)
         for experts in model.modules():
             if isinstance(experts, Experts):
                 experts.sharers = tp
                 experts.local = _local
                 if ep > 1:
-                    experts.dispatcher = self.transport.dispatcher(layout.experts["ep"])
+                    experts.dispatcher = self.transport.dispatcher(layout.experts_along("ep"))
                 _divide(experts, mesh, places)
 
 
@@ -138,12 +138,12 @@ def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
     for name, weight in list(experts._parameters.items()):
         if weight is not None and not isinstance(weight, DTensor):
             along = {"ep": Shard(0), "tp": hidden.get(name, Replicate())}
-            placements = [along[axis] for axis in mesh.mesh_dim_names]
+            placements = [along[axis] for axis in mesh.mesh_dim_names or ()]
             # On meta there is nothing to scatter.
             places.replace(weight, distribute_tensor(weight, mesh, placements, src_data_rank=None))
 
 
-def _local(weight: torch.Tensor) -> torch.Tensor:
+def _local(weight: Any) -> torch.Tensor:
     """This rank's part of a DTensor. Where ranks have the same, each finds a part of its
     gradient."""
     from torch.distributed.tensor import Partial

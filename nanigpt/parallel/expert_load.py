@@ -49,7 +49,7 @@ def settle_load(
         counted[i, n_experts + 2] = mixture.tokens * mixture.router.top_k
     layout.sum(counted)
     if sequence_parts > 1:
-        dist.all_reduce(counted, group=layout.parameters["tp"].get_group())
+        dist.all_reduce(counted, group=layout.along("tp").get_group())
     for i, mixture in mixtures.items():
         router = mixture.router
         router.balance(counted[i, : router.n_experts])
@@ -58,7 +58,7 @@ def settle_load(
         if router.expert_bias is not None:
             counted[i, n_experts + 4] = router.expert_bias.max() - router.expert_bias.min()
     if layout.sizes["pp"] > 1:
-        dist.all_reduce(counted, group=layout.parameters["pp"].get_group())
+        dist.all_reduce(counted, group=layout.along("pp").get_group())
     return _told(counted, n_experts)
 
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -87,10 +87,13 @@ class FullyShardedDataParallel:
 
         # Blocks do not write to their inputs in place, which upstream warns could lose a hook.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        mesh = layout.parameters["fsdp"]
+        mesh = layout.along("fsdp")
         if replicate > 1:
-            mesh = layout.parameters["dp_replicate", "fsdp"]
-        options = {"mesh": mesh, "shard_placement_fn": self._placement(model, layout, mesh)}
+            mesh = layout.along("dp_replicate", "fsdp")
+        options: dict[str, Any] = {
+            "mesh": mesh,
+            "shard_placement_fn": self._placement(model, layout, mesh),
+        }
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy(pin_memory=torch.cuda.is_available())
 
@@ -103,9 +106,10 @@ class FullyShardedDataParallel:
 
         groups = shard_groups(model)
         for i, group in enumerate(groups):
+            together: Any = group if len(group) > 1 else group[0]
             exact = any(getattr(module, "gathered_in_float32", False) for module in group)
             fully_shard(
-                group if len(group) > 1 else group[0],
+                together,
                 mp_policy=policy(torch.float32 if exact else self.param_dtype),
                 reshard_after_forward=self._reshards(layout, last=i == len(groups) - 1),
                 **options,
@@ -120,7 +124,9 @@ class FullyShardedDataParallel:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
-    def _placement(self, model: nn.Module, layout: Layout, mesh: "DeviceMesh") -> Callable | None:
+    def _placement(
+        self, model: nn.Module, layout: Layout, mesh: "DeviceMesh"
+    ) -> Callable[..., Any] | None:
         """Which dim of a parameter is sharded, over which ranks, where that is not the first one
         over all."""
         experts = set(expert_parameters(model))
@@ -140,7 +146,9 @@ class FullyShardedDataParallel:
         # Those of several processes' groups are gathered and summed in turn; upstream knows groups
         # by the identity of these objects.
         theirs = over(
-            layout.experts["dp_replicate", "fsdp"] if mesh.ndim == 2 else layout.experts["fsdp"]
+            layout.experts_along("dp_replicate", "fsdp")
+            if mesh.ndim == 2
+            else layout.experts_along("fsdp")
         )
 
         def place(parameter: nn.Parameter) -> common.ShardPlacementResult:
@@ -156,7 +164,7 @@ class FullyShardedDataParallel:
             return not last and layout.sizes["pp"] == 1
         return self.reshard_after_forward == "always"
 
-    def _prefetch(self, modules: list[nn.Module]) -> None:
+    def _prefetch(self, modules: list[Any]) -> None:
         if not self.prefetch:
             return
         for i, module in enumerate(modules):

@@ -22,12 +22,13 @@ def settle(
         partial: parameters that are no DTensors over `tp`, whose gradients are summed over it.
     """
     for parameter in parameters:
-        gradient = parameter.grad
-        if hasattr(gradient, "placements") and gradient.placements != parameter.placements:
-            parameter.grad = gradient.redistribute(placements=parameter.placements)
+        gradient: Any = parameter.grad
+        placements = getattr(parameter, "placements", None)
+        if hasattr(gradient, "placements") and gradient.placements != placements:
+            parameter.grad = gradient.redistribute(placements=placements)
     for parameter in partial:
         if parameter.grad is not None:
-            dist.all_reduce(_local(parameter.grad), group=layout.parameters["tp"].get_group())
+            dist.all_reduce(_local(parameter.grad), group=layout.along("tp").get_group())
 
 
 def clip_gradients(
@@ -59,7 +60,7 @@ def clip_gradients(
     if squares:
         total = torch.stack(squares).sum()
     if layout.sizes["pp"] > 1:  # other stages have the other parameters
-        dist.all_reduce(total, group=layout.parameters["pp"].get_group())
+        dist.all_reduce(total, group=layout.along("pp").get_group())
     total = total.sqrt()
     meshes: dict[object, list[nn.Parameter]] = {}
     for parameter in with_gradient:

@@ -201,6 +201,16 @@ class Layout:
         """Which of them this one is; ranks that differ only in pp, cp or tp are the same."""
         return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
 
+    def along(self, *axes: str) -> "DeviceMesh":
+        """Return the part of the mesh of parameters that has these axes."""
+        assert self.parameters is not None, "one process has no mesh"
+        return self.parameters[axes if len(axes) > 1 else axes[0]]
+
+    def experts_along(self, *axes: str) -> "DeviceMesh":
+        """Return the part of the mesh of experts that has these axes."""
+        assert self.experts is not None, "experts are not divided"
+        return self.experts[axes if len(axes) > 1 else axes[0]]
+
     def group(self, axes: tuple[str, ...], axis: str) -> dist.ProcessGroup:
         """Return the process group of one axis of the mesh that a parameter is split over.
 
@@ -210,9 +220,8 @@ class Layout:
         Args:
             axes: names of all axes of the parameter's mesh.
         """
-        mesh = self.experts if "ep" in axes else self.parameters
-        assert mesh is not None
-        return mesh[axis].get_group()
+        mesh = self.experts_along(axis) if "ep" in axes else self.along(axis)
+        return mesh.get_group()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over ranks that see different tokens, in place."""

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -124,7 +125,8 @@ class ParallelModel:
         self, task: Objective, batch: Batch, weight: torch.Tensor, *, last: bool
     ) -> torch.Tensor:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
-            self.model.set_requires_gradient_sync(last)
+            model: Any = self.model
+            model.set_requires_gradient_sync(last)
         self.phase("forward")
         with self.tensor.loss_context(self.layout):
             first, places = task.inputs(batch)

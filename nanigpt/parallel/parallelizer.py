@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from nanigpt.parallel.mesh import MESH_AXES, Layout, Mesh
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.pipelined_model import PipelinedModel
-from nanigpt.parallel.plan import Plan, Policy
+from nanigpt.parallel.plan import Plan, Policy, Reporting
 from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
@@ -112,8 +113,9 @@ class Parallelizer:
         found += self._problems_of_pairs(plan)
         return found
 
-    def _policies(self) -> list[Policy]:
-        policies = [self.tensor, self.expert, self.context, *self.extra, self.recomputation]
+    def _policies(self) -> list[Reporting]:
+        policies: list[Reporting] = [self.tensor, self.expert, self.context, *self.extra]
+        policies.append(self.recomputation)
         if self.compile is not None:
             policies.append(self.compile)
         return [*policies, self.fsdp, self.pipeline]
@@ -131,14 +133,15 @@ class Parallelizer:
         return [Problem("reshard_after_forward", "always", expected, fix, self.fsdp)]
 
     def parallelize(self, model: nn.Module, layout: Layout, *, local_batch: int) -> ParallelModel:
-        """Splits and shards `model`, still on meta; modules that stay here change in place."""
-        policies = {"tensor": self.tensor, "context": self.context}
+        """Split and shard `model`, still on meta; modules that stay here change in place."""
+        policies: dict[str, Any] = {"tensor": self.tensor, "context": self.context}
         policies["n_experts"] = most_experts(model)
         if layout.sizes["pp"] == 1:
             policies["float8"] = self._split(model, layout)
             self.fsdp.apply(model, layout)
             return ParallelModel(model, layout, **policies)
-        stages = self.pipeline.stages(model, layout, local_batch=local_batch)
+        decoder: Any = model  # `problems` refuses a model without `part`
+        stages = self.pipeline.stages(decoder, layout, local_batch=local_batch)
         policies["float8"] = self._split(stages.model, layout)
         for part in stages.parts.values():
             self.fsdp.apply(part, layout)
@@ -147,15 +150,18 @@ class Parallelizer:
             stages,
             layout,
             **policies,
-            dim=model.dim,
-            vocab_size=model.vocab_size,
+            dim=decoder.dim,
+            vocab_size=decoder.vocab_size,
             dtype=compute_dtype(model),
             keeps_buffers=self.compile is not None and self._splits_backward(layout),
         )
 
     def _split(self, model: nn.Module, layout: Layout) -> list[Linear]:
-        """All that comes before shards are made, of what it leaves to a rank; returns what is to
-        be gathered in float8."""
+        """Apply every policy that comes before FSDP to this rank's part of the model.
+
+        Returns:
+            Layers whose weights FSDP gathers in float8.
+        """
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
         self.context.apply(model, layout)
@@ -173,7 +179,7 @@ class Parallelizer:
         return layout.sizes["pp"] > 1 and self.pipeline.splits_backward
 
 
-def _about(policy: Policy, problem: Problem, plan: Plan) -> Problem:
+def _about(policy: Reporting, problem: Problem, plan: Plan) -> Problem:
     """Return the problem with the component that it is about, and the axes that it follows from."""
     component = policy if problem.component is None else problem.component
     axes = [axis for axis in getattr(policy, "axes", ()) if plan.sizes[axis] > 1]
@@ -200,7 +206,7 @@ def _problems_of_torch(plan: Plan, version: str) -> list[Problem]:
     With 2.11 (setup.cfg has the oldest) data parallelism computes the same as one process; of the
     other axes some fail, and some give other numbers.
     """
-    if TorchVersion(version) >= (2, 13):
+    if TorchVersion(version) >= TorchVersion("2.13"):
         return []
     return [
         Problem(

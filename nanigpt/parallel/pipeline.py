@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -72,7 +72,8 @@ class PipelineParallel:
         if not hasattr(model, "part"):
             expected = f"a method `part` of {type(model).__name__}, which gives a stage's modules"
             return [Problem("pp", ranks, expected, Fix(plan.mesh, "pp", 1), plan.mesh)]
-        found, layers = [], len(model.layers)
+        decoder: Any = model
+        found, layers = [], len(decoder.layers)
         if self.microbatches and local_batch % self.microbatches:
             expected = f"a divisor of the local batch of {local_batch} samples"
             found.append(Problem("microbatches", self.microbatches, expected))
@@ -94,7 +95,7 @@ class PipelineParallel:
             expected = f"{stages} positive numbers that add up to {layers}"
             found.append(Problem("layers_per_stage", sizes, expected))
         both_ends = {0, stages - 1} <= set(placement[0])
-        if isinstance(model.head, TiedHead) and both_ends and plan.copies > 1:
+        if isinstance(decoder.head, TiedHead) and both_ends and plan.copies > 1:
             expected = (
                 "one that has the first and the last stage on different ranks, or a head of its "
                 "own: a tied embedding cannot be sharded for both stages"
@@ -141,7 +142,7 @@ class PipelineParallel:
         """Blocks of each stage."""
         sizes = self.layers_per_stage
         if sizes is None:
-            costs = model.block_flops(model.max_sequence_length or 1)
+            costs = [float(c) for c in model.block_flops(model.max_sequence_length or 1)]
             embedding = self.embedding_blocks * sum(costs) / len(costs)
             sizes = balanced(costs, n_stages, first=embedding, last=model.head_flops())
         ends = [sum(sizes[: i + 1]) for i in range(n_stages)]
@@ -207,7 +208,7 @@ class Stages:
             self.model.embedding._parameters["weight"] = self.model.head._parameters["weight"]
 
 
-def balanced(costs: list[float], n: int, *, first: float = 0.0, last: float = 0.0) -> list[int]:
+def balanced(costs: Sequence[float], n: int, *, first: float = 0.0, last: float = 0.0) -> list[int]:
     """Sizes of n contiguous groups, none empty, whose largest cost is as small as can be.
 
     Among such divisions the most even one is taken, by the squares of the costs.
@@ -222,7 +223,7 @@ def balanced(costs: list[float], n: int, *, first: float = 0.0, last: float = 0.
 
 
 def _divide(
-    costs: list[float], n: int, first: float, last: float, join: Callable[[float, float], float]
+    costs: Sequence[float], n: int, first: float, last: float, join: Callable[[float, float], float]
 ) -> tuple[float, list[int]]:
     """The division into n groups of the least cost, where `join` adds a group to those before."""
     before = [0.0, *itertools.accumulate(costs)]

@@ -50,15 +50,16 @@ class PipelinedModel(ParallelModel):
         dtype: torch.dtype,
         keeps_buffers: bool = False,
     ):
-        policies = {"tensor": tensor, "context": context, "n_experts": n_experts, "float8": float8}
-        super().__init__(stages.model, layout, **policies)
+        super().__init__(
+            stages.model, layout, tensor=tensor, context=context, n_experts=n_experts, float8=float8
+        )
         self.stages = stages
         self.dim, self.vocab_size, self.dtype = dim, vocab_size, dtype
         self._keeps_buffers = keeps_buffers
-        self.group = layout.parameters["pp"].get_group()
+        self.group = layout.along("pp").get_group()
         self.model.forward = self._logits
         self._schedule: Any = None
-        self._objective: Callable = lambda sums, target: sums
+        self._objective: Callable[..., Any] = lambda sums, target: sums
         self._stages: list[Any] = []
 
     @property
@@ -80,7 +81,12 @@ class PipelinedModel(ParallelModel):
     def evaluate(self, task: Objective, batch: Batch) -> torch.Tensor:
         with self._evaluating():
             first, places = task.inputs(batch)
-            sums = self._forward(first, **places, finish=task.finish, targets=task.targets(batch))
+            named: dict[str, Any] = {
+                **places,
+                "finish": task.finish,
+                "targets": task.targets(batch),
+            }
+            sums = self._forward(first, **named)
         if sums is None:
             sums = torch.zeros(len(task.losses(self.model)), device=self.layout.world.device)
         return sums
@@ -91,11 +97,12 @@ class PipelinedModel(ParallelModel):
         return total
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        model: Any = self.model
         return clip_gradients(
             self.parameters,
             max_norm,
             self.layout,
-            counted_elsewhere=[self.model.embedding.weight] if self.stages.has_copy else (),
+            counted_elsewhere=[model.embedding.weight] if self.stages.has_copy else (),
         )
 
     def _forward_backward(
@@ -170,7 +177,7 @@ class PipelinedModel(ParallelModel):
         take_back_dropout(stage)
         self._total.zero_()
 
-    def _within(self, phase: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _within(self, phase: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Calls what is no waiting for other stages."""
         self.phase(phase)
         try:
@@ -184,7 +191,8 @@ class PipelinedModel(ParallelModel):
         if not stages.tied or stages.has_first == stages.has_last:
             return
         other = stages.rank_of[-1] if stages.has_first else stages.rank_of[0]
-        gradient = self.model.embedding.weight.grad
+        model: Any = self.model
+        gradient = model.embedding.weight.grad
         if gradient is None:  # the weight is frozen
             return
         mine = getattr(gradient, "_local_tensor", gradient)
@@ -241,7 +249,10 @@ class PipelinedModel(ParallelModel):
 
 
 def _stage(
-    within: Callable, learned_shapes: Callable[[nn.Module], None], *arguments: Any, **named: Any
+    within: Callable[..., Any],
+    learned_shapes: Callable[[nn.Module], None],
+    *arguments: Any,
+    **named: Any,
 ) -> Any:
     """Upstream's stage, which sums gradients over ranks only when told to.
 

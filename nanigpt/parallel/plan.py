@@ -44,17 +44,21 @@ class Plan:
         return self.sizes["dp_replicate"] * self.shards
 
 
+class Reporting(Protocol):
+    """A component that knows why a model cannot run by a plan."""
+
+    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
+        """Return everything for which `model` cannot run so."""
+        ...
+
+
 @runtime_checkable
-class Policy(Protocol):
+class Policy(Reporting, Protocol):
     """One way in which a model is spread, stored or computed.
 
     A policy may say `may_change_on_resume = True` where a resumed run may have another one, and
     name in `axes` the axes of the mesh that its problems follow from.
     """
-
-    def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return everything for which `model` cannot run so."""
-        ...
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
         """Change this rank's part of the model in place, while it is on meta."""

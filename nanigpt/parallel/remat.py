@@ -165,7 +165,7 @@ def contexts(
     save_every: int | None = None,
     again: tuple[str, ...] = (),
     experts: tuple[str, ...] = (),
-) -> functools.partial:
+) -> Callable[..., Any]:
     """What gives `torch.utils.checkpoint` its two contexts; without `save_every`, for `full`.
 
     Blocks that ask alike get one object, so that one compilation serves them; caches of compiled
@@ -177,7 +177,7 @@ def contexts(
     """
     if save_every is not None:
         _kept()  # what it imports is not imported in a step
-    made = functools.partial(_contexts, lasting, save_every, again, experts)
+    made: Any = functools.partial(_contexts, lasting, save_every, again, experts)
     told = f"{made.args} {torch.__version__}".encode()
     made.cache_hash = hashlib.sha256(Path(__file__).read_bytes() + told).hexdigest()
     return made
@@ -190,13 +190,13 @@ def _contexts(
     policy = choices if save_every is None else _Policy(save_every, again, experts)
     made = create_selective_checkpoint_contexts(policy)
     if lasting:
-        storage: defaultdict[Any, dict] = defaultdict(_Lasting)
+        storage: defaultdict[Any, dict[Any, Any]] = defaultdict(_Lasting)
         for mode in made:
             mode.storage = storage
     return made
 
 
-class _Lasting(dict):
+class _Lasting(dict[Any, Any]):
     """Results that stay when they were read, instead of which upstream notes that they were."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -243,7 +243,7 @@ def _named(op: Any) -> tuple[str, bool]:
     return name, name in _kept() or str(op) in _kept()
 
 
-def _goes_to_host(args: tuple, kwargs: dict) -> bool:
+def _goes_to_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if kwargs.get("device") is None:
         return False
     return torch.device(kwargs["device"]).type == "cpu" and args[0].device.type != "cpu"
@@ -256,7 +256,9 @@ def _recompute(block: nn.Module, lasting: bool) -> None:
     setattr(block, body(block), _recomputing(getattr(block, body(block)), kept))
 
 
-def _recomputing(compute: Callable, context_fn: Callable | None) -> Callable:
+def _recomputing(
+    compute: Callable[..., Any], context_fn: Callable[..., Any] | None
+) -> Callable[..., Any]:
     # Nothing in a block takes random numbers of torch's own generator.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if context_fn is not None:

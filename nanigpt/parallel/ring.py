@@ -15,7 +15,7 @@ from torch import distributed as dist
 def ring_attention(
     q_BHLK: torch.Tensor, k_BGLK: torch.Tensor, v_BGLK: torch.Tensor, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """Causal attention over the positions of all ranks: out_BHLK.
+    """Return out_BHLK of causal attention over the positions of all ranks.
 
     Each rank has one early and one late chunk of positions (`nanigpt.parallel.context`).
     """
@@ -24,7 +24,7 @@ def ring_attention(
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q, k, v, group) -> torch.Tensor:
+    def forward(ctx: Any, q: Any, k: Any, v: Any, group: dist.ProcessGroup) -> torch.Tensor:
         from torch.distributed.tensor.experimental._context_parallel import _attention as upstream
 
         upstream.set_rotate_method("alltoall")
@@ -32,13 +32,14 @@ class _Ring(torch.autograd.Function):
         cpu = q.device.type == "cpu"
         kernel = _aten("_scaled_dot_product_flash_attention" + ("_for_cpu" if cpu else ""))
 
-        def attend(q, k, v, is_causal):
+        def attend(q: Any, k: Any, v: Any, is_causal: bool) -> Any:
             # Heads are repeated here, so that the ring carries each only once.
             k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
             return kernel(q, k, v, is_causal=is_causal)
 
+        operator: Any = attend
         out, logsumexp, *rest = upstream._templated_ring_attention(
-            group, 2, attend, q, k, v, is_causal=True
+            group, 2, operator, q, k, v, is_causal=True
         )
         # The CUDA kernel's cumulative lengths (None where no sequence is ragged), maxima, and the
         # two halves of its random state, which without dropout nothing depends on.
@@ -59,7 +60,7 @@ class _Ring(torch.autograd.Function):
             names = ("cum_seq_q", "cum_seq_k", "max_q", "max_k", "philox_seed", "philox_offset")
             more |= dict(zip(names, ctx.of_kernel, strict=True))
 
-        def attend_backward(query, key, value, **kwargs):
+        def attend_backward(query: Any, key: Any, value: Any, **kwargs: Any) -> Any:
             key, value = (x.repeat_interleave(ctx.groups, 1) for x in (key, value))
             grads = kernel(query=query, key=key, value=value, **kwargs)
             grad_q, *of_heads = grads

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import count
 from os import PathLike
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from nanigpt.parallel.schedule_csv import read_csv
 
@@ -33,7 +33,7 @@ Kind = Literal["F", "B", "I", "W"]
 
 # A backward pass computes two products where the forward pass computes one: the gradients of inputs
 # and those of weights (Narayanan et al., 2021, 2.2; split in halves by Qi et al., 2023).
-_TIMES = {"F": 1, "B": 2, "I": 1, "W": 1}
+_TIMES: dict[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 _UNIT = "a forward pass of one microbatch through a rank's stages"
 _UNIT_OF_COSTS = "that of the stage costs"
@@ -209,10 +209,8 @@ def simulate(timetable: Timetable, *, stage_costs: list[float] | None = None) ->
 
 def _parts(action: "Action") -> list[tuple[int, Kind, int]]:
     """Stage, kind and microbatch of an action, or of each that it does at once."""
-    return [
-        (part.stage_index, part.computation_type.value, part.microbatch_index)
-        for part in action.sub_actions or (action,)
-    ]
+    parts: Any = action.sub_actions or (action,)
+    return [(p.stage_index, p.computation_type.value, p.microbatch_index) for p in parts]
 
 
 def _result(kind: Kind) -> str:
@@ -282,7 +280,7 @@ def _timetable_of_file(
 def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[list[int]]:
     """The placement of orders in which every stage works on every microbatch once."""
     homes: dict[int, int] = {}
-    found: dict[tuple[int, int], Counter] = defaultdict(Counter)
+    found: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for rank, order in enumerate(orders):
         for stage, kind, microbatch in (part for action in order for part in _parts(action)):
             if homes.setdefault(stage, rank) != rank:
@@ -325,7 +323,8 @@ def _check_finished(
             action = order[place[rank]]
             needs = [need for part in _parts(action) for need in _needs(part, n_stages)]
             stage, result, microbatch = next(need for need in needs if need not in ended)
-            names = [f"{stage}{kind}{microbatch}" for kind in _TIMES if _result(kind) == result]
+            kinds: list[Kind] = [kind for kind in _TIMES if _result(kind) == result]
+            names = [f"{stage}{kind}{microbatch}" for kind in kinds]
             waits.append(f"rank {rank} is at {action} and waits for {' or '.join(names)}")
     if waits:
         raise ValueError(f"the order never finishes: {'; '.join(waits)}")

@@ -114,7 +114,7 @@ def _row(
     blocks: list[list[Slot]], timeline: Timeline, scale: float, columns: int, color: bool
 ) -> list[tuple[str, _Colors | None]]:
     """A character for each column and the colours of its box; slots of one time side by side."""
-    row = [("·", None)] * columns
+    row: list[tuple[str, _Colors | None]] = [("·", None)] * columns
     for block in blocks:
         start = _columns(block[0].start * scale)
         n = _columns(block[0].end * scale) - start

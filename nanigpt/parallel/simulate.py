@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -51,7 +52,7 @@ def shards(
         ]
 
 
-def _split(parameter: torch.Tensor) -> str:
+def _split(parameter: Any) -> str:
     placements = getattr(parameter, "placements", ())
     axes = parameter.device_mesh.mesh_dim_names if placements else ()
     split = [

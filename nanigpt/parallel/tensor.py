@@ -93,7 +93,7 @@ class TensorParallel:
         """Split `model`, still on meta, in place."""
         if layout.sizes["tp"] == 1:
             return
-        mesh = layout.parameters["tp"]
+        mesh = layout.along("tp")
         if self.asynchronous:
             _overlap(mesh)
         splitter = Splitter(
@@ -193,7 +193,9 @@ def _float8_problems(model: nn.Module, n: int) -> Iterator[Problem]:
     """Yield parts of projections whose sizes do not suit their float8 recipe, or that have no
     recipe for parts."""
     experts = [m for m in model.modules() if isinstance(m, Experts) and m.float8 is not None]
-    sizes = [(multiple(m.float8), (m, "hidden_dim", m.hidden_dim)) for m in experts]
+    sizes: list[tuple[int, Size]] = [
+        (multiple(str(m.float8)), (m, "hidden_dim", m.hidden_dim)) for m in experts
+    ]
     for part in parts(model):
         layer = part.module
         if not isinstance(layer, Linear) or layer.float8 is None:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
+Function = Callable[[Any], Any]
+
+Style = tuple[Any, Function | None, Function | None]
+"""The placement of weights, what is done to the input, and what is done to the output."""
+
+
 class Splitter:
     """Splits modules, one by one, over the ranks of a mesh of one axis.
 
@@ -45,16 +51,16 @@ class Splitter:
             return
         weight, before, after = self._style(part.style)
         if part.style == "tokens":
-            part.module.local = _local
+            setattr(part.module, "local", _local)  # noqa: B010, of a router
         if weight is not None:
             self._distribute(part.module, weight)
         _add_hooks(part.module, before, after, every_input=part.style == "experts")
 
-    def _style(self, style: str) -> tuple[Any, Callable | None, Callable | None]:
+    def _style(self, style: str) -> Style:
         """Return the placement of weights, what is done to the input, and to the output."""
         from torch.distributed.tensor import Partial, Replicate, Shard
 
-        table: dict[str, tuple[Any, Callable | None, Callable | None]] = {
+        table: dict[str, Style] = {
             "gather": (Replicate(), self._gathered, None),
             "column": (Shard(0), None, _local),
             "row": (Shard(1), lambda x: self._wrap(x, Shard(-1)), self._to_between),
@@ -83,18 +89,19 @@ class Splitter:
         # Tokens come whole, and logits go whole.
         comes_split = part.slot != "vocabulary"
         goes_split = part.slot != "logits"
+        before: Function | None
+        after: Function | None
         if part.style == "whole":
-            before = self._whole if comes_split else None
-            after = self._part if goes_split else None
+            before = self._where_split(self._whole) if comes_split else None
+            after = self._where_split(self._part) if goes_split else None
         else:
-            before = None if comes_split else self._part
+            before = None if comes_split else self._where_split(self._part)
             after = None
-        splits = self.splits_sequence
-        _add_hooks(
-            part.module,
-            before and (lambda x: before(x) if splits() else x),
-            after and (lambda y: after(y) if splits() else y),
-        )
+        _add_hooks(part.module, before, after)
+
+    def _where_split(self, function: Function) -> Function:
+        """Return a function that leaves its argument as it is where sequences are not split."""
+        return lambda x: function(x) if self.splits_sequence() else x
 
     def _whole(self, x: torch.Tensor) -> torch.Tensor:
         """Gather the sequence; every rank finds the same gradient, and keeps its part of it."""
@@ -153,8 +160,8 @@ def _local(y: Any) -> torch.Tensor:
 
 def _add_hooks(
     module: nn.Module,
-    before: Callable | None,
-    after: Callable | None,
+    before: Function | None,
+    after: Function | None,
     *,
     every_input: bool = False,
 ) -> None:
