@@ -3,7 +3,7 @@
 import fiddle as fdl
 import torch
 
-from experiments import parts
+from experiments import nodes
 from experiments.pretraining import debugging, training
 from nanigpt.config.registry import recipe
 from nanigpt.models.block import TransformerBlock
@@ -38,7 +38,7 @@ def outside_language_model(
             feed_forward=fdl.Config(ReluSquared, dim=dim, hidden_dim=4 * dim),
         )
 
-    model = parts.decoder(
+    model = nodes.decoder(
         layers=[block() for _ in range(n_layers)],
         norm=fdl.Config(MeanSquareNorm, dim=dim),
         dim=dim,
