@@ -1,0 +1,1 @@
+"""A project outside nanigpt: modules, a tokenizer, a tracker, a task, and recipes of them."""
