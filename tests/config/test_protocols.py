@@ -198,7 +198,6 @@ def returns_pair():
         {"call": abs},
         {"call": None},
     ],
-    ids=str,
 )
 def test_what_fits_is_no_problem(arguments):
     assert list(map(str, Assembly(fdl.Config(Slots, **arguments)).findings)) == []

@@ -18,16 +18,27 @@ def references(request, tmp_path_factory):
     return device, write_references(tmp_path_factory.mktemp("parity"), device)
 
 
-@pytest.mark.parametrize("ranks", CASES)
-def test_parity(ranks, references, tmp_path):
-    """All cases of so many ranks share a launch; a failing rank's traceback is in the message."""
-    compare([case for case in CASES[ranks] if case not in DEEP], ranks, references, tmp_path)
+def launches(deep: bool) -> list:
+    """Ranks and cases that share a launch, at most 30."""
+    found = []
+    for ranks, cases in CASES.items():
+        wanted = [case for case in cases if (case in DEEP) == deep]
+        n = -(-len(wanted) // 30)
+        for i in range(n):
+            found.append(pytest.param(ranks, wanted[i::n], id=f"{ranks}-{i}"))
+    return found
+
+
+@pytest.mark.parametrize(("ranks", "cases"), launches(deep=False))
+def test_parity(ranks, cases, references, tmp_path):
+    """A failing rank's traceback is in the message."""
+    compare(cases, ranks, references, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [n for n in CASES if any(case in DEEP for case in CASES[n])])
-def test_parity_deep(ranks, references, tmp_path):
-    compare([case for case in CASES[ranks] if case in DEEP], ranks, references, tmp_path)
+@pytest.mark.parametrize(("ranks", "cases"), launches(deep=True))
+def test_parity_deep(ranks, cases, references, tmp_path):
+    compare(cases, ranks, references, tmp_path)
 
 
 def compare(cases, ranks, references, tmp_path):
