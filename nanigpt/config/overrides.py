@@ -19,7 +19,7 @@ from nanigpt.config.paths import (
     join,
     parse_path,
 )
-from nanigpt.config.protocols import class_lacks, is_protocol
+from nanigpt.config.protocols import class_lacks, is_callable, is_protocol, partial_lacks
 from nanigpt.config.registry import find_component
 from nanigpt.config.values import (
     argument_annotation,
@@ -164,7 +164,8 @@ def read_value(text: str, annotation: Any) -> Any:
     node = call.apply(find_component(call.name))
     made = fdl.get_callable(node)
     if not takes_node(allowed, type(node), made):
-        lacks = [class_lacks(made, t) for t in allowed if is_protocol(t)]
+        lacks_of = partial_lacks if isinstance(node, fdl.Partial) else class_lacks
+        lacks = [lacks_of(made, t) for t in allowed if is_protocol(t) or is_callable(t)]
         why = f" ({lacks[0]})" if len(lacks) == 1 else ""
         raise UsageError(f"expected {describe(allowed)}, not {made.__name__}{why}")
     return node

@@ -36,7 +36,10 @@ def class_lacks(made: type, annotation: Any) -> str | None:
     if is_callable(annotation):
         if "__call__" not in dir(made):
             return f"{made.__name__} cannot be called"
-        return _differs(_method(made, "__call__"), _asked_by_callable(annotation), "__call__")
+        called = getattr(made, "forward" if _is_module(made) else "__call__")
+        return _returns_other(called, annotation) or _differs(
+            _method(made, "__call__"), _asked_by_callable(annotation), "__call__"
+        )
     for name, asked in _methods(annotation):
         if name not in dir(made):  # hasattr would look at the metaclass too
             return f"{made.__name__} has no method {name!r}"
@@ -60,6 +63,19 @@ def object_lacks(value: Any, annotation: Any) -> str | None:
         if problem := _differs(_bound(value, name), asked, name):
             return problem
     return None
+
+
+def partial_lacks(function: Any, annotation: Any) -> str | None:
+    """Say what a partial of a function lacks for a protocol or `Callable`, or return None."""
+    if is_callable(annotation):
+        asked = _asked_by_callable(annotation)
+        if problem := _returns_other(function, annotation):
+            return problem
+    else:
+        asked = dict(_methods(annotation)).get("__call__")
+        for name in sorted(_members(annotation) - {"__call__"}):
+            return f"a partial of {_name(function)} has no {name!r}"
+    return _differs(_signature(function), asked, "__call__")
 
 
 def _members(annotation: Any) -> frozenset[str]:
@@ -129,6 +145,27 @@ def _asked_by_callable(annotation: Any) -> inspect.Signature | None:
         inspect.Parameter(f"_{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(len(given[0]))
     ]
     return inspect.Signature(parameters)
+
+
+def _returns_other(function: Any, annotation: Any) -> str | None:
+    """Say if a function returns objects of another class than `Callable[..., C]` asks for."""
+    given = typing.get_args(annotation)
+    try:
+        found = function
+        if not isinstance(function, type):
+            found = typing.get_type_hints(function).get("return")
+    except Exception:  # evaluating an annotation may raise anything
+        return None
+    wanted = given[-1] if given else None
+    if Any in (found, wanted) or not (isinstance(found, type) and isinstance(wanted, type)):
+        return None
+    numbers = (bool, int, float, complex)
+    if found in numbers and wanted in numbers:
+        return None
+    if is_protocol(wanted) or issubclass(found, wanted) or issubclass(wanted, found):
+        return None
+    name = getattr(function, "__qualname__", _name(function))
+    return f"{name} returns {found.__name__}, not {wanted.__name__}"
 
 
 def _differs(

@@ -2,6 +2,7 @@
 
 import ast
 import collections.abc
+import contextlib
 import enum
 import inspect
 import math
@@ -14,7 +15,13 @@ from typing import Any
 
 import fiddle as fdl
 
-from nanigpt.config.protocols import class_lacks, is_protocol, object_lacks
+from nanigpt.config.protocols import (
+    class_lacks,
+    is_callable,
+    is_protocol,
+    object_lacks,
+    partial_lacks,
+)
 from nanigpt.config.registry import components
 
 _DTYPES = {
@@ -148,22 +155,21 @@ def _has_protocol(value: Any, allowed: list[Any]) -> bool:
 
 
 def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool:
-    """Whether a node of `made` may stand where one of the types is asked for."""
-    protocols = [t for t in allowed if is_protocol(t)]
-    if protocols and (not isinstance(made, type) or issubclass(kind, fdl.Partial)):
-        return True  # a function, and what it returns, are compared by a check
-    if any(class_lacks(made, t) is None for t in protocols):
-        return True
-    allowed = [t for t in allowed if t not in protocols]
+    """Return whether a node of `made` may be an argument of one of the types.
+
+    The result of a function is compared when it is built.
+    """
     if takes_anything(allowed):
         return True
-    classes = [typing.get_origin(t) or t for t in allowed]
-    function: Any = collections.abc.Callable
+    structural = [t for t in allowed if is_protocol(t) or is_callable(t)]
     if issubclass(kind, fdl.Partial):
-        return function in classes
-    return isinstance(made, type) and any(
-        issubclass(made, c) for c in classes if isinstance(c, type) and c is not function
-    )
+        return any(partial_lacks(made, t) is None for t in structural)
+    if not isinstance(made, type):
+        return bool(structural)
+    if any(class_lacks(made, t) is None for t in structural):
+        return True
+    classes = [typing.get_origin(t) or t for t in allowed if t not in structural]
+    return any(isinstance(c, type) and issubclass(made, c) for c in classes)
 
 
 def describe(allowed: list[Any]) -> str:
@@ -381,12 +387,17 @@ def _item_types(annotation: Any) -> bool:
 
 
 def _components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
-    """Names of the components that a command line can exchange, how each builds, and what."""
+    """Yield names of components that a command line can exchange, how each builds, and what."""
     for name, function in components().items():
-        made = typing.get_type_hints(function).get("return")
-        kind = typing.get_origin(made) or made
-        if isinstance(kind, type) and issubclass(kind, fdl.Buildable):
-            yield name, (kind, next(iter(typing.get_args(made)), None))
+        returned = typing.get_type_hints(function).get("return")
+        kind, made = typing.get_origin(returned) or returned, typing.get_args(returned)
+        if not (isinstance(kind, type) and issubclass(kind, fdl.Buildable)):
+            continue
+        if made:
+            yield name, (kind, made[0])
+            continue
+        with contextlib.suppress(TypeError):  # it has arguments without a default
+            yield name, (kind, fdl.get_callable(function()))
 
 
 def _name(annotation: Any) -> str:

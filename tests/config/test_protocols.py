@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nanigpt.config.assembly import Assembly
-from nanigpt.config.protocols import class_lacks, object_lacks
+from nanigpt.config.protocols import class_lacks, object_lacks, partial_lacks
 from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import adamw
 from tests.config.components import pair
@@ -88,6 +88,11 @@ class Doubler(nn.Module):
         return 2 * x
 
 
+class Tensors:
+    def __call__(self, x) -> torch.Tensor:
+        return x
+
+
 class Adder(nn.Module):
     def forward(self, x, y):
         return x + y
@@ -112,6 +117,8 @@ class Adder(nn.Module):
         (Good, Scale, "Good has no method '__call__'"),
         (Adder, Scale, "__call__(x, y) cannot be called as __call__(x_BLD, /): missing a required argument: 'y'"),
         (Good, Callable, "Good cannot be called"),
+        (Tensors, Callable[..., float], "Tensors.__call__ returns Tensor, not float"),
+        (Tensors, Callable[..., torch.Tensor], None),
         (Adder, Callable[[int], int], "__call__(x, y) cannot be called as __call__(_0, /): missing a required argument: 'y'"),
         (type("Y", (), {"scale": lambda self, y: y}), ByName, "scale(y) cannot be called as scale(x): missing a required argument: 'y'"),
     ],
@@ -149,6 +156,25 @@ def test_a_property_is_not_asked_for_its_value():
 
     assert object_lacks(FromFile(), Task) is None
     assert FromFile.read == 0
+
+
+@pytest.mark.parametrize(
+    "function, annotation, fits",
+    [
+        (adamw, Scale, True),
+        (adamw, Callable[..., Any], True),
+        (adamw, Callable[[int, int], float], False),
+        (adamw, Callable[..., torch.optim.Optimizer], True),
+        (adamw, Callable[..., float], False),
+        (nn.Linear, Callable[..., nn.Module], True),
+        (nn.Linear, Callable[..., torch.Tensor], False),
+        (pair, Callable[[int, int], tuple], True),
+        (pair, Callable[[int, int], float], False),
+        (adamw, Writer, False),
+    ],
+)
+def test_partials(function, annotation, fits):
+    assert (partial_lacks(function, annotation) is None) == fits
 
 
 class Loss:
