@@ -11,7 +11,7 @@ from absl import flags
 
 from nanigpt.config.assembly import Assembly
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import define_config_flag
+from nanigpt.config.flag import config_flag, define_config_flag
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import parameter_counts
 from nanigpt.problems import Problem
@@ -27,7 +27,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     with torch.device("meta"):
-        assembly = Assembly(values.config, directives=values["config"].directives)
+        assembly = Assembly(values.config, directives=config_flag(values).directives)
     assembly.check(lambda built: _cross_checks(built, values.ranks))
     built = assembly.root
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")

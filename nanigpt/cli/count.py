@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from nanigpt.cli.trainer import checked_trainer
-from nanigpt.config.flag import compose, define_config_flag
+from nanigpt.config.flag import compose, config_flag, define_config_flag
 from nanigpt.config.registry import family, recipes
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import compute_dtype, max_sequence_length, parameter_counts
@@ -54,9 +54,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def run(values: flags.FlagValues) -> int:
     lengths = {name: values[name].value for name in _LENGTHS if values[name].value is not None}
-    if values["config"].directives:
-        trainer = checked_trainer(values.config, directives=values["config"].directives)
-        found, as_text = costs(trainer, **lengths), _text
+    if config_flag(values).directives:
+        trainer = checked_trainer(values.config, directives=config_flag(values).directives)
+        found: Any = costs(trainer, **lengths)
+        as_text: Any = _text
     elif lengths:
         name, value = next(iter(lengths.items()))
         raise UsageError(f"--{name}={value} goes with --config\n  try: nanigpt count --help")
@@ -81,7 +82,8 @@ def costs(
     Raises:
         UsageError: The model has fewer positions, or a length is given for other samples.
     """
-    model, given = trainer.model, dict(zip(_LENGTHS, (sequence_length, positions), strict=True))
+    model: Any = trainer.model
+    given = dict(zip(_LENGTHS, (sequence_length, positions), strict=True))
     counts = {"parameters": dataclasses.asdict(parameter_counts(model))}
     length = sequence_length or trainer.sequence_length
     if length is None or not hasattr(model, "flops_per_token"):

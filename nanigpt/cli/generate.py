@@ -3,6 +3,8 @@
 nanigpt generate --run=runs/llama3_debug --prompt="def " --max_new_tokens=200
 """
 
+from typing import Any
+
 import torch
 from absl import flags
 
@@ -51,7 +53,8 @@ def run(values: flags.FlagValues) -> int:
         kind = type(assembly.root.data).__name__
         raise UsageError(f"--run: {values.run} is trained on {kind}, which has no tokenizer")
     with assembly.located():
-        text = sampler.run(parallel.model, assembly.root.data.tokenizer)
+        decoder: Any = parallel.model
+        text = sampler.run(decoder, assembly.root.data.tokenizer)
     if parallel.layout.world.is_main:
         print(text)
     return 0

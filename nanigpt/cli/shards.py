@@ -6,6 +6,7 @@ nanigpt shards --config=config:llama3_405b_on_512 --ranks=512 --rank=511
 
 import math
 import re
+from typing import Any
 
 from absl import flags
 
@@ -38,9 +39,10 @@ def run(values: flags.FlagValues) -> int:
         raise UsageError(f"--rank={values.rank}: expected 0 to {ranks - 1}, there are {ranks}")
     trainer.check(ranks)
     whole = parameter_counts(trainer.model).total
+    decoder: Any = trainer.model
     found = shards(
         trainer.parallelizer,
-        trainer.model,
+        decoder,
         ranks=ranks,
         rank=values.rank,
         local_batch=trainer.local_batch(ranks),

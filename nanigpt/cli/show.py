@@ -58,8 +58,9 @@ def _schedule(cfg: Any, *, format: str, color: bool) -> str:
         )
     if format not in ("tree", "html"):
         raise UsageError(f"--schedule --format={format}: expected tree (text) or html")
+    decoder: Any = trainer.model
     timeline = trainer.parallelizer.pipeline.timeline(
-        trainer.model, ranks, trainer.local_batch(mesh.least)
+        decoder, ranks, trainer.local_batch(mesh.least)
     )
     if format == "html":
         return to_html(timeline)

@@ -13,7 +13,7 @@ from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import assemble_trainer
 from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import define_config_flag, recipe_name
+from nanigpt.config.flag import config_flag, define_config_flag, recipe_name
 from nanigpt.config.leaves import flat
 from nanigpt.config.run_config import choose_run, claim_run
 from nanigpt.errors import MisfitError, RankError
@@ -36,7 +36,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run(values: flags.FlagValues) -> int:
-    cfg, directives = values.config, values["config"].directives
+    cfg, directives = values.config, config_flag(values).directives
     path = values.run or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
     assembly = assemble_trainer(cfg, directives=directives)

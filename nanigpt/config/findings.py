@@ -90,7 +90,7 @@ def _walk(cfg: fdl.Buildable, path: Path) -> Iterator[tuple[fdl.Buildable | None
     """Follow a path as far as it goes: the node passed, if it is one, the key, and the value."""
     value: Any = cfg
     for step in path:
-        key = step[0] if isinstance(step, tuple) else step
+        key: Any = step[0] if isinstance(step, tuple) else step
         node = value if isinstance(value, fdl.Buildable) else None
         try:
             value = arguments(node)[key] if node is not None else value[key]

@@ -37,8 +37,8 @@ from nanigpt.errors import UnknownName, UsageError
 class Place:
     """An argument of a node, or what lies inside of it in lists, tuples and dicts."""
 
-    node: fdl.Buildable | None
-    argument: str | int
+    node: Any
+    argument: Any
     keys: tuple[Any, ...]
     path: str
     annotation: Any
@@ -47,8 +47,9 @@ class Place:
         """The place of a child of `value`, which is what stands here."""
         path = join(self.path, element)
         if isinstance(value, fdl.Buildable):
-            annotation = argument_annotation(fdl.get_callable(value), element)
-            return Place(value, element, (), path, annotation)
+            argument: Any = element  # a name or a number
+            annotation = argument_annotation(fdl.get_callable(value), argument)
+            return Place(value, argument, (), path, annotation)
         key = element[0] if isinstance(element, tuple) else element
         annotation = element_annotation(self.annotation, type(value), key)
         return replace(self, keys=(*self.keys, key), path=path, annotation=annotation)
@@ -98,7 +99,8 @@ def set_value(cfg: fdl.Buildable, key: str | type[fdl.Tag], value: Any) -> None:
     """
     targets = places(cfg, key) if isinstance(key, str) else tagged(cfg, key)
     if not targets:
-        raise UsageError(f"no argument of this config has the tag {key.__name__!r}")
+        name = getattr(key, "__name__", key)
+        raise UsageError(f"no argument of this config has the tag {name!r}")
     _set_all(targets, lambda annotation: convert(copy.deepcopy(value), annotation), repr(value))
 
 

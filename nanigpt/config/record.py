@@ -181,7 +181,9 @@ def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str |
     Of what only one side has, the topmost path alone is told.
     """
     before, after = (dict(leaves(cfg, containers=True)) for cfg in (old, new))
-    below = ()  # how paths begin that lie below one which has children on one side only
+    below: tuple[
+        str, ...
+    ] = ()  # how paths begin that lie below one which has children on one side only
     for path in {**before, **after}:
         if below and path.startswith(below):
             continue
@@ -191,4 +193,5 @@ def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str |
         parents = [isinstance(side, (Node, Container)) for side in sides]
         if parents[0] != parents[1]:
             below = (f"{path}.", f"{path}[")
-        yield path, *(None if side is _ABSENT else show_value(side) for side in sides)
+        one, other = (None if side is _ABSENT else show_value(side) for side in sides)
+        yield path, one, other

@@ -94,8 +94,9 @@ def may_change_on_resume(cfg: fdl.Buildable, path: ConfigPath) -> bool:
 
 def _grows(difference: str, old: fdl.Buildable, new: fdl.Buildable) -> bool:
     before, after = (arguments(cfg).get("steps") for cfg in (old, new))
-    numbers = isinstance(before, int) and isinstance(after, int)  # the roots may be anything
-    return difference.startswith("steps: ") and numbers and after > before
+    if not (isinstance(before, int) and isinstance(after, int)):  # the roots may be anything
+        return False
+    return difference.startswith("steps: ") and after > before
 
 
 def _some(differences: list[str]) -> str:

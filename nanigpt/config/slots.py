@@ -22,7 +22,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 @functools.cache
 def hints(function: Any) -> dict[str, Any]:
     """Resolve the annotations of a callable's parameters; raises whatever one of them raises."""
-    target = function.__init__ if isinstance(function, type) else function
+    target: Any = getattr(function, "__init__") if isinstance(function, type) else function  # noqa: B009
     return typing.get_type_hints(target)
 
 
@@ -75,7 +75,7 @@ def _parameter(node: fdl.Buildable, argument: str | int) -> str | None:
     An argument may also be positional, or one of `*args` or `**kwargs`.
     """
     parameters = node.__signature_info__.parameters
-    if argument in parameters:
+    if isinstance(argument, str) and argument in parameters:
         return argument
     if isinstance(argument, int) and argument < len(parameters):
         name = list(parameters)[argument]

@@ -3,7 +3,7 @@
 Shapes: B batch, L new positions, S all positions, D dim, H query heads, G KV heads, K head_dim.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ class Attention(SelfAttention):
             expected = f"a divisor of n_heads={n_heads}"
             refuse("n_kv_heads", n_kv_heads, expected, given=("n_heads",))
         dim, width = size(wq, "in_dim"), n_heads * head_dim
-        expected = {
+        widths = {
             "wq.out_dim": (size(wq, "out_dim"), width),
             "wk.out_dim": (size(wk, "out_dim"), n_kv_heads * head_dim),
             "wv.out_dim": (size(wv, "out_dim"), n_kv_heads * head_dim),
@@ -102,7 +102,7 @@ class Attention(SelfAttention):
             expected = f"FlexAttention or Eager, which can cap scores at {score_soft_cap}"
             refuse("core", core, expected, Fix(None, "core", None))
         sizes = {"n_heads": n_heads, "n_kv_heads": n_kv_heads, "head_dim": head_dim}
-        refuse_all(misfits(expected, sizes))
+        refuse_all(misfits(widths, sizes))
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
         self.head_dim = self.qk_head_dim = self.v_head_dim = head_dim
@@ -110,7 +110,7 @@ class Attention(SelfAttention):
         self.wk = wk
         self.wv = wv
         self.wo = wo
-        self.rope = rope
+        self.rope: Any = rope
         self.q_norm = q_norm
         self.k_norm = k_norm
         self.visibility = Visibility(window=window, chunk=chunk)

@@ -140,7 +140,8 @@ class ScaledDotProduct:
         length, head_dim, size = q_BLHK.shape[1], q_BLHK.shape[3], k_BSGK.shape[1]
         value_dim, cuda = v_BSGK.shape[3], q_BLHK.device.type == "cuda"
         plain = queries is None and sink_H is None and not visibility.limits(size)
-        mask, is_causal = None, False
+        mask: Any = None
+        is_causal = False
         if plain and length == size:
             is_causal = True
         elif plain and length > 1 and cuda:
@@ -266,7 +267,8 @@ class FlexAttention:
         )
         if sink_H is not None:
             # Of the softmax's sum, the part that is not the sink's.
-            kept_BHL = torch.sigmoid(aux.lse - sink_H.float()[:, None])
+            lse_BHL: Any = aux.lse
+            kept_BHL = torch.sigmoid(lse_BHL - sink_H.float()[:, None])
             out_BHLK = (out_BHLK * kept_BHL.unsqueeze(-1)).to(out_BHLK.dtype)
         return out_BHLK.transpose(1, 2)
 
@@ -301,14 +303,15 @@ def _block_mask(
 
     start = size - length
 
-    def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor):
+    def visible(b: torch.Tensor, h: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         if queries is None:
             return visibility.sees(i + start, j)
-        of = keys or queries
+        of: Any = keys or queries
+        positions_BL: Any = queries.positions_BL
         documents: list[torch.Tensor] = []
         if queries.documents_BL is not None:
             documents = [queries.documents_BL[b, i], of.documents_BL[b, j]]
-        return visibility.sees(queries.positions_BL[b, i], of.positions_BL[b, j], *documents)
+        return visibility.sees(positions_BL[b, i], of.positions_BL[b, j], *documents)
 
     create = create_block_mask
     if device.type == "cuda" and not torch.compiler.is_compiling():

@@ -167,7 +167,8 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
     """Exchange cores of attention, some of which need a device, for one that runs on meta."""
     from nanigpt.models.attention_core import ScaledDotProduct
 
-    cores = [(m, m.core) for m in model.modules() if hasattr(m, "core")]
+    attentions: list[Any] = [module for module in model.modules() if hasattr(module, "core")]
+    cores = [(module, module.core) for module in attentions]
     for module, _ in cores:
         module.core = ScaledDotProduct()
     try:

@@ -75,7 +75,8 @@ class Decoder(DecoderCosts):
             "head.in_dim": size(head, "in_dim"),
         }
         blocks = {f"layers[{i}]": block for i, block in enumerate(layers)}
-        for i, depth in enumerate([] if multi_token is None else multi_token.depths):
+        depths: list[Any] = [] if multi_token is None else list(multi_token.depths)
+        for i, depth in enumerate(depths):
             where = f"multi_token.depths[{i}]"
             sizes[f"{where}.norm.dim"] = size(depth.norm, "dim")
             blocks[f"{where}.block"] = depth.block
@@ -85,7 +86,7 @@ class Decoder(DecoderCosts):
             for problem in uncallable(where, block, "x_BLD", "cache", "places")
         )
         for where, block in blocks.items():
-            dims = getattr(block, "stream_dims", dict)()
+            dims: dict[str, int] = getattr(block, "stream_dims", dict)()
             sizes |= {f"{where}.{name}": width for name, width in dims.items()}
         expected = {name: (width, dim) for name, width in sizes.items()}
         wrong = misfits(expected, {"embedding.dim": dim})
@@ -108,7 +109,9 @@ class Decoder(DecoderCosts):
     @property
     def dim(self) -> int:
         """Features of the residual stream."""
-        return _table_size(self.embedding)[0]
+        dim, _ = _table_size(self.embedding)
+        assert dim is not None, "the embedding says neither dim nor has one table"
+        return dim
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -118,7 +121,9 @@ class Decoder(DecoderCosts):
 
     @property
     def vocab_size(self) -> int:
-        return _table_size(self.embedding)[1]
+        _, vocab_size = _table_size(self.embedding)
+        assert vocab_size is not None, "the embedding says neither vocab_size nor has one table"
+        return vocab_size
 
     def blocks(self) -> list[TransformerBlock | None]:
         """Of all layers, None where another rank has them, then of what predicts further tokens."""
@@ -189,10 +194,12 @@ class Decoder(DecoderCosts):
         of = [places] * len(blocks)
         if places is None and self.embedding is None:
             return of  # ranks of `tp` have parts of the sequence that a pipeline hands on
-        batch, length = tokens_BL.shape if places is None else places.positions_BL.shape
+        shape_of = tokens_BL if places is None else places.positions_BL
+        assert shape_of is not None
+        batch, length = shape_of.shape
         made: dict[Any, Places] = {}
         for i, block in enumerate(blocks if ahead else self.layers):
-            attention = getattr(block, "attention", None)
+            attention: Any = getattr(block, "attention", None)
             core = getattr(attention, "core", None)
             if not isinstance(core, PreparingCore):
                 continue
@@ -217,7 +224,7 @@ class Decoder(DecoderCosts):
         Args:
             embedding: whether to have the embedding, by default if the first block is there.
         """
-        part = object.__new__(type(self))
+        part: Any = object.__new__(type(self))
         nn.Module.__init__(part)
         first = 0 in layers if embedding is None else embedding
         last = len(self.layers) - 1 in layers

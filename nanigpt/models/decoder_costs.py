@@ -45,12 +45,9 @@ class DecoderCosts(nn.Module):
         Args:
             dtype: dtype of keys and values; None is the compute dtype.
         """
-        elements = sum(
-            attention.cache_elements()
-            for block in self.layers
-            for attention in [getattr(block, "attention", None)]
-            if hasattr(attention, "cache_elements")
-        )
+        attentions: list[Any] = [getattr(block, "attention", None) for block in self.layers]
+        kept = (attention for attention in attentions if hasattr(attention, "cache_elements"))
+        elements = sum(attention.cache_elements() for attention in kept)
         dtype = dtype or compute_dtype(self)
         return batch_size * positions * elements * dtype.itemsize
 

@@ -15,7 +15,7 @@ A module gives values to its tensors in one of two ways:
 """
 
 import hashlib
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -134,8 +134,9 @@ def initialize(model: nn.Module, *, seed: int) -> None:
             seen.add(tensor)
             tensor.copy_(resets.value(module, local, _stream_seed(seed, name)))
     for module in model.modules():
-        if hasattr(module, "reset_buffers"):
-            module.reset_buffers()
+        reset_buffers: Any = getattr(module, "reset_buffers", None)
+        if reset_buffers is not None:
+            reset_buffers()
 
 
 def uninitialized(model: nn.Module) -> list[Problem]:
@@ -192,7 +193,7 @@ def _fill(parameter: torch.Tensor, initializer: Initializer, stream_seed: int) -
     _copy(parameter, whole)
 
 
-def _copy(parameter: torch.Tensor, whole: torch.Tensor) -> None:
+def _copy(parameter: Any, whole: torch.Tensor) -> None:
     """Copy a whole value into a parameter, or this rank's part of it into a DTensor."""
     if not hasattr(parameter, "placements"):
         parameter.copy_(whole)

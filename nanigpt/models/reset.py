@@ -52,7 +52,7 @@ class Resets:
         with _whole(chain[-1], "cpu"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for resetting in chain:
-                resetting.reset_parameters()
+                _reset(resetting)
             return getattr(module, name).detach().clone()
 
     def _find_written(self, root: nn.Module) -> set[tuple[int, str]]:
@@ -62,7 +62,7 @@ class Resets:
             before = {(id(m), n): t for m in modules for n, t in _own(m)}
             for module in reversed(modules):
                 if _resets(module):
-                    module.reset_parameters()
+                    _reset(module)
             after = {(id(m), n): t for m in modules for n, t in _own(m)}
         return {
             key
@@ -100,6 +100,10 @@ def _resets(module: nn.Module) -> bool:
     return callable(getattr(module, "reset_parameters", None))
 
 
+def _reset(module: Any) -> None:
+    module.reset_parameters()
+
+
 def _own(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     tensors = [*module._parameters.items(), *module._buffers.items()]
     return [(name, tensor) for name, tensor in tensors if tensor is not None]
@@ -115,9 +119,9 @@ def _whole(root: nn.Module, device: str) -> Iterator[None]:
     """Exchange all tensors below `root` for whole, uninitialised ones on `device`."""
     modules = list(root.modules())
     saved = [(m, dict(m._parameters), dict(m._buffers)) for m in modules]
-    made: dict[torch.Tensor, torch.Tensor] = {}
+    made: dict[torch.Tensor, Any] = {}
 
-    def whole(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    def whole(tensor: torch.Tensor | None) -> Any:
         if tensor is None:
             return None
         if tensor not in made:

@@ -11,7 +11,6 @@ from torch import nn
 from nanigpt.models.attention_core import AttentionCore
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.kv_cache import LayerCache
-from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.visibility import Places, Visibility
 
 
@@ -31,7 +30,7 @@ class SelfAttention(nn.Module, abc.ABC):
     n_heads: int
     qk_head_dim: int
     v_head_dim: int
-    rope: RotaryEmbedding | None
+    rope: nn.Module | None
     visibility: Visibility
     sink: AttentionSink | None
     core: AttentionCore

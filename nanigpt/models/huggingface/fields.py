@@ -172,7 +172,8 @@ def rope_fields(attentions: Sequence[SelfAttention], *, scores: bool = False) ->
     Raises:
         UsageError: transformers has no name for the scaling.
     """
-    ropes = [attention.rope for attention in attentions if attention.rope is not None]
+    found = [attention.rope for attention in attentions if attention.rope is not None]
+    ropes = of_kind(RotaryEmbedding, found)
     return common("attention.rope", [_rope(rope, scores) for rope in ropes])
 
 
