@@ -62,14 +62,14 @@ def metrics_go_to_trackers(cfg: fdl.Buildable) -> None:
 
 
 def _nodes(cfg: fdl.Buildable, kind: type) -> Iterator[Any]:
-    """The nodes that build a class."""
+    """Yield the nodes that build a class."""
     for node, _ in list(daglish.iterate(cfg)):
         if isinstance(node, fdl.Buildable) and fdl.get_callable(node) is kind:
             yield node
 
 
 def _take(node: Any, argument: str) -> Any:
-    """Remove an argument, and return what it was."""
+    """Remove an argument, and return its value."""
     value = getattr(node, argument)
     delattr(node, argument)
     return value

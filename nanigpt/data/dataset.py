@@ -84,7 +84,7 @@ class PackedDataset:
         return len(self._tokens[split])
 
     def train_batch(self, samples: range, /, *, seed: int) -> TokenBatch:
-        """The training samples numbered `samples`, counted from the start of the run.
+        """Return the training samples numbered `samples`, counted from the start of the run.
 
         Each epoch goes through all sequences in an order of its own.
         """

@@ -39,9 +39,9 @@ class Loader:
     def open(
         self, read: Read, samples: range, device: torch.device
     ) -> Iterator[Iterator[list[Batch]]]:
-        """The batches of every step, in their order. The thread has ended when this is left.
+        """Yield the batches of every step, in order; on exit the thread has ended.
 
-        What `read` raises, the step raises that would have had the batches.
+        An error of `read` is raised in the step that would have had its batches.
 
         Args:
             samples: the number of each step's first sample.

@@ -23,9 +23,12 @@ class LearningRateSchedule(Protocol):
 class Schedule(abc.ABC):
     """A linear warm-up, followed by a decay over the remaining steps.
 
+    The last step has the factor `final`, unless that is 0: a step of learning rate 0 would change
+    nothing, so a decay to 0 ends one step after the last.
+
     Args:
         warmup_steps: Steps until the peak.
-        final: Factor of the last step.
+        final: Factor that the decay ends at.
     """
 
     def __init__(self, *, warmup_steps: Annotated[int, Unit("steps")] = 0, final: float = 0.1):
@@ -39,13 +42,14 @@ class Schedule(abc.ABC):
     def __call__(self, step: int, steps: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        # The step after warm-up is still at the peak, and the last step is at `final`.
-        progress = (step - self.warmup_steps) / max(steps - 1 - self.warmup_steps, 1)
+        # The step after warm-up is still at the peak.
+        end = steps - 1 if self.final else steps
+        progress = (step - self.warmup_steps) / max(end - self.warmup_steps, 1)
         return self.final + (1 - self.final) * self.decay(min(progress, 1.0))
 
     @abc.abstractmethod
     def decay(self, progress: float) -> float:
-        """Map progress 0 (end of warm-up) to 1, and progress 1 (last step) to 0."""
+        """Map progress 0 (end of warm-up) to 1, and progress 1 (end of the decay) to 0."""
 
 
 class Cosine(Schedule):

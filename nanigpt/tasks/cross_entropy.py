@@ -43,7 +43,7 @@ class CrossEntropy:
     def __call__(
         self, head: nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the sum over labels that are not `IGNORED`, a scalar."""
+        """Return the sum over labels that are not `IGNORED`, a scalar."""
         logits_TV, labels_T = head(x_BLD).flatten(0, 1).float(), labels_BL.flatten()
         loss = F.cross_entropy(logits_TV, labels_T, ignore_index=IGNORED, reduction="sum")
         if self.z_loss and torch.is_grad_enabled():
@@ -82,7 +82,7 @@ class LinearCrossEntropy:
     def __call__(
         self, head: nn.Module, x_BLD: torch.Tensor, labels_BL: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the sum over labels that are not `IGNORED`, a scalar."""
+        """Return the sum over labels that are not `IGNORED`, a scalar."""
 
         def product(
             x_BLD: torch.Tensor, weight_VD: torch.Tensor, bias_V: torch.Tensor | None
@@ -124,5 +124,5 @@ def _logsumexp(logits_TV: torch.Tensor) -> torch.Tensor:
 
 
 def _whole(x: torch.Tensor) -> torch.Tensor:
-    """What is computed of logits that are split over ranks is a DTensor."""
+    """Return a plain tensor; what is computed from logits split over ranks is a DTensor."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x

@@ -33,8 +33,10 @@ def chunk_loss(
     *,
     gradient: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Of one chunk the sum of losses of valid labels, and if asked for the gradient of all losses
-    by the logits, in the dtype of x."""
+    """Return the sum of losses of a chunk's valid labels.
+
+    If asked for, the gradient of all losses by the logits comes with it, in the dtype of x.
+    """
     logits_CV = F.linear(x_CD, weight_VD, bias_V)
     slope_CV = None
     if soft_cap is not None:
@@ -83,7 +85,7 @@ def linear_cross_entropy(
     soft_cap: float | None = None,
     chunk: Callable = chunk_loss,
 ) -> torch.Tensor:
-    """Returns the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
+    """Return the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
 
     Logits of `chunk_size` tokens are made at a time, in the dtype of x, and their softmax in
     float32. Where gradients are wanted they are made with them, in the forward pass, so that no
@@ -141,7 +143,7 @@ def _sum(
     *,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """The loss, and its gradients by x, weight and bias as far as they are wanted."""
+    """Return the loss, and its gradients by x, weight and bias where they are wanted."""
     of_x, of_weight, of_bias = wanted
     loss = x_TD.new_zeros((), dtype=torch.float32)
     parts_x, sum_VD, sum_V = [], None, None

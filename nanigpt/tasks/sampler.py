@@ -45,7 +45,7 @@ class Sampler:
         *,
         shorten: bool = False,
     ) -> str:
-        """Returns prompt and continuation. All ranks call it and get the same text.
+        """Return prompt and continuation. All ranks call it and get the same text.
 
         Args:
             shorten: where the text would exceed the model's context, keep the end of the prompt and

@@ -70,7 +70,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer | None,
         progress: Progress,
     ) -> Path:
-        """Writes under a temporary name and publishes by one rename.
+        """Write under a temporary name and publishes by one rename.
 
         Args:
             optimizer: None before the first step, for which it is made anew.
@@ -104,7 +104,7 @@ class Checkpointer:
         return final
 
     def latest(self, run: RunDirectory) -> Path | None:
-        """The newest checkpoint that is whole."""
+        """Return the newest checkpoint that is whole."""
         return next(filter(_is_whole, reversed(list_checkpoints(run))), None)
 
     def load_latest(
@@ -114,11 +114,13 @@ class Checkpointer:
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> Progress | None:
-        """Loads the newest whole checkpoint in place, on any number of ranks; None without one.
+        """Load the newest whole checkpoint in place, on any number of ranks.
 
-        Without an optimizer only the model is read; of a checkpoint without steps the optimizer
-        stays as it is. Random states are restored where the checkpoint was written by as many ranks
-        as there are.
+        Without an optimizer only the model is read. The optimizer stays as it is where the
+        checkpoint has no steps. Random states are restored if as many ranks wrote the checkpoint.
+
+        Returns:
+            How far the run was, or None if there is no checkpoint.
 
         Raises:
             MisfitError: it is of another model or optimizer, or the optimizer's state cannot be
@@ -149,7 +151,7 @@ class Checkpointer:
 
 
 def list_checkpoints(run: RunDirectory) -> list[Path]:
-    """Published checkpoints, oldest first."""
+    """Return the published checkpoints, oldest first."""
     if not run.checkpoints.is_dir():
         return []
     return sorted(p for p in run.checkpoints.iterdir() if _NAME.fullmatch(p.name))
@@ -169,7 +171,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Takes away the name at once, so that a kill leaves no half checkpoint under it."""
+    """Take away the name at once, so that a kill leaves no half checkpoint under it."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -178,15 +180,17 @@ def _remove(checkpoint: Path) -> None:
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Persistent parameters and buffers, each once, under the first of its names."""
+    """Return persistent parameters and buffers, each once, under the first of its names."""
     persistent = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]  # both leave out aliases
     return {name: ordinary(t.detach()) for name, t in tensors if name in persistent}
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """State by parameter name, made first where no step was taken yet. Learning rates and weight
-    decay are the config's, not the checkpoint's."""
+    """Return the state by parameter name; make it first if no step was taken yet.
+
+    Learning rates and weight decay are the config's, not the checkpoint's.
+    """
     # Of upstream's public function this is what does not need torch._dynamo, seconds to import.
     from torch.distributed.checkpoint.state_dict import _init_optim_state
 
@@ -266,7 +270,7 @@ def _alone_without_warning(world: World) -> Iterator[bool]:
 
 
 def _synchronize(folder: Path) -> None:
-    """Forces the files of a folder, and the folder itself, to disk before it is renamed."""
+    """Force the files of a folder, and the folder itself, to disk before it is renamed."""
     for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

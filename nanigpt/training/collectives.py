@@ -18,7 +18,7 @@ _LIBRARIES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 
 
 def axes_of_groups(layout: Layout) -> dict[str, str]:
-    """The mesh axis that each process group serves, by the group's name.
+    """Return the mesh axis that each process group serves, by the group's name.
 
     A group of all ranks, which several axes may share, is `world` if they do.
     """
@@ -70,7 +70,7 @@ def _group_name(named: dict[str, Any]) -> str | None:
 
 
 def _bytes(operator: str, named: dict[str, Any]) -> int:
-    """What the rank gives: inputs, and what is both input and output."""
+    """Return the tensors that the rank gives: inputs, and those that are both input and output."""
     if operator.startswith(("recv", "irecv")):
         return 0
     inputs = [value for name, value in named.items() if name.startswith(("input", "tensor"))]

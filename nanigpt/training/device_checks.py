@@ -34,7 +34,7 @@ def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> 
 
 
 def _core_problem(core: object, computed: torch.dtype, kind: str) -> str | None:
-    """What was expected instead of an attention core."""
+    """Return the end of "expected ..." for a core that does not fit, or None."""
     if kind == "cpu":
         if isinstance(core, FlexAttention):
             return "another core on a CPU, where FlexAttention has no backward pass"

@@ -76,7 +76,7 @@ class Evaluation:
             model.train(was_training)
 
     def _batches(self, parallel: ParallelModel, data: DataSource) -> Iterator[tuple[Batch, float]]:
-        """This rank's shards, and whether they count.
+        """Yield the shards of this rank, and whether they count.
 
         Every rank runs the same number of forward passes, since sharded parameters are gathered by
         all together. A rank that has run out of samples repeats one, which does not count.

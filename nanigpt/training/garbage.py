@@ -29,7 +29,7 @@ class GarbageCollection:
 
     @contextlib.contextmanager
     def scheduled(self) -> Iterator[Callable[[int], None]]:
-        """Takes over from Python; what it gives is called after every step, with its number."""
+        """Take over from Python; yield a function to call after every step, with its number."""
         if self.interval is None:
             yield lambda step: None
             return

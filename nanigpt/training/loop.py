@@ -156,7 +156,7 @@ def microbatches(session: Session, first: int) -> list[Batch]:
 
 
 def _told(info: RunInfo, session: Session, prepared: "Prepared") -> RunInfo:
-    """What trackers are told."""
+    """Fill in the facts of this run for trackers."""
     trainer, parallel = session.trainer, session.parallel
     return dataclasses.replace(
         info,

@@ -33,10 +33,9 @@ class Work:
 
 
 class Metrics:
-    """Collects the numbers of every step; reads the device and hands rows to trackers only every
-    `log_interval` steps.
+    """Collects the numbers of every step, and hands them to trackers every `log_interval` steps.
 
-    Losses and norms stay on the device between, so that no step waits for the one before.
+    In between, losses and norms stay on the device, so that no step waits for the one before.
 
     Args:
         log_interval: steps between reads.

@@ -13,16 +13,17 @@ _PAUSED = "paused"
 
 
 class PhaseTimers:
-    """Times the phases of every step, as columns of the metrics: `ms_data`, `ms_forward`,
-    `ms_backward`, `ms_optimizer`, with pipeline stages `ms_pipeline`, and `ms_other`.
+    """Times the phases of every step, as columns of the metrics.
 
-    Together they are `ms_per_step`. Communication that a phase waits for is in it; a `Trace` tells
-    the two apart. On CUDA the times are the device's, by events in its queue that are read when the
-    metrics are written, so that no step waits; on a CPU they are the host's.
+    They are `ms_data`, `ms_forward`, `ms_backward`, `ms_optimizer`, `ms_pipeline` if there are
+    pipeline stages, and `ms_other`, and add up to `ms_per_step`. Communication that a phase waits
+    for is in it; a `Trace` tells the two apart. On CUDA the times are those of the device, by events
+    in its queue that are read when the metrics are written, so that no step waits. On a CPU they
+    are those of the host.
     """
 
     def clock(self, device: torch.device) -> "PhaseClock":
-        """Starts to time."""
+        """Start to time."""
         return PhaseClock(device)
 
 
@@ -35,11 +36,11 @@ class PhaseClock:
         self.enter("other")
 
     def enter(self, phase: str) -> None:
-        """What comes now is of this phase."""
+        """Begin a phase."""
         self._marks.append((phase, self._now()))
 
     def pause(self) -> None:
-        """What comes now is not of any step, until `enter` is called again."""
+        """Leave out what follows, until `enter` is called again."""
         self.enter(_PAUSED)
 
     def read(self, steps: int) -> dict[str, float]:

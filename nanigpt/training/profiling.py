@@ -195,12 +195,12 @@ class Profiler:
         self._listeners = listeners
 
     def enter(self, phase: str) -> None:
-        """What comes now is of this phase of a step."""
+        """Begin a phase of a step."""
         for listener in self._listeners:
             listener(phase)
 
     def before(self, step: int) -> None:
-        """Starts what begins with this step."""
+        """Start the recordings that begin with this step."""
         for recording in self._recordings:
             if recording.window.start == step:
                 recording.start()
@@ -210,7 +210,7 @@ class Profiler:
         return any(r.running and r.window.last == step for r in self._recordings)
 
     def write(self, step: int) -> dict[str, float]:
-        """Ends and writes what ends with this step; returns what of it goes to the metrics."""
+        """Write the recordings that end with this step; return numbers for the metrics."""
         found = {}
         for recording in self._recordings:
             if recording.running and recording.window.last == step:
@@ -218,7 +218,7 @@ class Profiler:
         return found
 
     def close(self) -> None:
-        """Ends and writes what an interruption or an error has cut short."""
+        """Write the recordings that an interruption or an error has cut short."""
         for recording in self._recordings:
             if recording.running:
                 recording.stop(whole=False)
@@ -236,10 +236,10 @@ class _Recording:
         self.running = True
 
     def enter(self, phase: str) -> None:
-        """What comes now is of this phase of a step."""
+        """Begin a phase of a step."""
 
     def stop(self, *, whole: bool) -> dict[str, float]:
-        """Writes what was recorded, of all steps of the window or not of all."""
+        """Write what was recorded; `whole` says whether all steps of the window were."""
         self.running = False
         return {}
 

@@ -23,7 +23,7 @@ class RunDirectory:
         self.path = Path(path)
 
     def lock(self) -> None:
-        """Makes the directory, and keeps other processes from training in it while this one lives.
+        """Make the directory, and keep other processes from training in it while this one lives.
 
         Raises:
             UsageError: another process trains there, or it cannot be written.

@@ -64,7 +64,7 @@ class Summary:
 
 
 def read_trace(path: str) -> list[dict]:
-    """The events of a trace that torch.profiler wrote."""
+    """Return the events of a trace that torch.profiler wrote."""
     with gzip.open(path) as stream:
         return [e for e in json.load(stream)["traceEvents"] if e.get("ph") == "X"]
 
@@ -173,7 +173,7 @@ def _of_device(events: list[dict], axes: dict[str, str]) -> tuple[Phases, Spans,
 
 
 def _marks(events: list[dict]) -> list[dict]:
-    """The host's phases, one after the other."""
+    """Return the host's phases, one after the other."""
     return [
         e for e in events if e["name"].startswith("phase ") and e.get("cat") == "user_annotation"
     ]
@@ -202,7 +202,7 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _minus(intervals: list[Interval], others: list[Interval]) -> list[Interval]:
-    """What of some disjoint intervals is in none of some others."""
+    """Return the parts of disjoint intervals that lie in none of some others."""
     left, i = [], 0
     for start, end in intervals:
         while i < len(others) and others[i][1] <= start:

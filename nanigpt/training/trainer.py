@@ -205,7 +205,7 @@ class Trainer:
         return sizes["dp_replicate"] * sizes["dp_shard"]
 
     def _misfits(self) -> list[Problem]:
-        """What of the arguments does not go together, on any ranks."""
+        """Return the arguments that do not go together on any number of ranks."""
         found = []
         warmup = getattr(self.schedule, "warmup_steps", 0)
         if warmup >= self.steps:
@@ -232,7 +232,7 @@ class Trainer:
         return []
 
     def _pretrained(self, run: RunDirectory) -> "Pretrained | None":
-        """The initial weights, if there are some and `run` has no checkpoint to go on from."""
+        """Return the initial weights, if the run begins with some and has no checkpoint yet."""
         if self.initial_weights is None or self.checkpointer.latest(run):
             return None
         from nanigpt.models.huggingface.reader import Pretrained

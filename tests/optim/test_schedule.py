@@ -28,14 +28,23 @@ def test_cosine():
 
 
 def test_linear():
-    assert curve(Linear(final=0.0), 5) == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+    assert curve(Linear(final=0.0), 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    assert curve(Linear(final=0.2), 5) == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("kind", [Cosine, Linear, WarmupStableDecay])
+@pytest.mark.parametrize("final", [0.0, 0.1])
+def test_the_last_step_learns(kind, final):
+    factors = curve(kind(warmup_steps=5, final=final), 100)
+    assert min(factors[5:]) == factors[-1] > 0
+    assert kind(warmup_steps=5, final=final)(100, 100) == pytest.approx(final)
 
 
 def test_warm_up_stable_decay():
-    factors = curve(WarmupStableDecay(final=0.0, decay_fraction=0.25), 101)
+    factors = curve(WarmupStableDecay(final=0.0, decay_fraction=0.25), 100)
     assert factors[:76] == pytest.approx([1.0] * 76)
     assert factors[88] == pytest.approx(12 / 25)
-    assert factors[100] == pytest.approx(0.0)
+    assert factors[99] == pytest.approx(1 / 25)
 
 
 def test_past_the_end_the_factor_stays():

@@ -33,8 +33,10 @@ class TensorBoard:
 
 
 def _summary(row: Row) -> Any:
-    """A step's numbers as one event: an event for each number costs several times as much, as the
-    file's checksums are computed in Python."""
+    """Return the numbers of a step as one event.
+
+    An event for each number costs several times as much: Python computes the file's checksums.
+    """
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     numbers = {n: x for n, x in row.items() if n != "step" and isinstance(x, int | float)}

@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _given(argument: str | None, variable: str, default: str) -> str | None:
-    """The argument, or else the default; None leaves it to the environment variable."""
+    """Return the argument, or the default; None leaves it to the environment variable."""
     if argument is not None:
         return argument
     return None if os.environ.get(variable) else default
