@@ -19,7 +19,7 @@ from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import head_counts, indivisible
 from nanigpt.parallel.tensor_plan import gaps, parts
-from nanigpt.parallel.waiting import waited
+from nanigpt.parallel.async_results import wait_for
 from nanigpt.problems import Fix, Problem, refuse
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class _Exchanged:
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
         each = [1] * self._mesh.size()
-        return waited(all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh))
+        return wait_for(all_to_all_single_autograd(parts.contiguous(), each, each, self._mesh))
 
 
 def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
@@ -248,7 +248,7 @@ def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
     name = "all_gather_single_autograd"
     if not hasattr(functional, name):  # torch 2.11
         name = "all_gather_tensor_autograd"
-    gathered = waited(getattr(functional, name)(x_BL.contiguous(), 0, mesh))
+    gathered = wait_for(getattr(functional, name)(x_BL.contiguous(), 0, mesh))
     return torch.cat(gathered.chunk(mesh.size()), dim=1)
 
 

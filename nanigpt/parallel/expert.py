@@ -20,7 +20,7 @@ from nanigpt.models.parameters import Places
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import indivisible
-from nanigpt.parallel.waiting import waited
+from nanigpt.parallel.async_results import wait_for
 from nanigpt.problems import Fix, Problem
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class AllToAllDispatcher:
         from torch.distributed._functional_collectives import all_to_all_single
 
         each = [1] * self._mesh.size()
-        return waited(all_to_all_single(sent_Pe, each, each, self._mesh))
+        return wait_for(all_to_all_single(sent_Pe, each, each, self._mesh))
 
     def _send(self, x_RD: torch.Tensor, sent: list[int], got: list[int]) -> torch.Tensor:
         """So many rows to each rank, so many from each; gradients go back the same way."""
@@ -121,7 +121,7 @@ class AllToAllDispatcher:
 
         for n in (*sent, *got):
             torch._check(n >= 0)  # for torch.compile, which knows nothing of these numbers
-        return waited(all_to_all_single_autograd(x_RD, got, sent, self._mesh))
+        return wait_for(all_to_all_single_autograd(x_RD, got, sent, self._mesh))
 
 
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
