@@ -55,8 +55,8 @@ class Loader:
             yield map(make, samples)
             return
         # A new thread's GPU is the first one, on which pinning memory would set CUDA up.
-        start = {"initializer": torch.cuda.set_device, "initargs": (device,)} if cuda else {}
-        with ThreadPoolExecutor(1, thread_name_prefix="loader", **start) as thread:
+        start = functools.partial(torch.cuda.set_device, device) if cuda else None
+        with ThreadPoolExecutor(1, "loader", initializer=start) as thread:
             try:
                 yield _ahead(functools.partial(thread.submit, make), samples, prefetch)
             finally:

@@ -56,7 +56,7 @@ class ParallelModel:
         return batch.to(self.layout.world.device)
 
     def forward_backward(
-        self, task: Objective, batches: list[Batch], weight: torch.Tensor
+        self, task: Objective[Any], batches: list[Batch], weight: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Add the gradients of the objective over all ranks' batches; return the mean losses.
 
@@ -94,7 +94,7 @@ class ParallelModel:
         return True
 
     @torch.no_grad()
-    def evaluate(self, task: Objective, batch: Batch) -> torch.Tensor:
+    def evaluate(self, task: Objective[Any], batch: Batch) -> torch.Tensor:
         """Return the sums of a shard's losses without gradients; zeros where a rank has none."""
         with self._evaluating():
             first, places = task.inputs(batch)
@@ -122,7 +122,7 @@ class ParallelModel:
         return settle_load(self.model, self.layout, n_experts=self.n_experts, sequence_parts=parts)
 
     def _forward_backward(
-        self, task: Objective, batch: Batch, weight: torch.Tensor, *, last: bool
+        self, task: Objective[Any], batch: Batch, weight: torch.Tensor, *, last: bool
     ) -> torch.Tensor:
         if hasattr(self.model, "set_requires_gradient_sync"):  # sharded: gradients are summed once
             model: Any = self.model

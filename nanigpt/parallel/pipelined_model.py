@@ -67,7 +67,7 @@ class PipelinedModel(ParallelModel):
         return self.stages.has_last
 
     def forward_backward(
-        self, task: Objective, batches: list[Batch], weight: torch.Tensor
+        self, task: Objective[Any], batches: list[Batch], weight: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         losses = super().forward_backward(task, batches, weight)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -78,7 +78,7 @@ class PipelinedModel(ParallelModel):
         return losses
 
     @torch.no_grad()
-    def evaluate(self, task: Objective, batch: Batch) -> torch.Tensor:
+    def evaluate(self, task: Objective[Any], batch: Batch) -> torch.Tensor:
         with self._evaluating():
             first, places = task.inputs(batch)
             named: dict[str, Any] = {
@@ -106,7 +106,7 @@ class PipelinedModel(ParallelModel):
         )
 
     def _forward_backward(
-        self, task: Objective, batch: Batch, weight: torch.Tensor, *, last: bool
+        self, task: Objective[Any], batch: Batch, weight: torch.Tensor, *, last: bool
     ) -> torch.Tensor:
         if self._schedule is None:
             self._schedule = self._new_schedule()

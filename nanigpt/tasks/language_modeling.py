@@ -3,16 +3,19 @@
 Shapes: B batch, L sequence_length, D dim.
 """
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from nanigpt.data.batch import IGNORED, Batch, TokenBatch
+from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.data.dataset import PackedDataset
+from nanigpt.models.decoder import Decoder
 from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Fix, Problem
@@ -32,7 +35,7 @@ class Loss(Protocol):
     ) -> torch.Tensor: ...
 
 
-class LanguageModeling(Task):
+class LanguageModeling(Task[TokenBatch]):
     """Trains a decoder to predict the next token of each position.
 
     Args:
@@ -69,7 +72,12 @@ class LanguageModeling(Task):
         expected = f"at least the {size} ids of the tokenizer"
         return [Problem("vocab_size", rows, expected, fix, model.embedding)]
 
-    def prepare(self, model: nn.Module, compiled: Callable[[Callable], Callable] | None, /) -> None:
+    def prepare(
+        self,
+        model: nn.Module,
+        compiled: Callable[[Callable[..., Any]], Callable[..., Any]] | None,
+        /,
+    ) -> None:
         if compiled is not None and isinstance(self.loss, LinearCrossEntropy):
             self.loss.compile(compiled)
 
@@ -107,7 +115,7 @@ class LanguageModeling(Task):
                 self.loss(head, x_BLD, labels_ahead(labels_BL, k, documents_BL))
                 for k, x_BLD in enumerate(further, start=1)
             ]
-            sums.append(sum(ahead) / len(ahead))
+            sums.append(functools.reduce(operator.add, ahead) / len(ahead))
         return torch.stack(sums)
 
     def objective(self, means: torch.Tensor, model: nn.Module, /) -> torch.Tensor:
@@ -118,7 +126,7 @@ class LanguageModeling(Task):
         self,
         parallel: ParallelModel,
         data: PackedDataset,
-        batches: Iterable[tuple[Batch, float]],
+        batches: Iterable[tuple[TokenBatch, float]],
         /,
     ) -> dict[str, float]:
         """Return `loss` (nats per token) and `bits_per_byte` (of the text itself).
@@ -145,7 +153,8 @@ class LanguageModeling(Task):
     def show(self, parallel: ParallelModel, data: PackedDataset, /) -> str | None:
         if self.sampler is None:
             return None
-        text = self.sampler.run(parallel.model, data.tokenizer, shorten=True)
+        model = cast(Decoder, parallel.model)
+        text = self.sampler.run(model, data.tokenizer, shorten=True)
         return f"--- sample of {self.sampler.prompt!r}\n{text}\n---"
 
 

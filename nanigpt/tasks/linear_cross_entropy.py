@@ -51,7 +51,8 @@ def chunk_loss(
     log_C, factor_C = log_CV.gather(1, index_C1)[:, 0], None
     if z_loss or part is not None:
         logit_C = logits_CV.gather(1, index_C1)[:, 0].float()
-        lse_C, share_C = logit_C - log_C, 1.0  # the denominator's logarithm; what is here of it
+        lse_C = logit_C - log_C  # the denominator's logarithm
+        share_C: torch.Tensor | float = 1.0  # what is here of the denominator
         if part is not None:
             both_2C = torch.stack([lse_C, logit_C.where(here_C, 0.0)])
             lse_NC, logits_NC = _gathered(both_2C, part).unbind(1)
@@ -83,7 +84,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     part: VocabularyPart | None = None,
     soft_cap: float | None = None,
-    chunk: Callable = chunk_loss,
+    chunk: Callable[..., Any] = chunk_loss,
 ) -> torch.Tensor:
     """Return the sum of cross-entropies over labels that are not `IGNORED`, a float32 scalar.
 
@@ -139,7 +140,7 @@ def _sum(
     z_loss: float,
     part: VocabularyPart | None,
     soft_cap: float | None,
-    chunk: Callable,
+    chunk: Callable[..., Any],
     *,
     wanted: tuple[bool, bool, bool],
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
@@ -168,8 +169,8 @@ def _sum(
         del gradient_CV  # before the next one is made
     return loss, [
         (torch.cat(parts_x) if parts_x[1:] else parts_x[0]) if of_x else None,
-        sum_VD.to(weight_VD.dtype) if of_weight else None,
-        sum_V.to(bias_V.dtype) if of_bias else None,
+        None if sum_VD is None else sum_VD.to(weight_VD.dtype),
+        None if sum_V is None or bias_V is None else sum_V.to(bias_V.dtype),
     ]
 
 

@@ -35,13 +35,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from nanigpt.data.batch import Batch
-from nanigpt.parallel.objective import Objective
+from nanigpt.parallel.objective import Objective, SomeBatch
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Problem
 
 
-class Task(Objective, Protocol):
+class Task(Objective[SomeBatch], Protocol[SomeBatch]):
     """A kind of training. A subclass inherits defaults for all but `inputs`, `weight`, `finish`."""
 
     def problems(self, model: nn.Module, data: Any, /) -> list[Problem]:
@@ -64,7 +63,7 @@ class Task(Objective, Protocol):
         """Return the names of the sums that `finish` returns in training, for the metrics."""
         return ("loss",)
 
-    def inputs(self, batch: Batch, /) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def inputs(self, batch: SomeBatch, /) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the forward pass's first argument and its named arguments.
 
         The first pipeline stage gets the first argument, every stage gets the named ones. All have
@@ -72,16 +71,16 @@ class Task(Objective, Protocol):
         """
         ...
 
-    def targets(self, batch: Batch, /) -> dict[str, torch.Tensor]:
+    def targets(self, batch: SomeBatch, /) -> dict[str, torch.Tensor]:
         """Return the named arguments of `finish`. All have the batch as dim 0."""
         return {}
 
-    def weight(self, batch: Batch, /) -> torch.Tensor:
+    def weight(self, batch: SomeBatch, /) -> torch.Tensor:
         """Return how much a batch counts in means, a float32 scalar: its number of labels."""
         ...
 
     def finish(
-        self, head: nn.Module, hidden: torch.Tensor, /, *further: torch.Tensor, **targets: Any
+        self, head: nn.Module, hidden: torch.Tensor, /, *further: Any, **targets: Any
     ) -> torch.Tensor:
         """Return a float32 vector of sums of losses over the batch, one for each of `losses`.
 
@@ -102,7 +101,7 @@ class Task(Objective, Protocol):
         return means.sum()
 
     def evaluate(
-        self, parallel: ParallelModel, data: Any, batches: Iterable[tuple[Batch, float]], /
+        self, parallel: ParallelModel, data: Any, batches: Iterable[tuple[SomeBatch, float]], /
     ) -> dict[str, float]:
         """Return named numbers; by default the means of `losses`.
 
@@ -119,8 +118,8 @@ class Task(Objective, Protocol):
             sums = parallel.evaluate(self, batch)
             if parallel.has_loss:
                 total += counts * torch.cat([sums, self.weight(batch)[None]]).double()
-        *sums, weight = parallel.sum(total).tolist()
-        return {n: s / weight for n, s in zip(names, sums, strict=True)} if weight else {}
+        *means, weight = parallel.sum(total).tolist()
+        return {n: x / weight for n, x in zip(names, means, strict=True)} if weight else {}
 
     def show(self, parallel: ParallelModel, data: Any, /) -> str | None:
         """Return a sample of what the model makes, to print after training. All ranks call it."""

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -133,7 +133,7 @@ class Checkpointer:
 
         reader = dcp.FileSystemReader(folder)
         stored = reader.read_metadata().state_dict_metadata
-        state = {"model": model_state(model)}
+        state: dict[str, Any] = {"model": model_state(model)}
         _require_keys(folder, stored, state["model"])
         if optimizer is not None:
             if any(key.startswith("optimizer.") for key in stored):
@@ -186,7 +186,7 @@ def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: ordinary(t.detach()) for name, t in tensors if name in persistent}
 
 
-def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the state by parameter name; make it first if no step was taken yet.
 
     Learning rates and weight decay are the config's, not the checkpoint's.
@@ -195,7 +195,9 @@ def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
     from torch.distributed.checkpoint.state_dict import _init_optim_state
 
     _init_optim_state(optimizer)
-    name_of = {parameter: name for name, parameter in model.named_parameters()}
+    name_of: dict[torch.Tensor, str] = {
+        parameter: name for name, parameter in model.named_parameters()
+    }
     return {name_of[parameter]: state for parameter, state in optimizer.state.items()}
 
 
@@ -213,11 +215,11 @@ def _set_rng_state(rng: dict[str, dict[str, torch.Tensor]], world: World) -> Non
         torch.cuda.set_rng_state(state["cuda"], world.device)
 
 
-def _flat(nested: dict[str, dict]) -> list[str]:
+def _flat(nested: dict[str, dict[str, Any]]) -> list[str]:
     return [f"{outer}.{inner}" for outer, inners in nested.items() for inner in inners]
 
 
-def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -> None:
+def _require_keys(folder: Path, stored: dict[str, Any], wanted: dict[str, torch.Tensor]) -> None:
     problems = []
     for name, tensor in wanted.items():
         entry = stored.get(f"model.{name}")
@@ -230,7 +232,7 @@ def _require_keys(folder: Path, stored: dict, wanted: dict[str, torch.Tensor]) -
         raise MisfitError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
 
 
-def _require_state(folder: Path, stored: dict, wanted: dict[str, dict]) -> None:
+def _require_state(folder: Path, stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
     missing = [key for key in _flat(wanted) if f"optimizer.{key}" not in stored]
     if missing:
         raise MisfitError(

@@ -24,7 +24,9 @@ def axes_of_groups(layout: Layout) -> dict[str, str]:
     """
     axes: dict[str, str] = {}
     for mesh in (layout.parameters, layout.context, layout.experts):
-        for axis in () if mesh is None else mesh.mesh_dim_names:
+        if mesh is None:
+            continue
+        for axis in mesh.mesh_dim_names or ():
             if mesh[axis].size() > 1:
                 name = mesh[axis].get_group().group_name
                 axes[name] = axis if axes.get(name, axis) == axis else "world"
@@ -63,14 +65,14 @@ class Labels(TorchDispatchMode):
 
 
 def _group_name(named: dict[str, Any]) -> str | None:
-    group = named.get("process_group", named.get("group_name"))
+    group: Any = named.get("process_group", named.get("group_name"))
     if isinstance(group, torch.ScriptObject):
         group = dist.ProcessGroup.unbox(group)
     return getattr(group, "group_name", group)
 
 
 def _bytes(operator: str, named: dict[str, Any]) -> int:
-    """Return the tensors that the rank gives: inputs, and those that are both input and output."""
+    """Return the bytes of what the rank gives: inputs, and what is both input and output."""
     if operator.startswith(("recv", "irecv")):
         return 0
     inputs = [value for name, value in named.items() if name.startswith(("input", "tensor"))]

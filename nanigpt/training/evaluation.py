@@ -1,7 +1,7 @@
 """Numbers on held-out samples."""
 
 from collections.abc import Iterator
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 
@@ -23,7 +23,9 @@ class Evaluates(Protocol):
         """Return whether to evaluate after this one of `steps` steps."""
         ...
 
-    def run(self, parallel: ParallelModel, task: Task, data: DataSource, /) -> dict[str, float]:
+    def run(
+        self, parallel: ParallelModel, task: Task[Any], data: DataSource, /
+    ) -> dict[str, float]:
         """Return named numbers; `data` is what the model is trained on."""
         ...
 
@@ -65,7 +67,9 @@ class Evaluation:
         return step % self.interval == 0 or step == steps
 
     @torch.no_grad()
-    def run(self, parallel: ParallelModel, task: Task, data: DataSource, /) -> dict[str, float]:
+    def run(
+        self, parallel: ParallelModel, task: Task[Any], data: DataSource, /
+    ) -> dict[str, float]:
         own = data if self.data is None else self.data
         model = parallel.model
         was_training = model.training

@@ -45,5 +45,5 @@ class GarbageCollection:
                 gc.enable()
 
     def _after(self, step: int) -> None:
-        if step % self.interval == 0:
+        if self.interval is not None and step % self.interval == 0:
             gc.collect()

@@ -6,7 +6,7 @@ evaluations, checkpoints, profiles. `train` is a whole run.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +75,9 @@ def rows(session: Session, prepared: "Prepared", info: RunInfo = _BY_HAND) -> It
             yield row
 
 
-def steps(session: Session, *, before: Callable[[int], None] = lambda step: None) -> Iterator[Row]:
+def steps(
+    session: Session, *, before: Callable[[int], None] = lambda step: None
+) -> Generator[Row, None, None]:
     """Train the steps that are left; yield the row of each, whose losses are on the device.
 
     Args:
@@ -124,7 +126,7 @@ def evaluate(
     trainer: "Trainer", parallel: ParallelModel, names: Iterable[str] | None = None
 ) -> dict[str, float]:
     """Run the evaluations of these names, or all; each number's name begins with theirs."""
-    found = {}
+    found: dict[str, float] = {}
     for name in trainer.evaluations if names is None else names:
         numbers = trainer.evaluations[name].run(parallel, trainer.task, trainer.data)
         found |= {f"{name}_{key}": value for key, value in numbers.items()}

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -145,7 +145,7 @@ class Metrics:
         if self._clock is not None:
             speed |= self._clock.read(len(self._rows))
         speed["peak_memory_gib"] = peak_memory(self._world.device) / 2**30
-        rows = [{k: _number(v) for k, v in row.items()} | speed for row in self._rows]
+        rows: list[Row] = [{k: _number(v) for k, v in row.items()} | speed for row in self._rows]
         self._rows, self._since = [], now
         for tracker in self._open:
             tracker.write(rows)
@@ -195,5 +195,5 @@ class Metrics:
             torch.cuda.synchronize(self._world.device)
 
 
-def _number(value: float | torch.Tensor) -> float | list:
+def _number(value: float | torch.Tensor) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value

@@ -17,9 +17,8 @@ class PhaseTimers:
 
     They are `ms_data`, `ms_forward`, `ms_backward`, `ms_optimizer`, `ms_pipeline` if there are
     pipeline stages, and `ms_other`, and add up to `ms_per_step`. Communication that a phase waits
-    for is in it; a `Trace` tells the two apart. On CUDA the times are those of the device, by events
-    in its queue that are read when the metrics are written, so that no step waits. On a CPU they
-    are those of the host.
+    for is in it; a `Trace` tells the two apart. On CUDA the device is timed, by events in its queue
+    that are read when the metrics are written, so that no step waits. On a CPU the host is timed.
     """
 
     def clock(self, device: torch.device) -> "PhaseClock":
@@ -64,4 +63,7 @@ class PhaseClock:
 
 
 def _milliseconds(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
-    return 1000 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end)
+    assert isinstance(start, float) and isinstance(end, float)
+    return 1000 * (end - start)

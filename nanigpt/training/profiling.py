@@ -211,7 +211,7 @@ class Profiler:
 
     def write(self, step: int) -> dict[str, float]:
         """Write the recordings that end with this step; return numbers for the metrics."""
-        found = {}
+        found: dict[str, float] = {}
         for recording in self._recordings:
             if recording.running and recording.window.last == step:
                 found |= recording.stop(whole=True)
@@ -264,7 +264,7 @@ class _TraceRecording(_Recording):
             profile_memory=window.profile_memory,
             with_stack=window.with_stack,
         )
-        self._span = None
+        self._span: torch.profiler.record_function | None = None
         self._axes = axes_of_groups(self.layout)
         self._profile.start()
         # NCCL's kernels say whose they are, what is sent over gloo does not.
@@ -277,8 +277,8 @@ class _TraceRecording(_Recording):
         if not self.running:
             return
         self._leave()
-        self._span = torch.profiler.record_function(f"phase {phase}")
-        self._span.__enter__()
+        span = self._span = torch.profiler.record_function(f"phase {phase}")
+        span.__enter__()
 
     def stop(self, *, whole: bool) -> dict[str, float]:
         super().stop(whole=whole)

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,7 +36,7 @@ class Session:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     @property
@@ -48,8 +48,10 @@ def set_up_model(trainer: "Trainer", world: World) -> ParallelModel:
     """Split the model, give it memory, and fill it; in this order no rank holds it whole."""
     compile = trainer.parallelizer.compile
     # The loss is a part of a model that is compiled as a whole.
-    alone = compile is not None and compile.loss and compile.scope == "blocks"
-    trainer.task.prepare(trainer.model, compile.function if alone else None)
+    compiled = None
+    if compile is not None and compile.loss and compile.scope == "blocks":
+        compiled = compile.function
+    trainer.task.prepare(trainer.model, compiled)
     parallel = trainer.parallelizer.parallelize(
         trainer.model,
         trainer.parallelizer.mesh.layout(world),
@@ -105,8 +107,9 @@ def restore(trainer: "Trainer", run: RunDirectory, world: World) -> tuple[Parall
 def step_work(trainer: "Trainer") -> Work:
     """Count what a step has to do, while the model is in one place and the data are set up."""
     model, length, size = trainer.model, trainer.sequence_length, trainer.global_batch_size
-    if length is not None and hasattr(model, "flops_per_token"):
-        return Work("tokens", size * length, model.flops_per_token(length))
+    counted: Any = getattr(model, "flops_per_token", None)
+    if length is not None and counted is not None:
+        return Work("tokens", size * length, counted(length))
     flops = _flops_of_sample(trainer)
     if length is None:
         return Work("samples", size, flops)

@@ -9,6 +9,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from nanigpt.training.collectives import LABEL
 from nanigpt.training.phases import PHASES
@@ -63,13 +64,13 @@ class Summary:
         return "\n".join(lines)
 
 
-def read_trace(path: str) -> list[dict]:
+def read_trace(path: str) -> list[dict[str, Any]]:
     """Return the events of a trace that torch.profiler wrote."""
     with gzip.open(path) as stream:
         return [e for e in json.load(stream)["traceEvents"] if e.get("ph") == "X"]
 
 
-def summarize(events: Iterable[dict], *, steps: int, axes: dict[str, str]) -> Summary:
+def summarize(events: Iterable[dict[str, Any]], *, steps: int, axes: dict[str, str]) -> Summary:
     """Divides the time of a trace of so many steps, whose phases are spans `phase NAME`.
 
     On CUDA a collective is a kernel of NCCL, and any other kernel or copy is computation, of the
@@ -115,7 +116,7 @@ Phases = dict[str, list[Interval]]
 Spans = dict[str, list[tuple[float, float, int, float]]]  # by axis: start, end, calls, bytes
 
 
-def _of_host(events: list[dict]) -> tuple[Phases, Spans, list[Interval]]:
+def _of_host(events: list[dict[str, Any]]) -> tuple[Phases, Spans, list[Interval]]:
     marks = _marks(events)
     main = marks[0]["tid"]
     begin, finish = marks[0]["ts"], _end(marks[-1])
@@ -147,7 +148,9 @@ def _of_host(events: list[dict]) -> tuple[Phases, Spans, list[Interval]]:
     return phases, spans, _minus(_union(leaves), called)
 
 
-def _of_device(events: list[dict], axes: dict[str, str]) -> tuple[Phases, Spans, list[Interval]]:
+def _of_device(
+    events: list[dict[str, Any]], axes: dict[str, str]
+) -> tuple[Phases, Spans, list[Interval]]:
     launched = {
         e["args"]["correlation"]: e["ts"]
         for e in events
@@ -172,7 +175,7 @@ def _of_device(events: list[dict], axes: dict[str, str]) -> tuple[Phases, Spans,
     return phases, spans, [span for spans_of in phases.values() for span in spans_of]
 
 
-def _marks(events: list[dict]) -> list[dict]:
+def _marks(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the host's phases, one after the other."""
     return [
         e for e in events if e["name"].startswith("phase ") and e.get("cat") == "user_annotation"
@@ -182,12 +185,12 @@ def _marks(events: list[dict]) -> list[dict]:
 _SIZES = {"Float": 4, "BFloat16": 2, "Half": 2, "Long": 8, "Int": 4, "Double": 8, "Byte": 1}
 
 
-def _message(given: dict) -> float:
+def _message(given: dict[str, Any]) -> float:
     """Bytes that NCCL was given; float8 and bool have one each."""
     return given.get("In msg nelems", 0) * _SIZES.get(given.get("dtype", ""), 1)
 
 
-def _end(event: dict) -> float:
+def _end(event: dict[str, Any]) -> float:
     return event["ts"] + event["dur"]
 
 

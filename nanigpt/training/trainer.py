@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from nanigpt.training.setup import step_work
 from nanigpt.training.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
+    from nanigpt.models.decoder import Decoder
     from nanigpt.models.huggingface.reader import Pretrained
 
 
@@ -65,7 +66,7 @@ class Trainer:
         *,
         model: nn.Module,
         data: DataSource,
-        task: Task,
+        task: Task[Any],
         loader: Loader,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: LearningRateSchedule,
@@ -238,7 +239,7 @@ class Trainer:
         from nanigpt.models.huggingface.reader import Pretrained
 
         try:
-            return Pretrained(self.initial_weights, self.model)
+            return Pretrained(self.initial_weights, cast("Decoder", self.model))
         except UsageError as error:
             expected = f"weights of this model, but {error}"
             problem = Problem("initial_weights", self.initial_weights, expected, component=self)

@@ -22,7 +22,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         folder = RunDirectory(info.directory).tensorboard
-        self._events = SummaryWriter(folder, max_queue=1000, purge_step=info.step + 1)
+        writer: Any = SummaryWriter(folder, max_queue=1000, purge_step=info.step + 1)
+        self._events = writer
 
     def write(self, rows: Sequence[Row], /) -> None:
         for row in rows:

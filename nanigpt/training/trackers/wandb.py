@@ -62,7 +62,7 @@ class WandB:
         self._sent = kept.get("step", 0)
         info.directory.mkdir(parents=True, exist_ok=True)
         self._keep()
-        fields = {
+        fields: dict[str, Any] = {
             "project": _given(self.project, "WANDB_PROJECT", "nanigpt"),
             "name": _given(self.name, "WANDB_NAME", info.directory.resolve().name),
             "dir": _given(None, "WANDB_DIR", str(info.directory)),
