@@ -309,7 +309,9 @@ def test_a_step_of_zero_is_told():
 def test_only_components_that_fit_are_advised():
     with pytest.raises(UsageError, match="set its arguments one by one$"):
         apply_override(whole(), "parts[0]=7")
-    with pytest.raises(UsageError, match="or exchange it: .*@cosine, .*@linear, .*@warmup_stable_decay"):
+    with pytest.raises(
+        UsageError, match="or exchange it: .*@cosine, .*@linear, .*@warmup_stable_decay"
+    ):
         apply_override(compose(["config:llama3_debug"]), "schedule=7")
 
 
