@@ -49,7 +49,7 @@ class Loader:
                 which it copies while the host goes on.
         """
         cuda = device.type == "cuda"
-        make = functools.partial(_pinned, read) if cuda else read
+        make: Callable[..., list[Batch]] = functools.partial(_pinned, read) if cuda else read
         prefetch = (2 if cuda else 0) if self.prefetch is None else self.prefetch
         if not prefetch:
             yield map(make, samples)

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from nanigpt.models.attention_core import AttentionCore, ScaledDotProduct
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import CAUSAL, Places, Visibility
+from nanigpt.parallel.async_results import wait_for
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import head_counts, indivisible
 from nanigpt.parallel.tensor_plan import gaps, parts
-from nanigpt.parallel.async_results import wait_for
 from nanigpt.problems import Fix, Problem, refuse
 
 if TYPE_CHECKING:

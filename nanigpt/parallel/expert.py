@@ -17,10 +17,10 @@ from torch import nn
 from nanigpt.models.moe.dispatch import Dispatched, Dispatcher, count, sorted_rows, weighted_sum
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.parameters import Places
+from nanigpt.parallel.async_results import wait_for
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import indivisible
-from nanigpt.parallel.async_results import wait_for
 from nanigpt.problems import Fix, Problem
 
 if TYPE_CHECKING:
