@@ -1,4 +1,4 @@
-"""What pretraining recipes of all families share: everything around the model."""
+"""The parts of pretraining recipes that all families share: everything around the model."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def pretraining(
     warmup_steps: int = 2000,
     sequence_length: int = 8192,
 ) -> fdl.Config[Trainer]:
-    """A run of `model` on the embedded corpus as bytes, until it is given another.
+    """Return a run of `model` on the embedded corpus as bytes, which an edit may replace.
 
     AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1, linear warm-up and
     cosine decay to a tenth.
@@ -128,7 +128,7 @@ def training(
 def pretraining_at_4096(
     model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
 ) -> fdl.Config[Trainer]:
-    """A run in sequences of 4096 tokens, of which a rank takes one at a time."""
+    """Return a run with sequences of 4096 tokens and local batches of one sequence."""
     return pretraining(
         model,
         lr=lr,
@@ -139,10 +139,10 @@ def pretraining_at_4096(
 
 
 def debugging(model: fdl.Config[Decoder], *, steps: int) -> fdl.Config[Trainer]:
-    """A run of a small model on the embedded corpus: minutes on two CPU cores.
+    """Return a run of a small model on the embedded corpus, which takes minutes on two CPU cores.
 
-    Minutes are few tokens: small batches make many steps of them, and models should have twice the
-    positions that they train on, to write with.
+    Small batches make many steps of few tokens. A model should have twice as many positions as its
+    training sequences, so that it can continue a text.
     """
     cfg = pretraining(
         model, lr=1e-3, steps=steps, warmup_steps=20, global_batch_size=4, sequence_length=128

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""The exception for mistakes that a user can correct."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ class UsageError(ValueError):
     """
 
     def within(self, where: str) -> "UsageError":
-        """This error, its message preceded by where it arose."""
+        """Put the place of the error before its message, and return the same error."""
         self.args = (f"{where}: {self}",)
         return self
 
@@ -37,8 +37,7 @@ class UnknownName(UsageError):
     def __init__(
         self, problem: str, name: str, known: Iterable[str] = (), *, near: list[str] | None = None
     ):
-        """`problem` is told with the names of `known` that are near, or as it is if `near` is
-        given."""
+        """Complete the message with similar names from `known`, unless `near` is given."""
         known = list(known)
         self.problem, self.name = problem, name
         self.near = near or _near(name, known)

@@ -44,7 +44,7 @@ class Place:
     annotation: Any
 
     def below(self, value: Any, element: Element) -> "Place":
-        """The place of a child of `value`, which is what stands here."""
+        """Return the place of a child of `value`, the value at this place."""
         path = join(self.path, element)
         if isinstance(value, fdl.Buildable):
             argument: Any = element  # a name or a number
@@ -55,8 +55,10 @@ class Place:
         return replace(self, keys=(*self.keys, key), path=path, annotation=annotation)
 
     def set(self, value: Any) -> None:
-        """Containers are made anew: a default one is the class's own, and Fiddle's history knows
-        only arguments."""
+        """Set the value at this place; containers are replaced by new ones.
+
+        A default container belongs to the class, and Fiddle's history knows only arguments.
+        """
         if self.keys:
             value = _with(arguments(self.node)[self.argument], self.keys, value)
         if isinstance(self.argument, int):
@@ -66,7 +68,7 @@ class Place:
 
 
 def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
-    """Sets arguments, elements or dict values of `cfg` in place: all that the path matches.
+    """Set all arguments, elements and dict values of `cfg` that the path matches, in place.
 
     Raises:
         UsageError: the path leads nowhere, or the value is not of the argument's type.
@@ -76,7 +78,7 @@ def apply_override(cfg: fdl.Buildable, assignment: str) -> None:
 
 
 def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
-    """Sets every argument of `cfg` that has the tag, or a tag derived from it.
+    """Set every argument of `cfg` that has the tag, or a tag derived from it.
 
     Raises:
         UsageError: nothing has such a tag, or the value is not of an argument's type.
@@ -90,8 +92,7 @@ def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
 
 
 def set_value(cfg: fdl.Buildable, key: str | type[fdl.Tag], value: Any) -> None:
-    """Sets all that the path matches, or that has the tag, to a Python value, such as a config;
-    each has its own copy.
+    """Set all places that the path or tag matches to copies of a Python value, such as a config.
 
     Raises:
         UsageError: the path leads nowhere, nothing has the tag, or a plain value is not of an
@@ -174,7 +175,7 @@ def read_value(text: str, annotation: Any) -> Any:
 
 
 def _with(container: Any, keys: tuple[Any, ...], value: Any) -> Any:
-    """The container with the element at `keys` exchanged."""
+    """Return the container with another element at `keys`."""
     if not keys:
         return value
     key, *rest = keys
@@ -195,7 +196,7 @@ def _split(assignment: str, form: str) -> tuple[str, str]:
 
 
 def _elsewhere(error: UnknownName, cfg: fdl.Buildable, path: str) -> UnknownName:
-    """The error, or if other places do have an argument of that name, one that tells them."""
+    """Return an error that names other places with such an argument, or the same error."""
     paths = [p for p, _ in leaves(cfg) if p.rpartition(".")[2] == error.name]
     if not paths:
         return error

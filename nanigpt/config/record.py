@@ -46,8 +46,11 @@ for _kind in (torch.device, Path, type(Path())):
 
 
 class _Serialization(serialization.Serialization):
-    """Upstream's, faster: names are counted per prefix, where upstream tries 1, 2, 3, ... for every
-    object; a class is looked up once; objects do not list every path that leads to them."""
+    """A faster version of Fiddle's serialization.
+
+    Names are counted for each prefix, where Fiddle tries 1, 2, 3, ... for every object. A class is
+    looked up once. Objects do not list every path that leads to them.
+    """
 
     def __init__(self, *args, **kwargs):
         self._counts: dict[str, int] = collections.defaultdict(int)
@@ -76,7 +79,7 @@ class _Serialization(serialization.Serialization):
 
 
 def dump(cfg: fdl.Buildable) -> str:
-    """The config as JSON, a line for each object.
+    """Return a config as JSON, with a line for each object.
 
     Raises:
         UsageError: it holds a value that cannot be written, such as a lambda.
@@ -99,7 +102,7 @@ def dump(cfg: fdl.Buildable) -> str:
 
 
 def load(path: str | Path) -> fdl.Buildable:
-    """Reads what `dump` wrote.
+    """Load a config that `dump` wrote.
 
     Raises:
         UsageError: there is no such file, it is not a config, or it names what is not allowed.
@@ -150,8 +153,7 @@ def is_record(path: Path) -> bool:
 
 
 def _check_nodes(cfg: fdl.Buildable) -> None:
-    """Raises ValueError where a node is none that Python code could have made: Fiddle rebuilds
-    nodes from a record unseen."""
+    """Raise ValueError if Python code could not have made a node."""
     for node, path in daglish.iterate(cfg):
         if not isinstance(node, fdl.Buildable):
             continue
@@ -176,9 +178,9 @@ def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:
 
 
 def changes(old: fdl.Buildable, new: fdl.Buildable) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yields (path, old, new) of each value that differs; None where a side lacks the path.
+    """Yield (path, old, new) of each value that differs; None means that a side lacks the path.
 
-    Of what only one side has, the topmost path alone is told.
+    If only one side has a part of the config, only its topmost path is yielded.
     """
     before, after = (dict(leaves(cfg, containers=True)) for cfg in (old, new))
     below: tuple[

@@ -30,17 +30,17 @@ _loaded = False
 
 
 def recipe(function: Callable) -> Callable:
-    """Registers a function that returns a run's config: `--config=config:NAME`."""
+    """Register a function that returns a run's config: `--config=config:NAME`."""
     return _register(_recipes, "recipe", function)
 
 
 def fiddler(function: Callable) -> Callable:
-    """Registers a function that edits a run's config in place: `--config=fiddler:NAME(...)`."""
+    """Register a function that edits a run's config in place: `--config=fiddler:NAME(...)`."""
     return _register(_fiddlers, "fiddler", function)
 
 
 def component(function: Callable) -> Callable:
-    """Registers a function that returns a component's config: `set:PATH=@NAME(...)`."""
+    """Register a function that returns a component's config: `set:PATH=@NAME(...)`."""
     return _register(_components, "component", function)
 
 
@@ -57,6 +57,7 @@ def moved(places: dict[str, str]) -> None:
 
 
 def upgrades() -> list[Callable[[Any], None]]:
+    """Return all functions that upgrade records of earlier versions."""
     _load()
     return list(_upgrades)
 
@@ -70,16 +71,19 @@ def place_today(module: str, name: str) -> tuple[str, str]:
 
 
 def recipes() -> dict[str, Callable]:
+    """Return all recipes by name."""
     _load()
     return dict(sorted(_recipes.items()))
 
 
 def fiddlers() -> dict[str, Callable]:
+    """Return all fiddlers by name."""
     _load()
     return dict(sorted(_fiddlers.items()))
 
 
 def components() -> dict[str, Callable]:
+    """Return all component factories by name."""
     _load()
     return dict(sorted(_components.items()))
 
@@ -92,13 +96,13 @@ def extension_packages() -> frozenset[str]:
 
 
 def family(function: Callable) -> str:
-    """The model family of a recipe: `FAMILY` of its module, or else the module's name."""
+    """Return the model family of a recipe: `FAMILY` of its module, or the module's name."""
     name = function.__module__
     return getattr(sys.modules[name], "FAMILY", name.rpartition(".")[2])
 
 
 def find_recipe(name: str) -> Callable:
-    """The recipe of this name.
+    """Return the recipe with this name.
 
     Raises:
         UnknownName: there is none; the message names the nearest.
@@ -107,7 +111,7 @@ def find_recipe(name: str) -> Callable:
 
 
 def find_fiddler(name: str) -> Callable:
-    """The fiddler of this name.
+    """Return the fiddler with this name.
 
     Raises:
         UnknownName: there is none; the message names the nearest.
@@ -116,7 +120,7 @@ def find_fiddler(name: str) -> Callable:
 
 
 def find_component(name: str) -> Callable:
-    """The component factory of this name.
+    """Return the component factory with this name.
 
     Raises:
         UnknownName: there is none; the message names the nearest.

@@ -39,7 +39,7 @@ class AttentionCore(Protocol):
         visibility: Visibility = CAUSAL,
         sink_H: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Returns out_BLHK.
+        """Return out_BLHK.
 
         Args:
             keys: by default where the queries are.
@@ -62,7 +62,7 @@ class PreparingCore(AttentionCore, Protocol):
         length: int,
         device: torch.device,
     ) -> Places:
-        """The places with what the core needs in `prepared`, made once for a forward pass.
+        """Return places with the core's data in `prepared`, computed once for a forward pass.
 
         Args:
             places: of B rows of L queries, which are the keys too; None is 0 to L.
@@ -220,7 +220,7 @@ class FlexAttention:
         length: int,
         device: torch.device,
     ) -> Places:
-        """The places with their block mask."""
+        """Return the places with their block mask."""
         mask = _block_mask(
             places, None, visibility, batch=batch, length=length, size=length, device=device
         )
@@ -334,7 +334,7 @@ def _mask(
 def _with_sink(
     q_BLHK: torch.Tensor, k_BSGK: torch.Tensor, v_BSGK: torch.Tensor, sink_H: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The sink as one more key, without a value: queries hold its score in one more feature.
+    """Add the sink as one more key without a value, whose score is one more feature of queries.
 
     The kernels, which give no gradient of their sums, thus see plain attention.
     """

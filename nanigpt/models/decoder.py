@@ -216,7 +216,7 @@ class Decoder(DecoderCosts):
         return of
 
     def part(self, layers: Sequence[int], *, embedding: bool | None = None) -> "Decoder":
-        """Some of the blocks, as a pipeline's rank has them; modules are shared, and keep names.
+        """Return a decoder with some of the blocks, for a pipeline's rank; it shares the modules.
 
         The embedding goes with the first block, norm and head with the last. What is absent is
         None, and passed over in the forward pass.

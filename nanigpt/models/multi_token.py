@@ -70,7 +70,7 @@ class PredictionDepth(nn.Module):
     def forward(
         self, x_BLD: torch.Tensor, ahead_BLD: torch.Tensor, places: Places | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns what the next depth is given, and what the head is.
+        """Return the input of the next depth, and the input of the head.
 
         Args:
             x_BLD: the former of the depth before; of the decoder's last layer, before its norm.
@@ -120,7 +120,7 @@ class MultiTokenPrediction(nn.Module):
         embedding: Embedding,
         places: Sequence[Places | None] | None = None,
     ) -> list[torch.Tensor]:
-        """Returns of each depth what the head makes logits of.
+        """Return the input of the head for each depth.
 
         The last k positions of depth k have no token to look ahead to: they are given the first
         ones, and what comes of it no position before sees, and is not to be learned. A mixture

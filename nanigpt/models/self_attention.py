@@ -61,7 +61,7 @@ class SelfAttention(nn.Module, abc.ABC):
         cache: LayerCache | None = None,
         places: Places | None = None,
     ) -> torch.Tensor:
-        """Returns out_BLD.
+        """Return out_BLD.
 
         Args:
             cache: holds what came before, and tells positions itself.

@@ -114,7 +114,7 @@ class Compile:
             setattr(part, name, compiled)
 
     def function(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, compiled, such as a loss."""
+        """Return a compiled function, such as a loss."""
         return self._compiled(function)
 
     def _compiled(
@@ -155,8 +155,10 @@ class Compile:
 
 
 def keeping_buffers() -> contextlib.AbstractContextManager[Any]:
-    """Within it, a compiled backward pass may be run twice, once for gradients of inputs and once
-    for those of weights: the first does not write over what it reads."""
+    """Let a compiled backward pass run twice, for gradients of inputs and then of weights.
+
+    Without it, the first pass would overwrite buffers that the second reads.
+    """
     import torch._functorch.config as config
 
     return config.patch(donated_buffer=False)
@@ -192,7 +194,7 @@ _graphs: Counter[str] = Counter()
 
 @functools.cache  # compiled code is found again by the identity of its backend
 def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    """A backend that counts, and compiles with these settings."""
+    """Return a backend that counts compilations, and compiles with these settings."""
     import torch._functorch.config as config
     from torch._dynamo.backends.registry import lookup_backend
 

@@ -225,7 +225,7 @@ class _Exchanged:
         return self._to_positions(out_BSHK[:, order_S])
 
     def _to_heads(self, x_BLHK: torch.Tensor) -> torch.Tensor:
-        """A rank's positions of all heads to all positions of its heads, in the ranks' order."""
+        """Exchange a rank's positions of all heads for all positions of its heads."""
         parts = x_BLHK.unflatten(2, (self._mesh.size(), -1)).movedim(2, 0)
         return self._exchange(parts).movedim(0, 1).flatten(1, 2)
 
@@ -242,7 +242,7 @@ class _Exchanged:
 
 
 def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
-    """What all ranks have along dim 1, in their order; with gradients."""
+    """Concatenate the tensors of all ranks along dim 1, with gradients."""
     from torch.distributed import _functional_collectives as functional
 
     name = "all_gather_single_autograd"

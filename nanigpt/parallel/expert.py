@@ -125,6 +125,7 @@ class AllToAllDispatcher:
 
 
 def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of all experts."""
     for module in model.modules():
         if isinstance(module, Experts):
             yield from module.parameters()
@@ -144,8 +145,7 @@ def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
 
 
 def _local(weight: Any) -> torch.Tensor:
-    """This rank's part of a DTensor. Where ranks have the same, each finds a part of its
-    gradient."""
+    """Return this rank's part of a DTensor; ranks with equal parts get parts of the gradient."""
     from torch.distributed.tensor import Partial
 
     parts = [Partial() if p.is_replicate() else p for p in weight.placements]

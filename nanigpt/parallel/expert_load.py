@@ -21,7 +21,7 @@ def most_experts(model: nn.Module) -> int:
 def settle_load(
     model: nn.Module, layout: Layout, *, n_experts: int, sequence_parts: int
 ) -> dict[str, torch.Tensor]:
-    """Moves every router's `expert_bias` once, and starts to count anew.
+    """Move every router's `expert_bias` once, and reset the counts.
 
     Args:
         model: this rank's layers.

@@ -127,8 +127,7 @@ class FullyShardedDataParallel:
     def _placement(
         self, model: nn.Module, layout: Layout, mesh: "DeviceMesh"
     ) -> Callable[..., Any] | None:
-        """Which dim of a parameter is sharded, over which ranks, where that is not the first one
-        over all."""
+        """Return a function that chooses dim and ranks of a shard, or None for dim 0 of all."""
         experts = set(expert_parameters(model))
         if not experts:
             return None
@@ -175,7 +174,7 @@ class FullyShardedDataParallel:
 
 
 def _sharded_dim(parameter: nn.Parameter, n: int) -> "Shard":
-    """The dim of stacked weights that n ranks share evenly, the experts' if they can.
+    """Return the dim of stacked weights that n ranks share evenly, preferably that of experts.
 
     Another dim, where there are more ranks than experts, must be no rank's of `tp`.
     """

@@ -138,7 +138,7 @@ class Mesh:
         return {a: world_size // self._known if s == -1 else s for a, s in self.axes.items()}
 
     def layout(self, world: World) -> "Layout":
-        """The place of this rank; all ranks call it together."""
+        """Return the place of this rank; all ranks call it together."""
         sizes = self.sizes(world.size)
         axes = [sizes[axis] for axis in AXES]
         pp, replicate, shard, cp, tp = axes
@@ -171,7 +171,7 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Layout:
-    """This rank's place in the mesh.
+    """The place of this rank in the mesh.
 
     Attributes:
         sizes: of the axes, and of `ep`.
@@ -224,7 +224,7 @@ class Layout:
         return mesh.get_group()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks that see different tokens, in place."""
+        """Sum a tensor over ranks that see different tokens, in place."""
         if self.losses is not None and self.losses.size() > 1:
             dist.all_reduce(tensor, group=self.losses.get_group())
         return tensor

@@ -19,7 +19,7 @@ from nanigpt.precision.float8 import common_scales
 
 
 class ParallelModel:
-    """This rank's part of a decoder. All ranks call each method together.
+    """The part of a model on this rank. All ranks call each method together.
 
     Attributes:
         model: the modules of this rank under the names of the whole decoder. Called with tokens and
@@ -107,7 +107,7 @@ class ParallelModel:
             yield
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over all ranks that have losses of different tokens, in place."""
+        """Sum a tensor over all ranks that have losses of different tokens, in place."""
         return self.layout.sum(tensor)
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:

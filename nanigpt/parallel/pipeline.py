@@ -123,7 +123,7 @@ class PipelineParallel:
         )
 
     def timeline(self, model: Decoder, ranks: int, local_batch: int) -> Timeline:
-        """The plan in time; 1 is a rank's mean forward pass of a microbatch, by FLOPs.
+        """Return the schedule in time, in units of a rank's mean forward pass of a microbatch.
 
         Raises:
             ValueError: the schedule cannot have so many ranks, stages or microbatches.
@@ -149,7 +149,7 @@ class PipelineParallel:
         return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     def stages(self, model: Decoder, layout: Layout, *, local_batch: int) -> "Stages":
-        """What this rank has of the model; modules are shared with it."""
+        """Return this rank's stages, which share their modules with the model."""
         timetable = self.timetable(layout.sizes["pp"], local_batch)
         rank_of = {stage: r for r, stages in enumerate(timetable.placement) for stage in stages}
         last = len(rank_of) - 1
@@ -203,7 +203,7 @@ class Stages:
         return self.tied and self.has_last and not self.has_first
 
     def tie(self) -> None:
-        """Gives the head's weight, once it was split and sharded, the embedding's name."""
+        """Give the head's weight, after it was split and sharded, the embedding's name."""
         if self.has_copy:
             self.model.embedding._parameters["weight"] = self.model.head._parameters["weight"]
 
@@ -225,7 +225,7 @@ def balanced(costs: Sequence[float], n: int, *, first: float = 0.0, last: float 
 def _divide(
     costs: Sequence[float], n: int, first: float, last: float, join: Callable[[float, float], float]
 ) -> tuple[float, list[int]]:
-    """The division into n groups of the least cost, where `join` adds a group to those before."""
+    """Return the division into n groups of least cost; `join` adds a group to earlier ones."""
     before = [0.0, *itertools.accumulate(costs)]
     total = len(costs)
     # For i items in g groups: the least cost, and where the last group begins.

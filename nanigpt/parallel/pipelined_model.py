@@ -27,7 +27,7 @@ from nanigpt.parallel.tensor import TensorParallel
 
 
 class PipelinedModel(ParallelModel):
-    """This rank's stages; microbatches pass through those of all ranks along `pp`.
+    """The stages of this rank; microbatches pass through those of all ranks along `pp`.
 
     Args:
         dim: of activations.
@@ -178,7 +178,7 @@ class PipelinedModel(ParallelModel):
         self._total.zero_()
 
     def _within(self, phase: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Calls what is no waiting for other stages."""
+        """Run work that does not wait for other stages."""
         self.phase(phase)
         try:
             return function(*args, **kwargs)
@@ -186,7 +186,7 @@ class PipelinedModel(ParallelModel):
             self.phase("pipeline")
 
     def _sum_tied_gradients(self) -> None:
-        """A tied weight has one gradient of its look-up, and one of its projection elsewhere."""
+        """Sum the two gradients of a tied weight, whose projection is on another rank."""
         stages = self.stages
         if not stages.tied or stages.has_first == stages.has_last:
             return

@@ -166,7 +166,7 @@ def contexts(
     again: tuple[str, ...] = (),
     experts: tuple[str, ...] = (),
 ) -> Callable[..., Any]:
-    """What gives `torch.utils.checkpoint` its two contexts; without `save_every`, for `full`.
+    """Return the function that gives `torch.utils.checkpoint` its two contexts.
 
     Blocks that ask alike get one object, so that one compilation serves them; caches of compiled
     code know it by its `cache_hash`.
@@ -238,7 +238,7 @@ def _kept() -> frozenset[str]:
 
 @functools.cache  # it is asked for each operator that runs
 def _named(op: Any) -> tuple[str, bool]:
-    """An operator's name without the overload, and whether its results are kept."""
+    """Return an operator's name without the overload, and whether its results are kept."""
     name = str(getattr(op, "overloadpacket", op))
     return name, name in _kept() or str(op) in _kept()
 

@@ -108,13 +108,13 @@ class Timeline:
 
 
 def default_stages_per_rank(schedule: str) -> int:
-    """The fewest stages per rank that the schedule is made for."""
+    """Return the smallest number of stages per rank that the schedule supports."""
     _check_name(schedule)
     return 1 if schedule in _ONE_STAGE else 2
 
 
 def stage_placement(schedule: str, ranks: int, stages_per_rank: int) -> list[list[int]]:
-    """The stages of each rank, ascending.
+    """Return the stages of each rank, ascending.
 
     Rank r has stages r, r + ranks, ...; in the V-shaped schedules r and 2 ranks - 1 - r, so that
     the first rank has the last stage too.
@@ -135,7 +135,7 @@ def arrange(
     stages_per_rank: int | None = None,
     csv: str | PathLike[str] | None = None,
 ) -> Timetable:
-    """The work of all ranks.
+    """Arrange the work of all ranks.
 
     Args:
         schedule: one of `SCHEDULES`, or `CSV`.
@@ -214,12 +214,12 @@ def _parts(action: "Action") -> list[tuple[int, Kind, int]]:
 
 
 def _result(kind: Kind) -> str:
-    """What others wait for: a full backward pass has the gradients of inputs too."""
+    """Return the result that others wait for; a full backward pass includes input gradients."""
     return "I" if kind == "B" else kind
 
 
 def _needs(part: tuple[int, Kind, int], n_stages: int) -> list[tuple[int, str, int]]:
-    """The results that must be there before."""
+    """Return the results that a part of the work needs."""
     stage, kind, microbatch = part
     if kind == "W":
         return [(stage, "I", microbatch)]
@@ -237,7 +237,7 @@ def _orders(schedule: str, ranks: int, microbatches: int, stages: int) -> "list[
 
 
 def _orders_1f1b(ranks: int, microbatches: int) -> "list[list[Action]]":
-    """What `Schedule1F1B` executes.
+    """Return the order that `Schedule1F1B` executes.
 
     The order that it tells of itself begins with microbatch 1 on the last rank (torch 2.13).
     """
@@ -278,7 +278,7 @@ def _timetable_of_file(
 
 
 def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[list[int]]:
-    """The placement of orders in which every stage works on every microbatch once."""
+    """Check that every stage works on every microbatch once, and return the placement."""
     homes: dict[int, int] = {}
     found: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for rank, order in enumerate(orders):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_csv(path: str | PathLike[str]) -> "list[list[Action]]":
-    """The actions of each rank in their order, without the waits.
+    """Read the actions of each rank in their order, without the waits.
 
     Raises:
         ValueError: the file cannot be read, or a cell is no action.

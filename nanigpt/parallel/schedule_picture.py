@@ -51,7 +51,7 @@ svg:root { color-scheme: light dark; }
 
 
 def summary(timeline: Timeline) -> str:
-    """The timeline in a line: `1F1B, 4 ranks, 8 microbatches: bubble 27.3%`."""
+    """Return the timeline in a line: `1F1B, 4 ranks, 8 microbatches: bubble 27.3%`."""
     timetable = timeline.timetable
     each = timetable.stages_per_rank
     stages = f", {each} stages per rank" if each > 1 else ""
@@ -64,7 +64,7 @@ def summary(timeline: Timeline) -> str:
 
 
 def to_text(timeline: Timeline, *, width: int = 100, color: bool = False) -> str:
-    """The timeline with a row for each rank and time to the right.
+    """Draw the timeline as text, with a row for each rank and time to the right.
 
     A box has the letter of its kind and the number of its microbatch. Where it does not fit so,
     the shortest box has one character; where that does not fit either, the middle is left out. A
@@ -113,7 +113,7 @@ def _columns(length: float) -> int:
 def _row(
     blocks: list[list[Slot]], timeline: Timeline, scale: float, columns: int, color: bool
 ) -> list[tuple[str, _Colors | None]]:
-    """A character for each column and the colours of its box; slots of one time side by side."""
+    """Return a character for each column, and the colours of its box."""
     row: list[tuple[str, _Colors | None]] = [("·", None)] * columns
     for block in blocks:
         start = _columns(block[0].start * scale)
@@ -153,7 +153,7 @@ def _legend_text(timeline: Timeline, *, color: bool, joined: bool) -> Iterator[s
 
 
 def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True) -> str:
-    """The timeline as one SVG that needs nothing else and follows the system's light or dark theme.
+    """Draw the timeline as a single SVG that follows the system's light or dark theme.
 
     A row for each rank; boxes have the colour of their kind, paler for later stages of the rank,
     and the number of their microbatch, and tell the rest on hover. Boxes that share a row's height
@@ -213,7 +213,7 @@ def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True
 
 
 def natural_width(timeline: Timeline) -> int:
-    """The width in pixels at which the shortest box has room for its number."""
+    """Return the width in pixels at which the shortest box has room for its number."""
     label = _digits(timeline) * _CHARACTER + 7
     axis = max(timeline.length / _shortest(timeline) * label, _SHORTEST_AXIS)
     return math.ceil(_left(timeline) + axis + _IDLE + _MARGIN)
@@ -255,7 +255,7 @@ def _box(
 
 
 def _legend(timeline: Timeline, y: float) -> tuple[list[str], int]:
-    """The legend and the width that it needs."""
+    """Return the legend and its width."""
     x, stages, parts = float(_MARGIN), timeline.timetable.stages_per_rank, []
     entries = [
         (name, [f'fill="{_hex(_colors(kind, local, stages)[0])}"' for local in range(stages)])
@@ -295,13 +295,13 @@ def _rect(x: float, y: float, width: float, height: float, more: str) -> str:
 
 
 def _by_rank(timeline: Timeline) -> Iterator[tuple[int, list[list[Slot]]]]:
-    """The slots of each rank, those of one time together."""
+    """Yield the slots of each rank, grouped by time."""
     for rank, slots in groupby(timeline.slots, key=lambda slot: slot.rank):
         yield rank, [list(block) for _, block in groupby(slots, key=lambda slot: slot.start)]
 
 
 def _shortest(timeline: Timeline) -> float:
-    """The time of the shortest box, or what is shown as such where costs differ beyond measure."""
+    """Return the time of the shortest box, or a lower limit if costs differ too much."""
     shortest = min(slot.end - slot.start for slot in timeline.slots)
     return max(shortest, timeline.length / _MOST_BOXES)
 

@@ -65,7 +65,7 @@ def _split(parameter: Any) -> str:
 
 @contextlib.contextmanager
 def fake_world(*, ranks: int, rank: int) -> Iterator[World]:
-    """A process group whose collectives return at once; nothing is sent."""
+    """Provide a process group whose collectives return at once and send nothing."""
     if ranks > 1:
         from torch.testing._internal.distributed.fake_pg import FakeStore
 

@@ -190,8 +190,7 @@ def _split_size(part: Part) -> Iterator[Size]:
 
 
 def _float8_problems(model: nn.Module, n: int) -> Iterator[Problem]:
-    """Yield parts of projections whose sizes do not suit their float8 recipe, or that have no
-    recipe for parts."""
+    """Yield problems of split projections whose sizes or recipe do not allow float8."""
     experts = [m for m in model.modules() if isinstance(m, Experts) and m.float8 is not None]
     sizes: list[tuple[int, Size]] = [
         (multiple(str(m.float8)), (m, "hidden_dim", m.hidden_dim)) for m in experts

@@ -1,4 +1,4 @@
-"""This process among those of the run."""
+"""The processes of the run, and this one among them."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ class World:
         return self.rank == 0
 
     def gather(self, text: str) -> list[str]:
-        """The texts of all ranks, in their order, on every rank."""
+        """Return the texts of all ranks, in order of rank, on every rank."""
         texts = [text] * self.size
         if self.size > 1:
             dist.all_gather_object(texts, text)
@@ -38,12 +38,12 @@ class World:
 
 
 def launched_ranks() -> int:
-    """Processes that the launcher of this one started."""
+    """Return the number of processes that the launcher started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def start_world(device: Device = "auto") -> World:
-    """Joins the process group that a launcher such as torchrun describes in the environment.
+    """Join the process group that a launcher such as torchrun describes in the environment.
 
     Without a launcher the world is this process alone and has no process group. gloo serves CPUs,
     NCCL serves CUDA devices.
