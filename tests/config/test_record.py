@@ -136,7 +136,7 @@ def test_torch_is_recorded_by_public_names():
         ("nanigpt.__main__", "run_console"),
         ("nanigpt.files", "write_atomically"),
         ("nanigpt.parallel.world", "start_world"),
-        ("nanigpt.training.metrics", "drop_rows_after"),
+        ("nanigpt.training.trackers.json_lines", "drop_rows_after"),
         ("nanigpt.data.dataset", "tokenize_corpus"),
         ("nanigpt.training.checkpoint", "_remove"),
         ("nanigpt.models.decoder", "Decoder.__class__"),
