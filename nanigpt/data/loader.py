@@ -58,7 +58,7 @@ class Loader:
         start = functools.partial(torch.cuda.set_device, device) if cuda else None
         with ThreadPoolExecutor(1, "loader", initializer=start) as thread:
             try:
-                yield _ahead(functools.partial(thread.submit, make), samples, prefetch)
+                yield _ahead(lambda first: thread.submit(make, first), samples, prefetch)
             finally:
                 thread.shutdown(cancel_futures=True)
 

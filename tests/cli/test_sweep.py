@@ -394,3 +394,19 @@ print([name for name in ("optuna", "matplotlib", "rich") if name in sys.modules]
 
 def test_help_names_the_command():
     assert "sweep" in succeed(nanigpt("--help"))
+
+
+@pytest.mark.parametrize("name", ["val_los", "Val_Loss", "val-loss", "Loss"])
+def test_a_name_that_no_row_can_have_is_refused_before_any_trial(sweep, name):
+    status, _, err = sweep(_RATES + "[1e-4,1e-3]", f"--objective={name}")
+    assert status == 2 and f"--objective={name}: not among the metrics; did you mean" in err
+    assert not sweep.path.exists()
+
+
+def test_any_number_of_a_row_may_be_the_objective(sweep):
+    """What no row of the first trial has is told with the names that are like it."""
+    status, out, _ = sweep(_RATES + "[1e-4,1e-3]", "--objective=loss")
+    assert status == 0 and "loss" in out
+    status, _, err = sweep(_RATES + "[1e-4,1e-3,1e-2]", "--objective=los")
+    assert status == 2
+    assert "--objective=los: not among the metrics; did you mean 'loss'" in err

@@ -110,6 +110,7 @@ def test_sampling_follows_seed_temperature_and_top_k(model):
     assert sample(seed=1) != sample(seed=2)
     assert sample(top_k=1, seed=1) == sample(temperature=0)
     assert sample(temperature=1e-4, seed=3) == sample(temperature=0)
+    assert sample(temperature=1e-46, seed=3) == sample(temperature=0)  # 0 in float32
     assert all(token < 7 for token in sample(n_tokens=7, seed=1))
 
 

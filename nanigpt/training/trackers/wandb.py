@@ -80,7 +80,7 @@ class WandB:
             )  # fmt: skip
         except wandb.errors.Error as error:
             raise UsageError(
-                f"Weights & Biases cannot be reached: {error}; log in by `wandb login`, or set "
+                f"Weights & Biases cannot be reached: {str(error).rstrip('.')}; or set "
                 "WANDB_MODE=offline in the environment"
             ) from error
 
