@@ -12,7 +12,7 @@ from nanigpt.models.counts import (
     parameter_counts,
     undeclared,
 )
-from nanigpt.models.protocol import blocks_here, compute_dtype
+from nanigpt.models.protocol import compute_dtype
 
 
 class DecoderCosts(nn.Module):
@@ -67,17 +67,17 @@ class DecoderCosts(nn.Module):
 
     def block_flops(self, sequence_length: int) -> list[int]:
         """Return the share of each layer in `flops_per_token`."""
-        measured = self._measured(sequence_length)
+        measured = self._measured([b for b in self.layers if b is not None], sequence_length)
         return [self._flops(block, sequence_length, measured) for block in self.layers]
 
     def head_flops(self) -> int:
         """Return the share of the head in `flops_per_token`."""
-        return self._flops(self.head, 1, self._measured(1))
+        return self._flops(self.head, 1, self._measured([self.head], 1))
 
     def multi_token_flops(self, sequence_length: int) -> int:
         """Return the share of predictions of further tokens, each of which uses the head, too."""
         depths = [] if self.multi_token is None else self.multi_token.depths
-        measured = self._measured(sequence_length) if depths else {}
+        measured = self._measured(list(depths), sequence_length, ahead=True)
         return sum(
             self._flops(depth, sequence_length, measured) + self.head_flops() for depth in depths
         )
@@ -90,12 +90,17 @@ class DecoderCosts(nn.Module):
         )
         return declared_flops(module) + scores + sum(measured[m] for m in undeclared(module))
 
-    def _measured(self, length: int) -> dict[nn.Module, int]:
-        """Return FLOPs per token of all modules that do not say what they multiply."""
-        blocks = [*blocks_here(self), self.head]
-        modules = {module for block in blocks for module in undeclared(block)}
+    def _measured(
+        self, modules: list[nn.Module], length: int, *, ahead: bool = False
+    ) -> dict[nn.Module, int]:
+        """Return FLOPs per token of the modules, at or below some, that do not say them.
+
+        Args:
+            ahead: Run what predicts further tokens, too.
+        """
+        wanted = {found for module in modules for found in undeclared(module)}
         tokens_BL = torch.zeros(1, length, dtype=torch.int64, device="meta")
-        flops = measured_flops(self, modules, lambda: self(tokens_BL))
+        flops = measured_flops(self, wanted, lambda: self(tokens_BL, ahead=ahead))
         return {module: total // length for module, total in flops.items()}
 
 

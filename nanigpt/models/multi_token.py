@@ -15,8 +15,7 @@ from torch import nn
 from nanigpt import tags
 from nanigpt.models.embedding import Embedding
 from nanigpt.models.linear import Linear
-from nanigpt.models.norm import RMSNorm
-from nanigpt.models.sizes import misfits
+from nanigpt.models.sizes import misfits, size
 from nanigpt.models.visibility import Places
 from nanigpt.problems import refuse, refuse_all
 
@@ -46,21 +45,23 @@ class PredictionDepth(nn.Module):
     def __init__(
         self,
         *,
-        embedding_norm: RMSNorm,
-        hidden_norm: RMSNorm,
+        embedding_norm: nn.Module,
+        hidden_norm: nn.Module,
         projection: Linear,
         block: nn.Module,
-        norm: RMSNorm,
+        norm: nn.Module,
     ):
         super().__init__()
-        dim = norm.dim
+        said = size(norm, "dim")  # a norm of another package may not say it
+        source = "projection.out_dim" if said is None else "norm.dim"
+        dim = projection.out_dim if said is None else said
         expected = {
-            "embedding_norm.dim": (embedding_norm.dim, dim),
-            "hidden_norm.dim": (hidden_norm.dim, dim),
+            "embedding_norm.dim": (size(embedding_norm, "dim"), dim),
+            "hidden_norm.dim": (size(hidden_norm, "dim"), dim),
             "projection.in_dim": (projection.in_dim, 2 * dim),
             "projection.out_dim": (projection.out_dim, dim),
         }
-        refuse_all(misfits(expected, {"norm.dim": dim}))
+        refuse_all(misfits(expected, {source: dim}))
         self.embedding_norm = embedding_norm
         self.hidden_norm = hidden_norm
         self.projection = projection

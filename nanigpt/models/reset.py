@@ -1,5 +1,7 @@
 """Values that plain modules give their tensors in `reset_parameters()`, torch.nn's convention.
 
+A few modules of torch.nn, such as MultiheadAttention, name it `_reset_parameters`.
+
 A model is built on meta, where values that `__init__` sets are lost. So `reset_parameters()` is run
 again on whole tensors on the CPU, once for each tensor with the tensor's own random stream, and the
 caller shards the result. The tensor's module runs first, then the modules around it, outermost
@@ -7,7 +9,7 @@ last, since those reset the tensors inside them.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class Resets:
     def _walk(self, module: nn.Module, around: list[nn.Module]) -> None:
         if module in self._chains:
             return
-        chain = [module, *around] if _resets(module) else around
+        chain = [module, *around] if _reset(module) is not None else around
         self._chains[module] = chain
         for child in module.children():
             self._walk(child, chain)
@@ -51,8 +53,9 @@ class Resets:
             raise ValueError(f"nothing resets {name!r} of {type(module).__name__}")
         with _whole(chain[-1], "cpu"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for resetting in chain:
-                _reset(resetting)
+            for reset in map(_reset, chain):
+                if reset is not None:
+                    reset()
             return getattr(module, name).detach().clone()
 
     def _find_written(self, root: nn.Module) -> set[tuple[int, str]]:
@@ -61,8 +64,8 @@ class Resets:
         with _whole(root, "meta"), _Writes() as writes:
             before = {(id(m), n): t for m in modules for n, t in _own(m)}
             for module in reversed(modules):
-                if _resets(module):
-                    _reset(module)
+                if (reset := _reset(module)) is not None:
+                    reset()
             after = {(id(m), n): t for m in modules for n, t in _own(m)}
         return {
             key
@@ -96,12 +99,10 @@ class _Writes(TorchDispatchMode):
         return result
 
 
-def _resets(module: nn.Module) -> bool:
-    return callable(getattr(module, "reset_parameters", None))
-
-
-def _reset(module: Any) -> None:
-    module.reset_parameters()
+def _reset(module: nn.Module) -> Callable[[], Any] | None:
+    """Return the method that sets a module's tensors, or None."""
+    named = (getattr(module, name, None) for name in ("reset_parameters", "_reset_parameters"))
+    return next((method for method in named if callable(method)), None)
 
 
 def _own(module: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -62,15 +62,16 @@ class FullyShardedDataParallel:
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
         """Return why parameters cannot be sharded so."""
+        found = _scalars(model) if plan.copies > 1 else []
         computed = compute_dtype(model)
         if self.param_dtype == computed:
-            return []
+            return found
         expected = (
             f"{computed}, the model's compute dtype, or losses would depend on the number of "
             "processes"
         )
         fix = Fix(None, "param_dtype", computed)
-        return [Problem("param_dtype", self.param_dtype, expected, fix)]
+        return [*found, Problem("param_dtype", self.param_dtype, expected, fix)]
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
         """Shard `model`, still on meta, in place; do nothing where one rank would hold all."""
@@ -171,6 +172,17 @@ class FullyShardedDataParallel:
             behind = modules[max(i - self.prefetch, 0) : i][::-1]
             module.set_modules_to_forward_prefetch(ahead)
             module.set_modules_to_backward_prefetch(behind)
+
+
+def _scalars(model: nn.Module) -> list[Problem]:
+    """Return a problem for each parameter without a dim, which FSDP2 cannot shard."""
+    return [
+        Problem("", ..., f"the parameter {name!r} with a dim, such as torch.ones(1), to shard it",
+                component=module)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 0
+    ]  # fmt: skip
 
 
 def _sharded_dim(parameter: nn.Parameter, n: int) -> "Shard":

@@ -36,6 +36,8 @@ class CrossEntropy:
             section 5, has 1e-4). Validation is without it.
     """
 
+    splits_logits = True
+
     def __init__(self, *, z_loss: float = 0.0):
         _check_z_loss(z_loss)
         self.z_loss = z_loss
@@ -66,6 +68,9 @@ class LinearCrossEntropy:
             weight's gradient, in float32: on a GPU that costs as much as about 500 tokens' product.
         z_loss: as of `CrossEntropy`.
     """
+
+    splits_logits = True
+    head_takes_product = True
 
     def __init__(self, *, chunk_size: Annotated[int, Unit("tokens")] = 1024, z_loss: float = 0.0):
         if chunk_size < 1:

@@ -17,9 +17,10 @@ from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.data.dataset import PackedDataset
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.shapes import says_all_widths, shape_problems
+from nanigpt.models.slots import uncallable
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Fix, Problem
-from nanigpt.tasks.cross_entropy import LinearCrossEntropy
+from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 from nanigpt.tasks.sampler import Sampler
 from nanigpt.tasks.task import Task
 
@@ -27,7 +28,11 @@ from nanigpt.tasks.task import Task
 class Loss(Protocol):
     """Sum of the losses of all labels that are not `IGNORED`, a float32 scalar.
 
-    It calls the head itself, or multiplies with the head's weight in its own way.
+    It calls the head itself, or multiplies with the head's weight in its own way: a loss that calls
+    `head(x, product)` gets `product(x, weight, bias)`, and says `head_takes_product = True`.
+
+    With tensor parallelism every rank has all logits, unless the loss says `splits_logits = True`:
+    then they are DTensors, split over the vocabulary.
     """
 
     def __call__(
@@ -54,19 +59,22 @@ class LanguageModeling(Task[TokenBatch]):
         found = []
         if not hasattr(data, "tokenizer"):
             found.append(Problem("data", ..., f"a tokenizer of {type(data).__name__}"))
-        in_float8 = getattr(model.head, "float8", None)
+        head = getattr(model, "head", None)
+        if head is not None and getattr(self.loss, "head_takes_product", False):
+            found += _takes_no_product(head, self)
+        in_float8 = getattr(head, "float8", None)
         if in_float8 is not None and isinstance(self.loss, LinearCrossEntropy):
             expected = "None, because LinearCrossEntropy multiplies in the compute dtype"
-            fix = Fix(model.head, "float8", None)
-            found.append(Problem("float8", in_float8, expected, fix, model.head))
+            fix = Fix(head, "float8", None)
+            found.append(Problem("float8", in_float8, expected, fix, head))
         if not says_all_widths(model):
             shape = (1, getattr(data, "sequence_length", 1))
             found += shape_problems(model, torch.zeros(shape, dtype=torch.int64, device="meta"))
         return found
 
     def data_problems(self, model: nn.Module, data: Any, /) -> list[Problem]:
-        size, rows = data.tokenizer.vocab_size, model.vocab_size
-        if size <= rows:
+        size, rows = data.tokenizer.vocab_size, getattr(model, "vocab_size", None)
+        if rows is None or size <= rows:
             return []
         fix = Fix(model.embedding, "vocab_size", size)
         expected = f"at least the {size} ids of the tokenizer"
@@ -80,6 +88,9 @@ class LanguageModeling(Task[TokenBatch]):
     ) -> None:
         if compiled is not None and isinstance(self.loss, LinearCrossEntropy):
             self.loss.compile(compiled)
+        head = getattr(model, "head", None)
+        if head is not None and not getattr(self.loss, "splits_logits", False):
+            head.register_forward_hook(lambda _, args, logits: _whole(logits))
 
     def losses(self, model: nn.Module, /) -> Sequence[str]:
         return ("loss",) if _multi_token(model) is None else ("loss", "multi_token_loss")
@@ -172,6 +183,23 @@ def labels_ahead(
         other_BL = documents_BL.roll(-k, dims=1) != documents_BL
         ahead_BL = ahead_BL.masked_fill(other_BL, IGNORED)
     return ahead_BL
+
+
+def _takes_no_product(head: nn.Module, task: LanguageModeling) -> list[Problem]:
+    """Return a problem if a head cannot be called with the product that the loss brings."""
+    loss = type(task.loss).__name__
+    if not any(uncallable("head", head, "x_BLD", "product")):
+        return []
+    expected = (
+        f"a head for {loss} that is called with (x_BLD, product) and returns "
+        "product(x_BLD, weight, bias)"
+    )
+    return [Problem("", ..., expected, Fix(task, "loss", CrossEntropy), head)]
+
+
+def _whole(logits: Any) -> Any:
+    """Gather logits that ranks of tensor parallelism have parts of."""
+    return logits.full_tensor() if hasattr(logits, "full_tensor") else logits
 
 
 def _multi_token(model: nn.Module) -> Any:

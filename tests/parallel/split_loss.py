@@ -6,8 +6,10 @@ Usage: torchrun --nproc-per-node=2 -m tests.parallel.split_loss DONE CASE ...
 import sys
 from pathlib import Path
 
+import fiddle as fdl
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
 
 from nanigpt.config.build import build
 from nanigpt.data.batch import IGNORED, TokenBatch
@@ -26,11 +28,23 @@ CASES = {
     ],
     "chunked gathered": [f"set:task.loss={CHUNKED}", "set:parallelizer.tensor.loss_parallel=False"],
     "chunked compiled": [f"set:task.loss={CHUNKED}"],
+    "outside": [],
 }
+
+
+class Smoothed:
+    """A loss of another package, which knows nothing of split logits."""
+
+    def __call__(self, head, x_BLD, labels_BL):
+        logits_TV, labels_T = head(x_BLD).flatten(0, 1), labels_BL.flatten()
+        options = {"ignore_index": IGNORED, "reduction": "sum", "label_smoothing": 0.1}
+        return F.cross_entropy(logits_TV, labels_T, **options)
 
 
 def compare(world: World, case: str) -> None:
     cfg = tiny(*CASES[case], "fiddler:tensor_parallel(2)")
+    if case == "outside":
+        cfg.task.loss = fdl.Config(Smoothed)
     whole, trainer = built_model(cfg), build(cfg)
     parallel = set_up_model(trainer, world)
     random = torch.Generator().manual_seed(0)

@@ -139,6 +139,51 @@ def test_flops_of_plain_modules_are_those_that_are_counted(family, tmp_path):
     assert said == counter.get_total_flops() / tokens_BL.numel()
 
 
+def test_flops_of_further_tokens_include_plain_modules():
+    cfg = tiny("fiddler:multi_token(2)")
+    dim = cfg.model.embedding.dim
+    declared = build(cfg.model).multi_token_flops(32)
+    for depth in cfg.model.multi_token.depths:
+        depth.embedding_norm = fdl.Config(PlainNorm, dim=dim)  # says no FLOPs, and has none
+        depth.block.feed_forward = fdl.Config(nn.Linear, dim, dim, bias=False)
+    blocks = build(cfg.model).multi_token
+    theirs = sum(6 * p.numel() for d in blocks.depths for p in d.block.feed_forward.parameters())
+    feed_forward = tiny("fiddler:multi_token(2)").model.multi_token.depths[0].block.feed_forward
+    ours = 2 * 6 * sum(p.numel() for p in build(feed_forward).parameters())
+    assert build(cfg.model).multi_token_flops(32) == declared - ours + theirs
+
+
+def test_attention_of_torch_is_given_its_values():
+    with torch.device("meta"):
+        attention = nn.MultiheadAttention(8, 2)
+    assert uninitialized(attention) == []
+    materialize(attention, "cpu")
+    initialize(attention, seed=0)
+    assert attention.in_proj_weight.std() > 0.1
+    assert attention.in_proj_bias.abs().max() == attention.out_proj.bias.abs().max() == 0
+
+
+class Scalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def reset_parameters(self):
+        nn.init.ones_(self.scale)
+
+    def forward(self, x):
+        return self.scale * x
+
+
+def test_a_parameter_without_a_dim_is_refused_where_it_would_be_sharded():
+    cfg = tiny()
+    cfg.model.norm = fdl.Config(Scalar)
+    trainer = build(cfg)
+    trainer.check(1)
+    with pytest.raises(UsageError, match="the parameter 'scale' with a dim, such as torch.ones"):
+        trainer.check(2)
+
+
 def test_counts_tell_what_is_trained(tmp_path):
     counts = build(debug_run("frozen", [], tmp_path).model).parameter_counts()
     frozen = 4 * (2 * 32 * 32 + 2 * 32 * 16)

@@ -1,5 +1,6 @@
 """Losses against their formula in float64, one against the other, and what they keep in memory."""
 
+import fiddle as fdl
 import pytest
 import torch
 from torch.nn import functional as F
@@ -338,3 +339,24 @@ def test_on_a_gpu_chunks_add_up_in_float32():
     assert got.dtype == torch.float32 and relative(got.cpu(), want) < 5e-3
     for gradient, expected in zip(found, gradients, strict=True):
         assert relative(gradient.cpu(), expected) < 0.02
+
+
+class Other:
+    """A loss of another package, which knows nothing of products or of split logits."""
+
+    def __call__(self, head, x_BLD, labels_BL):
+        return F.cross_entropy(
+            head(x_BLD).flatten(0, 1), labels_BL.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+
+def test_a_head_that_takes_no_product_fits_a_loss_that_brings_none():
+    cfg = tiny()
+    sizes = cfg.model.head.in_dim, cfg.model.head.out_dim
+    cfg.model.head = fdl.Config(torch.nn.Linear, *sizes, bias=False)
+    (problem,) = build(cfg).problems(1)
+    assert "a head for LinearCrossEntropy that is called with (x_BLD, product)" in str(problem)
+    assert problem.fix.argument == "loss" and problem.fix.value is CrossEntropy
+    for loss in (CrossEntropy, Other):
+        cfg.task.loss = fdl.Config(loss)
+        assert build(cfg).problems(1) == []
