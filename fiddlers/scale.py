@@ -15,6 +15,7 @@ from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
+from nanigpt.parallel.mesh import MESH_AXES
 from nanigpt.tasks.sampler import Sampler
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.trainer import Trainer
@@ -60,9 +61,8 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
         for name in ("window", "chunk"):  # so that sequences of 64 are longer
             if getattr(attention, name) is not None:
                 setattr(attention, name, min(getattr(attention, name), 24))
-    for axis in ("pp", "dp_replicate", "cp", "tp", "ep"):
-        setattr(cfg.parallelizer.mesh, axis, 1)
-    cfg.parallelizer.mesh.dp_shard = -1
+    for axis in MESH_AXES:
+        setattr(cfg.parallelizer.mesh, axis.name, axis.one_process)
     cfg.parallelizer.compile = None
     set_tag(cfg, tags.VocabSize, 512)
     set_tag(cfg, tags.SequenceLength, 64)

@@ -51,7 +51,7 @@ class Decoder(DecoderCosts):
 
     tensor_parallel = {
         "embedding": "vocabulary",
-        "positions": "own",
+        "positions": "positions",
         "norm": "own",
         "head": "logits",
     }

@@ -9,6 +9,7 @@ one of two words for a plain module, which stays whole on every rank,
 or a dict from children, or "" for the module itself, to styles:
 
     own         the child says it itself; a child that says nothing is refused
+    positions   as own, for a child that knows positions, which is not pointwise
     gather      the input is gathered along the sequence, once for all projections that read it
     column      a Linear of which each rank computes some outputs
     row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
@@ -37,7 +38,7 @@ from nanigpt.models.declared import declared
 PlainPlan = Literal["pointwise", "whole"]
 
 STYLES = (
-    *("own", "gather", "column", "row", "replicated", "shared", "each_head", "heads"),
+    *("own", "positions", "gather", "column", "row", "replicated", "shared", "each_head", "heads"),
     *("sequence", "vocabulary", "tokens", "experts", "logits"),
 )
 
@@ -125,7 +126,13 @@ def _walk(model: nn.Module) -> Iterator[Part | Gap]:
             )
         for child, below in module.named_children():
             inside = _INSIDE if "" in plan else None
-            yield from walk(f"{name}.{child}" if name else child, below, plan.get(child, inside))
+            inner, below_slot = f"{name}.{child}" if name else child, plan.get(child, inside)
+            if below_slot == "positions":
+                below_slot = "own"
+                if plain_plan(below) == "pointwise":
+                    yield Gap(inner, below, _KNOWS_POSITIONS)
+                    continue
+            yield from walk(inner, below, below_slot)
 
     yield from walk("", model, None)
 
@@ -133,6 +140,12 @@ def _walk(model: nn.Module) -> Iterator[Part | Gap]:
 _MISSING = (
     "a tensor_parallel plan: a class attribute that is 'pointwise', 'whole' or a dict of styles "
     "(nanigpt/parallel/tensor_plan.py)"
+)
+
+
+_KNOWS_POSITIONS = (
+    "tensor_parallel='whole' for a module that knows positions, since a part of the sequence does "
+    "not begin at position 0"
 )
 
 
@@ -145,6 +158,8 @@ def _plain(name: str, module: nn.Module, plan: str, slot: str | None) -> Part | 
             module,
             f"no tensor_parallel={plan!r} inside of a module that splits its products by feature",
         )
+    if plan == "pointwise" and getattr(module, "max_sequence_length", None) is not None:
+        return Gap(name, module, _KNOWS_POSITIONS)
     if plan == "pointwise" and not name:
         return Gap(name, module, "tensor_parallel='whole' for a model, whose batches are whole")
     if plan == "pointwise" and slot == "logits":

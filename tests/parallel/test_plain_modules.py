@@ -53,6 +53,23 @@ class Changed(PointwiseReLU2):
         return super().forward(x + x.mean(1, keepdim=True))
 
 
+class FromZero(nn.Module):
+    """Counts positions from 0, as no rank but the first one may."""
+
+    tensor_parallel = "pointwise"
+
+    def __init__(self, *, dim: int, n: int):
+        super().__init__()
+        self.table = nn.Embedding(n, dim)
+
+    def forward(self, x, positions=None):
+        return x + self.table(torch.arange(x.shape[1], device=x.device))
+
+
+class Bounded(PointwiseReLU2):
+    max_sequence_length = 128
+
+
 class Unset(nn.Module):
     def __init__(self, *, dim: int):
         super().__init__()
@@ -88,6 +105,15 @@ def test_a_module_without_a_whole_plan_is_refused_where_it_would_be_split(
     cfg = run_with(kind, **arguments)
     cfg.parallelizer.mesh.tp = 1
     build(cfg).check(2)
+
+
+def test_a_module_that_knows_positions_is_not_pointwise():
+    cfg = tiny("fiddler:tensor_parallel(2)")
+    cfg.model.positions = fdl.Config(FromZero, dim=cfg.model.embedding.dim, n=64)
+    with pytest.raises(UsageError, match="'whole' for a module that knows positions"):
+        build(cfg).check(2)
+    with pytest.raises(UsageError, match="'whole' for a module that knows positions"):
+        build(run_with(Bounded, hidden_dim=32)).check(2)
 
 
 def test_more_of_a_sequence_than_a_rank_has_is_not_given_to_a_module_that_says_nothing():
