@@ -52,4 +52,4 @@ def test_a_rung_that_failed_tells_why(gpu):
     ):
         assert gpu._reason(f"Traceback\n  File x\n{raised}{advice}") == raised
     assert gpu._reason("Killed\n") == "Killed"
-    assert gpu._reason("") == "nothing was said"
+    assert gpu._reason("") == "no message"
