@@ -101,5 +101,5 @@ def test_a_batch_that_does_not_divide_is_refused_on_every_rank(tmp_path):
     arguments = [*flags(*TINY, "set:local_batch_size=8"), f"--run_dir={tmp_path / 'run'}"]
     done = torchrun(2, "-m", "nanigpt", "train", *arguments)
     assert done.returncode != 0
-    assert "is not a multiple of local batch 8 x 2 data-parallel ranks = 16" in done.stderr
+    assert "expected a multiple of local batch 8 x 2 data-parallel ranks = 16" in done.stderr
     assert not (tmp_path / "run").exists()
