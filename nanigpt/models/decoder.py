@@ -70,6 +70,9 @@ class Decoder(DecoderCosts):
         if not layers:
             refuse("layers", [], "at least one block")
         dim, vocab_size = _table_size(embedding)
+        if dim is None or vocab_size is None:
+            wanted = "an embedding that says dim and vocab_size, or has one weight of this shape"
+            refuse("embedding", type(embedding), wanted)
         sizes: dict[str, int | None] = {
             "norm.dim": size(norm, "dim"),
             "head.in_dim": size(head, "in_dim"),

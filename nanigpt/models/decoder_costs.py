@@ -22,6 +22,7 @@ class DecoderCosts(nn.Module):
     """
 
     embedding: Any
+    positions: Any
     layers: nn.ModuleList
     head: Any
     multi_token: Any
@@ -58,7 +59,8 @@ class DecoderCosts(nn.Module):
         (Chowdhery et al., 2022, appendix B). N counts the weights that a token is multiplied with:
         the head, but no embedding, whose look-up is no product, and of the experts those that the
         token is sent to. A multiply-add is two FLOPs, and the backward pass costs twice the
-        forward, or as much as the forward for frozen weights. The second term is attention's two
+        forward, or as much as the forward for frozen weights; it ends at the first layer that is
+        trained. The second term is attention's two
         products, with the mean of the keys' and values' width for d where they differ. Causality,
         windows and chunks are not discounted; recomputation is not counted.
         """
@@ -68,7 +70,13 @@ class DecoderCosts(nn.Module):
     def block_flops(self, sequence_length: int) -> list[int]:
         """Return the share of each layer in `flops_per_token`."""
         measured = self._measured([b for b in self.layers if b is not None], sequence_length)
-        return [self._flops(block, sequence_length, measured) for block in self.layers]
+        flops, learned = [], _learns(self.embedding) or _learns(self.positions)
+        for block in self.layers:
+            learned = learned or _learns(block)
+            # No backward pass goes through layers that are frozen and have only such before them.
+            cost = self._flops if learned else self._forward_flops
+            flops.append(cost(block, sequence_length, measured))
+        return flops
 
     def head_flops(self) -> int:
         """Return the share of the head in `flops_per_token`."""
@@ -90,6 +98,11 @@ class DecoderCosts(nn.Module):
         )
         return declared_flops(module) + scores + sum(measured[m] for m in undeclared(module))
 
+    def _forward_flops(self, frozen: nn.Module, length: int, measured: dict[nn.Module, int]) -> int:
+        # Half of what a frozen weight costs is the forward pass, a third of what a score costs.
+        scores = sum(attention.score_flops(length) for attention in _attentions(frozen)) // 3
+        return (declared_flops(frozen) + sum(measured[m] for m in undeclared(frozen))) // 2 + scores
+
     def _measured(
         self, modules: list[nn.Module], length: int, *, ahead: bool = False
     ) -> dict[nn.Module, int]:
@@ -102,6 +115,10 @@ class DecoderCosts(nn.Module):
         tokens_BL = torch.zeros(1, length, dtype=torch.int64, device="meta")
         flops = measured_flops(self, wanted, lambda: self(tokens_BL, ahead=ahead))
         return {module: total // length for module, total in flops.items()}
+
+
+def _learns(module: nn.Module | None) -> bool:
+    return module is not None and any(p.requires_grad for p in module.parameters())
 
 
 def _attentions(module: nn.Module) -> list[Any]:

@@ -93,11 +93,6 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
     return count_parameters(model)
 
 
-def can_be_split(model: nn.Module) -> bool:
-    """Return whether a pipeline can divide the model: whether it has a method `part`."""
-    return hasattr(model, "part")
-
-
 def _has_method(model: nn.Module, name: str) -> bool:
     """Return whether the model answers; a child module of that name is no answer."""
     return hasattr(model, name) and not isinstance(getattr(model, name), nn.Module)

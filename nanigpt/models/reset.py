@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanigpt.problems import refuse
+
 
 class Resets:
     """Finds, for the tensors of a model, the `reset_parameters` methods that set them."""
@@ -43,7 +45,10 @@ class Resets:
             return False
         root = self._chains[module][-1]
         if root not in self._written:
-            self._written[root] = self._find_written(root)
+            try:
+                self._written[root] = self._find_written(root, "meta")
+            except Exception:  # it may ask for numbers, which are not there on meta
+                self._written[root] = self._find_written_with_numbers(root)
         return (id(module), name) in self._written[root]
 
     def value(self, module: nn.Module, name: str, seed: int) -> torch.Tensor:
@@ -58,10 +63,18 @@ class Resets:
                     reset()
             return getattr(module, name).detach().clone()
 
-    def _find_written(self, root: nn.Module) -> set[tuple[int, str]]:
-        """Run every `reset_parameters` below `root` on meta, and note what is written."""
+    def _find_written_with_numbers(self, root: nn.Module) -> set[tuple[int, str]]:
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                return self._find_written(root, "cpu")
+        except Exception as error:  # a method of another package may raise anything
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            refuse("", ..., f"a reset_parameters() that runs, but it raised {told}", component=root)
+
+    def _find_written(self, root: nn.Module, device: str) -> set[tuple[int, str]]:
+        """Run every `reset_parameters` below `root` on a device, and note what is written."""
         modules = [m for m in root.modules() if m in self._chains]
-        with _whole(root, "meta"), _Writes() as writes:
+        with _whole(root, device), _Writes() as writes:
             before = {(id(m), n): t for m in modules for n, t in _own(m)}
             for module in reversed(modules):
                 if (reset := _reset(module)) is not None:

@@ -18,16 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanigpt.models.reset import on_meta
 from nanigpt.models.sizes import size
 from nanigpt.problems import Problem
 
 
 def says_all_widths(model: nn.Module) -> bool:
-    """Return whether every module that preserves the shape says its width.
+    """Return whether constructors have compared all widths of a model.
 
-    Constructors compare widths that modules say; only others need `shape_problems`.
+    They compare widths that modules say. Modules of other packages need `shape_problems`, wherever
+    they stand.
     """
-    return all(
+    ours = all(
+        type(module).__module__.split(".")[0] in ("nanigpt", "torch") for module in model.modules()
+    )
+    return ours and all(
         hasattr(module, "stream_dims") or size(module, "dim") is not None
         for module in _shape_preserving(model)
     )
@@ -56,8 +61,8 @@ def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Probl
             if all(tensor.is_meta for tensor in tensors.values()):
                 model(*inputs, **options)
             else:
-                on_meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-                torch.func.functional_call(model, on_meta, inputs, options, strict=True)
+                with on_meta(model):
+                    model(*inputs, **options)
         except Exception as error:  # a forward pass of another package may raise anything
             run.add(error, model, inputs, options)
     return run.problems

@@ -24,6 +24,7 @@ from nanigpt.parallel.pipeline import PipelineParallel
 from nanigpt.parallel.pipelined_model import PipelinedModel
 from nanigpt.parallel.plan import Plan, Policy, Reporting
 from nanigpt.parallel.remat import Recomputation
+from nanigpt.parallel.shared_weights import shared_weight_problems
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
 from nanigpt.problems import Fix, Problem, refuse
@@ -110,6 +111,10 @@ class Parallelizer:
             for problem in policy.problems(model, plan):
                 found.append(_about(policy, problem, plan))
         found += _unsplit_modules(model, plan)
+        found += shared_weight_problems(model, plan)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            expected = "a parameter to train: every parameter of the model is frozen"
+            found.append(Problem("", ..., expected, component=model))
         found += self._problems_of_pairs(plan)
         return found
 

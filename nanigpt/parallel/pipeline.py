@@ -94,6 +94,8 @@ class PipelineParallel:
         ):
             expected = f"{stages} positive numbers that add up to {layers}"
             found.append(Problem("layers_per_stage", sizes, expected))
+        elif self.splits_backward and stages <= layers:
+            found += self._problems_of_frozen(decoder, stages)
         both_ends = {0, stages - 1} <= set(placement[0])
         if isinstance(decoder.head, TiedHead) and both_ends and plan.copies > 1:
             expected = (
@@ -102,6 +104,17 @@ class PipelineParallel:
             )
             found.append(Problem("schedule", self.schedule, expected))
         return found
+
+    def _problems_of_frozen(self, decoder: Any, stages: int) -> list[Problem]:
+        """Return why gradients of weights cannot be computed apart from those of inputs.
+
+        A stage whose input needs no gradient has none to begin with, and upstream finds no weights.
+        """
+        first = [decoder.embedding, *(decoder.layers[i] for i in self.split(decoder, stages)[0])]
+        if any(p.requires_grad for module in first for p in module.parameters()):
+            return []
+        expected = "one that computes gradients of inputs and weights together: stage 0 is frozen"
+        return [Problem("schedule", self.schedule, expected, Fix(None, "schedule", "1F1B"))]
 
     @property
     def splits_backward(self) -> bool:

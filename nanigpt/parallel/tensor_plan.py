@@ -118,7 +118,11 @@ def _walk(model: nn.Module) -> Iterator[Part | Gap]:
             yield Gap(name, module, wrong)
             return
         style = plan.get("") if slot in (None, "own", _INSIDE) else slot
-        if style is not None:
+        buffers = [n for n, b in module._buffers.items() if b is not None]
+        if style not in (None, "tokens", "experts") and buffers:
+            expected = f"no buffer ({', '.join(buffers)}) in a module that is split by {style!r}"
+            yield Gap(name, module, expected)
+        elif style is not None:
             yield Part(name, module, style, slot)
         elif own := [n for n, p in module._parameters.items() if p is not None]:
             yield Gap(

@@ -90,8 +90,9 @@ class Metrics:
         self._open: list[Tracker] = []
         with contextlib.ExitStack() as opened:
             for tracker in trackers if world.is_main else ():
-                tracker.open(info)
-                opened.callback(tracker.close)
+                with _named(tracker, "open"):
+                    tracker.open(info)
+                opened.callback(_close, tracker)
                 self._open.append(tracker)
             self._trackers = opened.pop_all()
         self._wait()
@@ -148,7 +149,8 @@ class Metrics:
         rows: list[Row] = [{k: _number(v) for k, v in row.items()} | speed for row in self._rows]
         self._rows, self._since = [], now
         for tracker in self._open:
-            tracker.write(rows)
+            with _named(tracker, "write"):
+                tracker.write([dict(row) for row in rows])
 
     def check(self) -> None:
         """Refuse an impossible MFU; called when nothing that was computed can be lost any more.
@@ -197,3 +199,23 @@ class Metrics:
 
 def _number(value: float | torch.Tensor) -> Any:
     return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+@contextlib.contextmanager
+def _named(tracker: Tracker, method: str) -> Iterator[None]:
+    """Name the tracker in an error of its own, which may be anything."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UsageError(
+            f"trackers: {type(tracker).__name__}.{method} raised {told}; mend it, or remove it, and "
+            "go on with the same command"
+        ) from error
+
+
+def _close(tracker: Tracker) -> None:
+    with _named(tracker, "close"):
+        tracker.close()

@@ -1,10 +1,9 @@
 """Where everything of one run lies."""
 
-import fcntl
-import os
 from pathlib import Path
 
 from nanigpt.errors import UsageError
+from nanigpt.files import try_lock
 
 
 class RunDirectory:
@@ -30,20 +29,14 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a+")
+            self._lock = try_lock(self.path / ".lock")
+        except BlockingIOError as error:
+            raise UsageError(
+                f"--run={self.path}: process {str(error).rpartition(' ')[2]} trains there now; "
+                "wait, or give this run a directory of its own"
+            ) from error
         except OSError as error:
             raise UsageError(f"--run={self.path}: cannot be written ({error.strerror})") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.seek(0)
-            raise UsageError(
-                f"--run={self.path}: process {self._lock.read().strip()} trains there now; wait, "
-                "or give this run a directory of its own"
-            ) from error
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
 
     @property
     def started(self) -> bool:

@@ -6,6 +6,7 @@ trial that ends decide.
 """
 
 from nanigpt.errors import UnknownName
+from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.trainer import Trainer
 
 
@@ -18,7 +19,8 @@ def require_possible(objective: str, trainer: Trainer) -> None:
     """
     of_evaluations = {
         f"{name}_": [f"{name}_{measure}" for measure in getattr(trainer.task, "measures", ())]
-        for name in trainer.evaluations
+        for name, evaluation in trainer.evaluations.items()
+        if isinstance(evaluation, Evaluation)  # a user's own may have any numbers
     }
     known = [name for names in of_evaluations.values() for name in names]
     known += [*trainer.task.losses(trainer.model), "grad_norm", "tokens_per_second", "ms_per_step"]
