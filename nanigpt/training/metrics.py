@@ -211,7 +211,7 @@ def _named(tracker: Tracker, method: str) -> Iterator[None]:
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"trackers: {type(tracker).__name__}.{method} raised {told}; mend it, or remove it, and "
+            f"trackers: {type(tracker).__name__}.{method} raised {told}; mend or remove it, and "
             "go on with the same command"
         ) from error
 
