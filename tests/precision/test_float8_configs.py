@@ -29,7 +29,10 @@ def test_diff_tells_each_kind_of_layer_once(capsys):
 @pytest.mark.parametrize(
     "edit, message",
     [
-        ("set:model.layers[0].attention.wq.float8=rowwise", "in_dim=24, out_dim=24: expected mult"),
+        (
+            "set:model.layers[0].attention.wq.float8=rowwise",
+            "expected None with in_dim=24, out_dim=24",
+        ),
         ("tag:Float8=rows", "expected one of 'tensorwise', 'rowwise'"),
         ("fiddler:float8('fp8')", "expected one of 'tensorwise', 'rowwise'"),
         ("fiddler:float8", "no projection has sizes that are multiples of 16"),
