@@ -141,7 +141,7 @@ def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
         if weight is not None and not isinstance(weight, DTensor):
             along = {"ep": Shard(0), "tp": hidden.get(name, Replicate())}
             placements = [along[axis] for axis in mesh.mesh_dim_names or ()]
-            # On meta there is nothing to scatter.
+            # On meta, there are no numbers to scatter.
             places.replace(weight, distribute_tensor(weight, mesh, placements, src_data_rank=None))
 
 
