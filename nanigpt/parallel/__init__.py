@@ -1,1 +1,1 @@
-"""Processes, device meshes, and how a model is spread over them."""
+"""Processes, device meshes, and the distribution of a model over them."""

@@ -1,12 +1,12 @@
-"""Results of collectives that run beside the computation."""
+"""Results of collectives that run at the same time as the computation."""
 
 import torch
 
 
 def wait_for(x: torch.Tensor) -> torch.Tensor:
-    """Wait for a collective's result here, rather than when it is first used.
+    """Wait for a collective's result here, not when it is first used.
 
-    Views of results that were not waited for corrupted memory now and then (gloo, torch 2.13).
+    Without the wait, views of results sometimes corrupted memory (gloo, torch 2.13).
     """
     from torch.distributed._functional_collectives import AsyncCollectiveTensor
 

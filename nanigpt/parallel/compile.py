@@ -1,6 +1,6 @@
-"""torch.compile: of each block, or of the model as a whole, and of functions such as the loss.
+"""torch.compile for each block or for the whole model, and for functions such as the loss.
 
-What the compiler is set to holds where code of the run is compiled, and nowhere else.
+Settings of the compiler apply only to code of the run, and to no other code in the process.
 """
 
 import contextlib
@@ -27,17 +27,19 @@ Scope = Literal["blocks", "model"]
 
 
 class Compile:
-    """Compiles the model, by default each block for itself.
+    """A policy that compiles the model, by default each block separately.
 
-    One compilation serves all blocks that are alike, and the hooks of sharding stay outside of what
-    is compiled.
+    One compilation serves all identical blocks. The hooks of sharding stay outside of compiled
+    code.
 
     Args:
-        backend: of torch.compile: `inductor` generates code, `aot_eager` only captures the graphs.
-        fullgraph: refuse code that cannot be captured as one graph, rather than split it.
-        scope: `blocks`, or `model` for a graph of the whole, which takes longer to compile and
-            cannot be sharded (FSDP) nor pipelined.
-        loss: compile a chunk of `LinearCrossEntropy`, too; with scope `model` it always is.
+        backend: Backend of torch.compile. `inductor` generates code. `aot_eager` only captures the
+            graphs.
+        fullgraph: Refuse code that cannot be captured as one graph. Otherwise the graph is split.
+        scope: `blocks`, or `model` for one graph of the whole model. The latter takes longer to
+            compile and can be neither sharded (FSDP) nor pipelined.
+        loss: Also compile the computation of a chunk of `LinearCrossEntropy`. With scope `model`
+            it is always compiled.
     """
 
     may_change_on_resume = True
@@ -58,7 +60,7 @@ class Compile:
         self.loss = loss
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why `model` cannot be compiled so."""
+        """Return the reasons why `model` cannot be compiled with these arguments."""
         found = []
         if self.backend not in ("inductor", "aot_eager"):  # else dynamo would be imported here
             known = torch.compiler.list_backends(exclude_tags=())
@@ -87,15 +89,16 @@ class Compile:
         return found
 
     def apply(self, model: nn.Module, *, budget: float = 1.0) -> None:
-        """Compile in place; names of parameters stay.
+        """Compile `model` in place. Parameters keep their names.
 
         Args:
-            budget: share of the memory for activations that blocks with mode `budget` may take.
+            model: The model.
+            budget: Share of the memory for activations that blocks with mode `budget` may use.
         """
         blocks = blocks_here(model)
-        # The limit is on how often one function is compiled, and all blocks have the same. Each
-        # could differ from the others, and needs it in training and validation, for whole batches
-        # and last ones.
+        # The limit is the number of times that one function is compiled, and all blocks share one
+        # function. Each block could differ from the others. It is compiled for training and for
+        # validation, each with whole batches and with a last batch.
         limit = max(8, 4 * len(blocks))
         whole = self.scope == "model"
         for part, name in [(model, "forward")] if whole else [(b, body(b)) for b in blocks]:
@@ -103,10 +106,10 @@ class Compile:
             first = blocks[0] if whole and blocks else part
             if recomputation(first) == "budget":
                 functorch["activation_memory_budget"] = budget
-                # The mesh of a DTensor, in which the compiler suspects tensors.
+                # This is for the mesh of a DTensor: the compiler assumes that it holds tensors.
                 functorch["unsafe_treat_script_objects_as_zero_size"] = True
-            # The host learns in the middle of a block how many tokens experts have: a graph that
-            # may be split would be split there.
+            # The host learns in the middle of a block how many tokens experts have. With
+            # fullgraph=False, the graph would be split there.
             routed = any(isinstance(module, Experts) for module in part.modules())
             compiled = self._compiled(
                 getattr(part, name), limit=limit, scalars=routed, functorch=functorch
@@ -137,8 +140,8 @@ class Compile:
             function,
             backend=_backend(self.backend, tuple((functorch or {}).items())),
             fullgraph=self.fullgraph,
-            # Shapes are few, those of training and of evaluation, and each is compiled for itself:
-            # DTensors do not take symbolic ones everywhere.
+            # There are few shapes, in training and in evaluation, and each is compiled separately,
+            # since not all operations of DTensors support symbolic shapes.
             dynamic=False,
             **options,
         )
@@ -155,7 +158,7 @@ class Compile:
 
 
 def keeping_buffers() -> contextlib.AbstractContextManager[Any]:
-    """Let a compiled backward pass run twice, for gradients of inputs and then of weights.
+    """Let a compiled backward pass run twice: for gradients of inputs, then of weights.
 
     Without it, the first pass would overwrite buffers that the second reads.
     """
@@ -165,7 +168,7 @@ def keeping_buffers() -> contextlib.AbstractContextManager[Any]:
 
 
 class Compilations:
-    """Counts the graphs that this process compiles, and tells of those that come late."""
+    """A counter of the graphs that this process compiles, which warns of late compilations."""
 
     def __init__(self) -> None:
         self._compiled = _graphs.total()
@@ -173,10 +176,14 @@ class Compilations:
         self._times: Counter[str] = Counter()
 
     def after(self, what: str, *, settled: int) -> int:
-        """To be called each time that `what` was done; returns the graphs compiled so far.
+        """Return the number of graphs that this process has compiled so far.
 
-        Logs a warning if, after it was done `settled` times, something was compiled again, since
-        steps that compile take long.
+        Call this each time after `what` was done. It logs a warning if anything was compiled after
+        `what` had been done `settled` times, since steps that compile take long.
+
+        Args:
+            what: Name of the work, for the warning.
+            settled: Number of times that the work is expected to compile.
         """
         new, since = _graphs.total() - self._compiled, self._since
         self._compiled, self._since = _graphs.total(), time.time_ns()
@@ -189,10 +196,10 @@ class Compilations:
 
 
 _graphs: Counter[str] = Counter()
-"""How many graphs each backend has compiled in this process."""
+"""Number of graphs that each backend has compiled in this process."""
 
 
-@functools.cache  # compiled code is found again by the identity of its backend
+@functools.cache  # torch finds compiled code by the identity of its backend
 def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
     """Return a backend that counts compilations, and compiles with these settings."""
     import torch._functorch.config as config
@@ -205,8 +212,8 @@ def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable[...,
         graph: torch.fx.GraphModule, inputs: list[Any], **options: Any
     ) -> Callable[..., Any]:
         _graphs[name] += 1
-        # That a policy of recomputation, with which blocks are compiled, takes no operators that
-        # change their inputs, is told at each compilation; blocks have none.
+        # At each compilation torch warns that a recomputation policy, which compiled blocks have,
+        # does not support operators that change their inputs. Blocks have no such operators.
         with config.patch(settings), errors_only("torch._higher_order_ops.wrap"):
             return compiler(graph, inputs, **options)
 
@@ -214,7 +221,7 @@ def _backend(name: str, functorch: tuple[tuple[str, Any], ...]) -> Callable[...,
 
 
 def _recompile_reasons(since: int) -> list[str]:
-    """Why what had been compiled did not fit, after a time in nanoseconds."""
+    """Return the reasons for recompilations since a time in nanoseconds."""
     from torch._dynamo.utils import get_compilation_metrics
 
     late = (m for m in get_compilation_metrics() if (m.start_time_us or 0) * 1000 >= since)

@@ -1,7 +1,8 @@
 """Context parallelism: each rank has a part of every sequence.
 
-Rank r of n has chunks r and 2n - 1 - r of 2n: an early and a late one, so that all ranks have the
-same share of a causal mask (as in Llama 3's training; The Llama 3 Herd of Models, 2024, 3.3.2).
+A sequence has 2n chunks for n ranks. Rank r has the chunks r and 2n - 1 - r, an early and a late
+one, so that all ranks have the same share of a causal mask (as in the training of Llama 3; The
+Llama 3 Herd of Models, 2024, 3.3.2).
 
 Shapes: B batch, L a rank's positions, S all positions, H query heads, G KV heads, K head_dim.
 """
@@ -29,14 +30,15 @@ Method = Literal["all_gather", "ring", "ulysses"]
 
 
 class ContextParallel:
-    """Splits sequences over the mesh axis `cp`.
+    """A policy that splits sequences over the mesh axis `cp`.
 
     Args:
-        method: how queries meet the keys of other ranks. `all_gather` gathers keys and values,
-            which grouped-query attention keeps small. `ring` passes them on from rank to rank, so
-            that none holds them all; it knows no document masks, windows, chunks or sinks, and is
-            not compiled. `ulysses` exchanges: each rank gets all positions of some heads, of which
-            there must be enough (Jacobs et al., 2023).
+        method: How queries reach the keys of other ranks. `all_gather` gathers keys and values,
+            which grouped-query attention keeps small. `ring` passes keys and values from rank to
+            rank, so that no rank holds all of them. It does not support document masks, windows,
+            chunks, sinks or torch.compile. `ulysses` exchanges tensors so that each rank gets all
+            positions of some heads. The number of heads must be large enough (Jacobs et al.,
+            2023).
     """
 
     axes = ("cp", "tp")
@@ -48,7 +50,7 @@ class ContextParallel:
         self.method = method
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why the ranks of `cp` cannot share sequences."""
+        """Return the reasons why the ranks of `cp` cannot share sequences."""
         n, tp = plan.sizes["cp"], plan.sizes["tp"]
         if n == 1:
             return []
@@ -85,7 +87,7 @@ class ContextParallel:
         return Problem("method", "ring", expected, Fix(None, "method", "all_gather"), self)
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
-        """Exchange the `core` of every attention module."""
+        """Replace the `core` of every attention module."""
         if layout.sizes["cp"] == 1:
             return
         kinds: dict[str, Any] = {"all_gather": _Gathered, "ring": _Ring, "ulysses": _Exchanged}
@@ -95,7 +97,7 @@ class ContextParallel:
                 module.core = kinds[self.method](core, layout.context)
 
     def positions(self, length: int, layout: Layout) -> torch.Tensor:
-        """Return this rank's positions of sequences of `length`."""
+        """Return the positions that this rank has in sequences of `length`."""
         n, r = layout.sizes["cp"], layout.position["cp"]
         return _natural(length, n).view(n, -1)[r]
 
@@ -103,8 +105,8 @@ class ContextParallel:
 def _of_whole_sequences(model: nn.Module) -> list[nn.Module]:
     """Return plain modules that may look at more of a sequence than a rank has.
 
-    A module that says `pointwise`, or has a plan of styles, computes each token by itself, or
-    attends by a `core`.
+    All other modules declare `pointwise` or a plan of styles. They compute each token separately,
+    or attend by a `core`.
     """
     whole = [part.module for part in parts(model) if part.style == "whole"]
     return [*whole, *(gap.module for gap in gaps(model))]
@@ -123,7 +125,7 @@ def _problems_of_ring(attention: Any, plan: Plan) -> list[Problem]:
 
 
 class _Gathered:
-    """Attention of a rank's queries to the keys and values of all ranks."""
+    """Attention of this rank's queries to the gathered keys and values of all ranks."""
 
     def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
         self._core = core
@@ -146,8 +148,8 @@ class _Gathered:
         if queries is not None and queries.documents_BL is not None:
             places = self._gathered(queries)
             return self._core(q_BLHK, k_BSGK, v_BSGK, queries, places, **seen)
-        # Each of the rank's two chunks of queries sees all keys up to its own end: nothing that is
-        # later is computed, and a causal core needs no mask.
+        # Each of the rank's two chunks of queries sees all keys up to the end of the chunk. So
+        # later keys are not computed, and a causal core needs no mask.
         n, rank = self._mesh.size(), self._mesh.get_local_rank()
         natural_S = _natural(k_BSGK.shape[1], n, q_BLHK.device).argsort()
         k_BSGK, v_BSGK = k_BSGK[:, natural_S], v_BSGK[:, natural_S]
@@ -160,12 +162,12 @@ class _Gathered:
         return torch.cat(outs, dim=1)
 
     def _gathered(self, queries: Places) -> Places:
-        """Return the places of all ranks' positions, of which documents are numbered."""
+        """Return the places of the positions of all ranks, with their document numbers."""
         return Places(*(None if x is None else _gather(x, self._mesh) for x in queries[:2]))
 
 
 class _Ring:
-    """Attention in as many steps as ranks, each to the keys and values of another one."""
+    """Attention in one step for each rank, to the keys and values of that rank."""
 
     def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
         self._mesh = mesh
@@ -183,7 +185,7 @@ class _Ring:
     ) -> torch.Tensor:
         from nanigpt.parallel.ring import ring_attention
 
-        # The kernel wants values as wide as keys.
+        # The kernel needs values of the same width as keys.
         value_dim = v_BLGK.shape[-1]
         v_BLGK = F.pad(v_BLGK, (0, k_BLGK.shape[-1] - value_dim))
         q_BHLK, k_BGLK, v_BGLK = (x.transpose(1, 2) for x in (q_BLHK, k_BLGK, v_BLGK))
@@ -192,7 +194,7 @@ class _Ring:
 
 
 class _Exchanged:
-    """Attention of all positions, for a rank's part of the heads."""
+    """Attention of all positions, for the heads that a rank gets by an exchange."""
 
     def __init__(self, core: AttentionCore, mesh: "DeviceMesh"):
         self._core = core
@@ -218,7 +220,7 @@ class _Exchanged:
         if queries is not None and queries.documents_BL is not None:
             both = [None if x is None else _gather(x, self._mesh) for x in queries[:2]]
             places = Places(*(None if x is None else x[:, natural_S] for x in both))
-        if sink_H is not None:  # of the heads that this rank gets
+        if sink_H is not None:  # only for the heads that this rank gets
             sink_H = sink_H.chunk(n)[self._mesh.get_local_rank()]
         seen: dict[str, Any] = {"visibility": visibility, "sink_H": sink_H, **of_scores}
         out_BSHK = self._core(q_BSHK, k_BSGK, v_BSGK, places, **seen)
@@ -234,7 +236,7 @@ class _Exchanged:
         return self._exchange(parts).movedim(0, 2).flatten(2, 3)
 
     def _exchange(self, parts: torch.Tensor) -> torch.Tensor:
-        """Part i of the first dim goes to rank i."""
+        """Send part i of the first dim to rank i."""
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
         each = [1] * self._mesh.size()
@@ -253,6 +255,6 @@ def _gather(x_BL: torch.Tensor, mesh: "DeviceMesh") -> torch.Tensor:
 
 
 def _natural(length: int, n: int, device: torch.device | None = None) -> torch.Tensor:
-    """Positions in the order of the ranks that have them."""
+    """Return positions in the order of the ranks that have them."""
     chunks = torch.arange(length, device=device).view(2 * n, -1)
     return torch.cat([torch.cat([chunks[r], chunks[2 * n - 1 - r]]) for r in range(n)])

@@ -1,4 +1,4 @@
-"""What dropout has to know of a rank's place."""
+"""The place of a rank, which dropout needs for its random streams."""
 
 from torch import nn
 
@@ -7,23 +7,25 @@ from nanigpt.parallel.mesh import Layout
 
 
 def place_dropout(model: nn.Module, layout: Layout, *, splits_sequence: bool) -> None:
-    """Make ranks that see other tokens drop other features, in place.
+    """Make ranks with different tokens drop different features, in place.
 
-    Ranks of `tp` drop parts of what one rank would, and stages of a pipeline have streams of their
-    own by the names of their modules.
+    Each rank of `tp` drops its part of the features that one rank would drop. Stages of a pipeline
+    have separate random streams, because their modules have different names.
 
     Args:
-        splits_sequence: whether ranks of `tp` have parts of the sequence between modules.
+        model: The model.
+        layout: The place of this rank.
+        splits_sequence: Whether ranks of `tp` have parts of the sequence between modules.
     """
     place = layout.data_rank * layout.sizes["cp"] + layout.position["cp"]
     for module in model.modules():
         if isinstance(module, Dropout):
-            module.place = place * 0x9E3779B1 & 0x7FFFFFFF  # 31 bits, which no two places share
+            module.place = place * 0x9E3779B1 & 0x7FFFFFFF  # 31 bits, different for each place
             module.part = layout.position["tp"] if splits_sequence else 0
 
 
 def take_back_dropout(model: nn.Module) -> None:
-    """Leave uncounted what was computed last, but not to train."""
+    """Do not count the last forward pass, which was not for training."""
     for module in model.modules():
         if isinstance(module, Dropout):
             module.take_back()

@@ -1,11 +1,12 @@
-"""Expert parallelism: the experts of a mixture divided among ranks, tokens sent to them and back.
+"""Expert parallelism: ranks divide the experts of a mixture, and tokens travel there and back.
 
-The axis `ep` is a part of the ranks that share parameters (dp_shard x cp): each has other tokens,
-and all tokens of the axis reach all experts. What is left of those ranks shards each expert (FSDP);
-`tp` divides the hidden features of each (expert tensor parallelism).
+The axis `ep` is a factor of the ranks that share parameters (dp_shard x cp). Each of its ranks has
+different tokens, and all tokens of the axis reach all experts. The other factor of dp_shard x cp
+shards each expert (FSDP). `tp` divides the hidden features of each expert (expert tensor
+parallelism).
 
 Shapes: T tokens, N experts of a token, R rows (a token once for each of its experts), D dim, E all
-experts, e those of a rank, P ranks.
+experts, e experts of a rank, P ranks.
 """
 
 from collections.abc import Iterator
@@ -28,16 +29,16 @@ if TYPE_CHECKING:
 
 
 class Transport(Protocol):
-    """Makes dispatchers for the ranks of a mesh axis; DeepEP, say, would be another one."""
+    """A maker of dispatchers for the ranks of a mesh axis. DeepEP could be another one."""
 
     def dispatcher(self, mesh: "DeviceMesh") -> Dispatcher: ...
 
 
 class ExpertParallel:
-    """Divides experts over the mesh axis `ep`.
+    """A policy that divides experts over the mesh axis `ep`.
 
     Args:
-        transport: how tokens get to the ranks of their experts; None is `AllToAll`.
+        transport: How tokens get to the ranks of their experts. None means `AllToAll`.
     """
 
     axes = ("ep", "tp")
@@ -47,7 +48,7 @@ class ExpertParallel:
         self.transport = transport or AllToAll()
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why the ranks of `ep` and `tp` cannot divide the experts."""
+        """Return the reasons why the ranks of `ep` and `tp` cannot divide the experts."""
         ep, tp = plan.sizes["ep"], plan.sizes["tp"]
         experts = [module for module in model.modules() if isinstance(module, Experts)]
         if ep > 1 and not experts:
@@ -58,7 +59,7 @@ class ExpertParallel:
         return [*indivisible(numbers, ep, f"ep={ep}"), *indivisible(widths, tp, f"tp={tp}")]
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
-        """Divide weights, still on meta, and exchange dispatchers, in place."""
+        """Divide weights, still on meta, and replace dispatchers, in place."""
         ep, tp = layout.sizes["ep"], layout.sizes["tp"]
         if ep * tp == 1:
             return
@@ -75,14 +76,14 @@ class ExpertParallel:
 
 
 class AllToAll:
-    """Each rank sends each other one the rows for its experts: as many as there are."""
+    """A transport by which each rank sends each other rank exactly the rows for its experts."""
 
     def dispatcher(self, mesh: "DeviceMesh") -> Dispatcher:
         return AllToAllDispatcher(mesh)
 
 
 class AllToAllDispatcher:
-    """Rows are sorted by expert, and thereby by rank; experts' ranks sort what they get again."""
+    """A dispatcher that sorts rows by expert, and so by rank. Receivers sort their rows again."""
 
     def __init__(self, mesh: "DeviceMesh"):
         self._mesh = mesh
@@ -91,10 +92,10 @@ class AllToAllDispatcher:
         order_R = experts_TN.flatten().argsort(stable=True)
         sent_Pe = count(experts_TN, n_experts).unflatten(0, (self._mesh.size(), -1))
         got_Pe = self._exchange(sent_Pe)
-        # The host has to know them to make room: the one time in a layer that it waits.
+        # The host needs these numbers to allocate memory. It waits only here in a layer.
         sent, got = torch.stack([sent_Pe.sum(1), got_Pe.sum(1)]).tolist()
         x_RD = self._send(sorted_rows(x_TD, order_R, experts_TN.shape[1]), sent, got)
-        # What came is sorted by sender, then by expert.
+        # The received rows are sorted by sender, then by expert.
         each_e = torch.arange(got_Pe.shape[1], device=x_TD.device).repeat(got_Pe.shape[0])
         expert_R = each_e.repeat_interleave(got_Pe.flatten(), output_size=x_RD.shape[0])
         here_R = expert_R.argsort(stable=True)
@@ -109,18 +110,18 @@ class AllToAllDispatcher:
         return weighted_sum(self._send(out_RD[back_R], got, sent), weights_TN, order_R)
 
     def _exchange(self, sent_Pe: torch.Tensor) -> torch.Tensor:
-        """Row p goes to rank p."""
+        """Send row p to rank p."""
         from torch.distributed._functional_collectives import all_to_all_single
 
         each = [1] * self._mesh.size()
         return wait_for(all_to_all_single(sent_Pe, each, each, self._mesh))
 
     def _send(self, x_RD: torch.Tensor, sent: list[int], got: list[int]) -> torch.Tensor:
-        """So many rows to each rank, so many from each; gradients go back the same way."""
+        """Send `sent[p]` rows to each rank p and get `got[p]` rows from it; gradients go back."""
         from torch.distributed._functional_collectives import all_to_all_single_autograd
 
         for n in (*sent, *got):
-            torch._check(n >= 0)  # for torch.compile, which knows nothing of these numbers
+            torch._check(n >= 0)  # torch.compile does not know it
         return wait_for(all_to_all_single_autograd(x_RD, got, sent, self._mesh))
 
 
@@ -132,7 +133,7 @@ def expert_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
-    """Make DTensors: experts over `ep`, hidden features over `tp`."""
+    """Make DTensors that divide experts over `ep` and hidden features over `tp`."""
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
     hidden = {"w1": Shard(1), "w3": Shard(1), "w2": Shard(2), "bias1": Shard(1), "bias3": Shard(1)}
@@ -140,12 +141,12 @@ def _divide(experts: Experts, mesh: "DeviceMesh", places: Places) -> None:
         if weight is not None and not isinstance(weight, DTensor):
             along = {"ep": Shard(0), "tp": hidden.get(name, Replicate())}
             placements = [along[axis] for axis in mesh.mesh_dim_names or ()]
-            # On meta there is nothing to scatter.
+            # On meta, there are no numbers to scatter.
             places.replace(weight, distribute_tensor(weight, mesh, placements, src_data_rank=None))
 
 
 def _local(weight: Any) -> torch.Tensor:
-    """Return this rank's part of a DTensor; ranks with equal parts get parts of the gradient."""
+    """Return this rank's part of a DTensor. Ranks with equal parts get parts of the gradient."""
     from torch.distributed.tensor import Partial
 
     parts = [Partial() if p.is_replicate() else p for p in weight.placements]

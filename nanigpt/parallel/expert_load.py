@@ -1,4 +1,4 @@
-"""What experts had to do in a step, over all ranks: to balance them, and to be told.
+"""The load of experts in a step, over all ranks, for balancing and for metrics.
 
 Shapes: I layers, E experts.
 """
@@ -13,7 +13,7 @@ from nanigpt.parallel.mesh import Layout
 
 
 def most_experts(model: nn.Module) -> int:
-    """Of all blocks; 0 where none is a mixture."""
+    """Return the largest number of experts in any block, or 0 without a mixture."""
     return max((mixture.router.n_experts for mixture in _mixtures(model).values()), default=0)
 
 
@@ -24,20 +24,23 @@ def settle_load(
     """Move every router's `expert_bias` once, and reset the counts.
 
     Args:
-        model: this rank's layers.
-        n_experts: the most that any layer has, on whichever rank.
-        sequence_parts: ranks of tensor parallelism that see different tokens, or 1.
+        model: The layers of this rank.
+        layout: The place of this rank.
+        n_experts: The largest number of experts in any layer of any rank.
+        sequence_parts: Number of ranks of tensor parallelism that see different tokens, or 1.
 
     Returns:
-        tokens_per_expert: tokens_IE; zeros where a layer has fewer experts, or none. Blocks that
-            predict further tokens follow the layers.
-        load_imbalance: tokens of the busiest expert over those of the mean one, mean over layers.
-        router_entropy: of a token's normalised scores, in nats, mean over tokens and layers.
-        dropped_tokens: choices that no expert has computed; there are none.
-        expert_bias_range: largest bias less the smallest one, the largest of all layers.
+        tokens_per_expert: tokens_IE, with zeros where a layer has fewer experts, or none. Blocks
+            that predict further tokens follow the layers.
+        load_imbalance: Tokens of the busiest expert divided by the mean number of tokens of an
+            expert. This is a mean over layers.
+        router_entropy: Entropy of a token's normalised scores, in nats. This is a mean over tokens
+            and layers.
+        dropped_tokens: Number of choices that no expert has computed. It is always 0.
+        expert_bias_range: Largest bias minus smallest bias. This is the maximum over layers.
     """
-    # A row a layer: tokens of each expert, then entropy, tokens, choices, number of experts, and
-    # range of the bias. Other pipeline stages' layers are zeros here; float64 counts to 2^53.
+    # Each layer has a row: tokens of each expert, then entropy, tokens, choices, number of experts,
+    # and range of the bias. Layers of other pipeline stages are zeros here. float64 counts to 2^53.
     counted = torch.zeros(
         len(blocks(model)), n_experts + 5, device=layout.world.device, dtype=torch.float64
     )
@@ -63,7 +66,7 @@ def settle_load(
 
 
 def forget_load(model: nn.Module) -> None:
-    """Leaves uncounted what was computed, but not to train."""
+    """Reset the counts after a forward pass that was not for training."""
     for mixture in _mixtures(model).values():
         mixture.reset_buffers()
 

@@ -22,22 +22,23 @@ Reshard = Literal["default", "always", "never"]
 
 
 class FullyShardedDataParallel:
-    """FSDP2: every rank keeps a shard of each parameter, gradient and optimizer state.
+    """FSDP2, where every rank keeps a shard of each parameter, gradient and optimizer state.
 
-    Parameters are gathered group by group, as the model's `shard_groups()` says. With
-    `dp_replicate` above 1 the shards have copies, whose gradients are summed too (HSDP).
+    Parameters are gathered group by group, in the groups that `shard_groups()` of the model
+    returns. If `dp_replicate` is above 1, the shards have copies, whose gradients are summed too
+    (HSDP).
 
     Args:
-        param_dtype: dtype that gathered parameters, and so their communication, have. Modules that
-            say `gathered_in_float32`, and what is in no group, stay in float32.
-        reduce_dtype: dtype that gradients are summed in.
-        reshard_after_forward: whether gathered parameters are freed after a group's forward pass
-            and gathered again in the backward pass. `default` keeps those of the last group, which
-            the backward pass needs at once, and of all groups of a pipeline, where every
-            microbatch would gather them anew.
-        prefetch: how many groups ahead are gathered; 0 leaves it to FSDP, which gathers the next
-            one where it can.
-        cpu_offload: keep shards and optimizer state in the host's memory.
+        param_dtype: Dtype of gathered parameters, and so of their communication. Modules that
+            declare `gathered_in_float32`, and parameters in no group, stay in float32.
+        reduce_dtype: Dtype in which gradients are summed.
+        reshard_after_forward: Whether gathered parameters are freed after a group's forward pass
+            and gathered again in the backward pass. `default` keeps the parameters of the last
+            group, which the backward pass needs at once. It also keeps the parameters of all groups
+            of a pipeline, where every microbatch would gather them again.
+        prefetch: Number of groups to gather ahead. With 0, FSDP gathers the next group where it
+            can.
+        cpu_offload: Keep shards and optimizer state in the host's memory.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class FullyShardedDataParallel:
         self.cpu_offload = cpu_offload
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why parameters cannot be sharded so."""
+        """Return the reasons why parameters cannot be sharded with these arguments."""
         found = _scalars(model) if plan.copies > 1 else []
         computed = compute_dtype(model)
         if self.param_dtype == computed:
@@ -74,7 +75,7 @@ class FullyShardedDataParallel:
         return [*found, Problem("param_dtype", self.param_dtype, expected, fix)]
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
-        """Shard `model`, still on meta, in place; do nothing where one rank would hold all."""
+        """Shard `model`, still on meta, in place. Do nothing where one rank holds all of it."""
         sizes = layout.sizes
         replicate, shard = sizes["dp_replicate"], sizes["dp_shard"] * sizes["cp"]
         if replicate * shard == 1:
@@ -86,7 +87,7 @@ class FullyShardedDataParallel:
             fully_shard,
         )
 
-        # Blocks do not write to their inputs in place, which upstream warns could lose a hook.
+        # Upstream warns that writing to an input in place could lose a hook. Blocks do not do so.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = layout.along("fsdp")
         if replicate > 1:
@@ -115,20 +116,20 @@ class FullyShardedDataParallel:
                 reshard_after_forward=self._reshards(layout, last=i == len(groups) - 1),
                 **options,
             )
-        # The root's own parameters, such as a tied weight, are needed from the first to the last.
+        # The root's own parameters, such as a tied weight, are needed during the whole pass.
         fully_shard(model, mp_policy=policy(torch.float32), reshard_after_forward=False, **options)
         self._prefetch([group[0] for group in groups])
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                # The loss is divided by the tokens of all ranks, so gradients are summed. A factor
-                # of 1 alone asks for a premultiplied sum, which gloo lacks.
+                # The loss is divided by the tokens of all ranks, so gradients are summed. With only
+                # a factor of 1, FSDP would ask for a premultiplied sum, which gloo lacks.
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
     def _placement(
         self, model: nn.Module, layout: Layout, mesh: "DeviceMesh"
     ) -> Callable[..., Any] | None:
-        """Return a function that chooses dim and ranks of a shard, or None for dim 0 of all."""
+        """Return a function that chooses dim and ranks of shards, or None for dim 0 of all."""
         experts = set(expert_parameters(model))
         if not experts:
             return None
@@ -143,8 +144,8 @@ class FullyShardedDataParallel:
         if layout.sizes["ep"] == 1:
             size = usual.shard_mesh_size
             return lambda p: _sharded_dim(p, size) if p in experts else None
-        # Those of several processes' groups are gathered and summed in turn; upstream knows groups
-        # by the identity of these objects.
+        # Parameters with different process groups are gathered and summed one group after the
+        # other. Upstream recognises groups by the identity of these objects.
         theirs = over(
             layout.experts_along("dp_replicate", "fsdp")
             if mesh.ndim == 2
@@ -186,9 +187,9 @@ def _scalars(model: nn.Module) -> list[Problem]:
 
 
 def _sharded_dim(parameter: nn.Parameter, n: int) -> "Shard":
-    """Return the dim of stacked weights that n ranks share evenly, preferably that of experts.
+    """Return a dim of stacked weights that n ranks share evenly, preferably the dim of experts.
 
-    Another dim, where there are more ranks than experts, must be no rank's of `tp`.
+    If there are more ranks than experts, another dim is used, which `tp` must not split.
     """
     from torch.distributed.tensor import Shard
 

@@ -16,10 +16,12 @@ def settle(
     *,
     partial: Iterable[nn.Parameter] = (),
 ) -> None:
-    """Sum gradients of which every rank has only a part yet.
+    """Sum gradients where every rank still has only a part of the sum.
 
     Args:
-        partial: parameters that are no DTensors over `tp`, whose gradients are summed over it.
+        parameters: All parameters of this rank.
+        layout: The place of this rank.
+        partial: Parameters that are not DTensors over `tp`, but whose gradients are summed over it.
     """
     for parameter in parameters:
         gradient: Any = parameter.grad
@@ -38,16 +40,19 @@ def clip_gradients(
     *,
     counted_elsewhere: Collection[nn.Parameter] = (),
 ) -> torch.Tensor:
-    """Scale gradients down to a global 2-norm of `max_norm`; return the norm that they had.
+    """Scale gradients down to a global 2-norm of `max_norm`, and return their original norm.
 
     Args:
-        counted_elsewhere: copies of parameters of another pipeline stage.
+        parameters: All parameters of this rank.
+        max_norm: The largest norm that is not scaled.
+        layout: The place of this rank.
+        counted_elsewhere: Copies of parameters of another pipeline stage.
     """
     with_gradient = [p for p in parameters if p.grad is not None]
     total = torch.zeros((), device=layout.world.device)
     squares = []
-    # Gradients that are split over the same axes have one sum over them. Axes are told apart by
-    # their names: groups and meshes of one set-up may be equal to those of an earlier one.
+    # Gradients that are split over the same axes are summed together over these axes. Names
+    # identify axes, since groups and meshes may be equal to groups and meshes of an earlier set-up.
     split: dict[tuple[tuple[str, ...], tuple[str, ...]], list[torch.Tensor]] = {}
     for parameter in with_gradient:
         if not any(parameter is other for other in counted_elsewhere):
@@ -65,13 +70,13 @@ def clip_gradients(
     meshes: dict[object, list[nn.Parameter]] = {}
     for parameter in with_gradient:
         meshes.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
-    for together in meshes.values():  # one kernel's DTensors are of one mesh
+    for together in meshes.values():  # all DTensors of one kernel need the same mesh
         torch.nn.utils.clip_grads_with_norm_(together, max_norm, total)
     return total
 
 
 def _axes(gradient: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the axes of a gradient's mesh, and those along which ranks have different parts."""
+    """Return the axes of a gradient's mesh, and the axes along which ranks' parts differ."""
     if not hasattr(gradient, "placements"):
         return (), ()
     names = tuple(gradient.device_mesh.mesh_dim_names)

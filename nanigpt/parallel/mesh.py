@@ -1,4 +1,4 @@
-"""How many ranks each kind of parallelism has, and where this rank stands among them."""
+"""The mesh: the number of ranks of each kind of parallelism, and the place of this rank."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the mesh, described once for everything that goes through all of them.
+    """One axis of the mesh, in one description for all code that loops over axes.
 
     Attributes:
-        name: argument of `Mesh` that has its size.
-        tag: knob that sets the size.
-        metric: name of its process group in metrics and traces.
-        one_process: size that lets any number of processes look at a run: 1, or -1 for the axis
-            that takes what the others leave.
-        is_part: whether its ranks are part of other axes' ranks, and it is no factor of the world.
-        needs_new_torch: whether it asks for torch 2.13.
+        name: Name of the argument of `Mesh` that has the size.
+        tag: Tag of the knob that sets the size.
+        metric: Name of the axis's process group in metrics and traces.
+        one_process: Size with which any number of processes can inspect a run. It is 1, or -1 for
+            the axis that takes the ranks that the other axes leave.
+        is_part: Whether the axis divides ranks of other axes, and is no factor of the world.
+        needs_new_torch: Whether the axis needs torch 2.13.
     """
 
     name: str
@@ -45,27 +45,28 @@ MESH_AXES = (
     Axis("tp", tags.TensorParallel, "tp"),
     Axis("ep", tags.ExpertParallel, "ep", is_part=True),
 )
-"""Every axis, outermost first."""
+"""All axes, outermost first."""
 
 AXES = tuple(axis.name for axis in MESH_AXES if not axis.is_part)
 """Names of the axes whose product is the world."""
 
 
 class Mesh:
-    """Sizes of the axes that ranks are arranged in, outermost first; their product is the world.
+    """Sizes of the axes in which ranks are arranged, outermost first. Their product is the world.
 
-    Neighbouring ranks differ in `tp` first, whose messages are the most and need the fastest links.
+    Neighbouring ranks differ in `tp` first, which sends the most messages and needs the fastest
+    links.
 
     Args:
-        pp: pipeline stages' ranks.
-        dp_replicate: copies of the sharded model (HSDP).
-        dp_shard: ranks that parameters are sharded over.
-        cp: ranks that a sequence is split over.
-        tp: ranks that a matrix is split over.
-        ep: ranks that experts are divided over: neighbours among those of dp_shard x cp, not an
-            axis more.
+        pp: Number of ranks that pipeline stages are divided over.
+        dp_replicate: Number of copies of the sharded model (HSDP).
+        dp_shard: Number of ranks that parameters are sharded over.
+        cp: Number of ranks that a sequence is split over.
+        tp: Number of ranks that a matrix is split over.
+        ep: Number of ranks that experts are divided over. They are neighbours among the ranks of
+            dp_shard x cp, not a further axis.
 
-    One of the axes may be -1: what the others leave of the world.
+    One axis may be -1. It then takes the ranks that the other axes leave.
     """
 
     may_change_on_resume = True
@@ -95,7 +96,7 @@ class Mesh:
 
     @property
     def least(self) -> int:
-        """The smallest world that the axes fit; the only one where none of them is -1."""
+        """The smallest world that the axes fit. If no axis is -1, it is the only one."""
         known = self._known
         if -1 not in (self.axes["dp_shard"], self.axes["cp"]):
             return known
@@ -107,7 +108,7 @@ class Mesh:
         return math.prod(size for size in self.axes.values() if size != -1)
 
     def problems(self, world_size: int) -> list[Problem]:
-        """Return why so many ranks cannot be arranged in these axes."""
+        """Return the reasons why `world_size` ranks cannot be arranged in these axes."""
         known, least = self._known, self.least
         inferred = -1 in self.axes.values()
         if world_size % least or (not inferred and world_size != known):
@@ -126,10 +127,11 @@ class Mesh:
         return []
 
     def sizes(self, world_size: int) -> dict[str, int]:
-        """Return the sizes of all axes, and of `ep`, in a world of so many ranks.
+        """Return the sizes of all axes, and of `ep`, in a world of `world_size` ranks.
 
         Raises:
-            ComponentError: the axes' product cannot be the world, or `ep` divides no dp_shard x cp.
+            ComponentError: The product of the axes cannot be the world, or `ep` does not divide
+                dp_shard x cp.
         """
         refuse_all(self.problems(world_size))
         return {**self._inferred(world_size), "ep": self.ep}
@@ -138,7 +140,7 @@ class Mesh:
         return {a: world_size // self._known if s == -1 else s for a, s in self.axes.items()}
 
     def layout(self, world: World) -> "Layout":
-        """Return the place of this rank; all ranks call it together."""
+        """Return the place of this rank. All ranks call this method together."""
         sizes = self.sizes(world.size)
         axes = [sizes[axis] for axis in AXES]
         pp, replicate, shard, cp, tp = axes
@@ -151,7 +153,7 @@ class Mesh:
             names = tuple(axes)
             return init_device_mesh(world.device.type, tuple(axes.values()), mesh_dim_names=names)
 
-        # The same ranks in the same order, their axes flattened as each use wants them.
+        # These meshes have the same ranks in the same order. Each use flattens other axes.
         parameters = mesh(pp=pp, dp_replicate=replicate, fsdp=shard * cp, tp=tp)
         losses = parameters["fsdp"]
         if replicate > 1:
@@ -174,13 +176,14 @@ class Layout:
     """The place of this rank in the mesh.
 
     Attributes:
-        sizes: of the axes, and of `ep`.
-        position: of this rank along each axis.
-        parameters: the mesh with axes pp, dp_replicate, fsdp (dp_shard x cp) and tp.
-        experts: the mesh of experts' parameters, where they are divided: the axis fsdp split into
-            what shards each of them (fsdp) and what they are divided over (ep).
-        losses: of ranks that see different tokens (dp_replicate x dp_shard x cp).
-        context: of ranks that have parts of the same sequences (cp).
+        world: The processes of the run.
+        sizes: Sizes of the axes, and of `ep`.
+        position: Position of this rank along each axis.
+        parameters: Mesh with axes pp, dp_replicate, fsdp (dp_shard x cp) and tp.
+        experts: Mesh of experts' parameters, where experts are divided. It splits the axis fsdp
+            into ranks that shard each expert (fsdp) and ranks that divide the experts (ep).
+        losses: Mesh of ranks that see different tokens (dp_replicate x dp_shard x cp).
+        context: Mesh of ranks that have parts of the same sequences (cp).
     """
 
     world: World
@@ -198,7 +201,7 @@ class Layout:
 
     @property
     def data_rank(self) -> int:
-        """Which of them this one is; ranks that differ only in pp, cp or tp are the same."""
+        """Index of this rank among them. Ranks that differ only in pp, cp or tp have the same."""
         return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
 
     def along(self, *axes: str) -> "DeviceMesh":
@@ -214,11 +217,12 @@ class Layout:
     def group(self, axes: tuple[str, ...], axis: str) -> dist.ProcessGroup:
         """Return the process group of one axis of the mesh that a parameter is split over.
 
-        A DTensor may carry an equal mesh of an earlier set-up of this process, whose groups are
-        other objects. So the axis is looked up here, by its name.
+        A DTensor may have an equal mesh from an earlier set-up of this process, whose groups are
+        different objects. So this method looks up the axis by its name.
 
         Args:
-            axes: names of all axes of the parameter's mesh.
+            axes: Names of all axes of the parameter's mesh.
+            axis: Name of the axis.
         """
         mesh = self.experts_along(axis) if "ep" in axes else self.along(axis)
         return mesh.get_group()
@@ -230,7 +234,7 @@ class Layout:
         return tensor
 
     def __str__(self) -> str:
-        """Axes with more than one rank: `dp_shard=4, tp=2`."""
+        """Return the axes with more than one rank, such as `dp_shard=4, tp=2`."""
         return _show({axis: size for axis, size in self.sizes.items() if size > 1})
 
 

@@ -12,7 +12,7 @@ SomeBatch = TypeVar("SomeBatch", bound=Batch, contravariant=True)
 
 
 class Objective(Protocol[SomeBatch]):
-    """How losses are computed from a batch."""
+    """The computation of losses from a batch."""
 
     def losses(self, model: nn.Module, /) -> Sequence[str]: ...
 

@@ -1,4 +1,4 @@
-"""A decoder that is spread over ranks, as training and evaluation see it."""
+"""A decoder that is divided over ranks, with an interface for training and evaluation."""
 
 import contextlib
 import functools
@@ -22,12 +22,15 @@ class ParallelModel:
     """The part of a model on this rank. All ranks call each method together.
 
     Attributes:
-        model: the modules of this rank under the names of the whole decoder. Called with tokens and
-            caches, as for sampling, it gives all logits to every rank.
-        layout: this rank's place.
-        n_experts: the most that any layer of the whole decoder has, or 0.
-        float8: layers whose weights are gathered in float8.
-        phase: told what comes next of a step, such as `forward`, for whoever times it.
+        model: The modules of this rank, under the names of the whole decoder. A call with tokens
+            and caches, as in sampling, returns all logits on every rank.
+        layout: The place of this rank.
+        tensor: The policy of tensor parallelism.
+        context: The policy of context parallelism.
+        n_experts: Largest number of experts in any layer of the whole decoder, or 0.
+        float8: Layers whose weights are gathered in float8.
+        phase: Function that is called with the name of the next phase of a step, such as
+            `forward`. A profiler can replace it to time the phases.
     """
 
     def __init__(
@@ -58,13 +61,13 @@ class ParallelModel:
     def forward_backward(
         self, task: Objective[Any], batches: list[Batch], weight: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Add the gradients of the objective over all ranks' batches; return the mean losses.
+        """Add the gradients of the objective over all ranks' batches, and return the mean losses.
 
         Args:
-            task: says what to compute. The model calls its `finish`.
-            batches: shards, computed one after the other.
-            weight: what the global mean is over, so that gradients are summed only. It may be 0 if
-                all losses are: gradients are then 0, too.
+            task: The task, which defines the losses. The model calls its `finish`.
+            batches: Shards of batches, which are computed one after the other.
+            weight: Divisor of the global mean, so that gradients only have to be summed. It may be
+                0 if all losses are 0. Gradients are then 0, too.
         """
         names = task.losses(self.model)
         totals = torch.zeros(len(names), device=self.layout.world.device)
@@ -78,24 +81,27 @@ class ParallelModel:
 
     @functools.cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Of this rank. A walk through all modules takes as long as several kernels of a step."""
+        """Parameters of this rank.
+
+        They are cached: a walk through all modules takes as long as several kernels of a step.
+        """
         return list(self.model.parameters())
 
     @functools.cached_property
     def partial_gradients(self) -> list[torch.nn.Parameter]:
-        """Parameters of which each rank of `tp` finds a part of the gradient."""
+        """Parameters for which each rank of `tp` computes a part of the gradient."""
         if self.layout.sizes["tp"] == 1:
             return []
         return self.tensor.partial_gradients(self.model)
 
     @property
     def has_loss(self) -> bool:
-        """Whether this rank computes losses, and not only what they need."""
+        """Whether this rank computes losses, and not only activations for other ranks."""
         return True
 
     @torch.no_grad()
     def evaluate(self, task: Objective[Any], batch: Batch) -> torch.Tensor:
-        """Return the sums of a shard's losses without gradients; zeros where a rank has none."""
+        """Return the sums of a shard's losses, without gradients; zeros on ranks without losses."""
         with self._evaluating():
             first, places = task.inputs(batch)
             return self.model(first, **places, finish=task.finish, targets=task.targets(batch))
@@ -107,15 +113,15 @@ class ParallelModel:
             yield
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks that have losses of different tokens, in place."""
+        """Sum a tensor, in place, over all ranks that have losses of different tokens."""
         return self.layout.sum(tensor)
 
     def clip_gradients(self, max_norm: float) -> torch.Tensor:
-        """Scales gradients down to a global 2-norm of `max_norm`; returns the norm they had."""
+        """Scale gradients down to a global 2-norm of `max_norm`, and return their original norm."""
         return clip_gradients(self.parameters, max_norm, self.layout)
 
     def balance(self) -> dict[str, torch.Tensor]:
-        """After an optimizer step: routers learn what load experts had in it, and it is told."""
+        """Balance the routers after an optimizer step, and return metrics of the experts' load."""
         if not self.n_experts:
             return {}
         parts = self.tensor.parts(self.layout)

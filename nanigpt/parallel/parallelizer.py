@@ -1,4 +1,4 @@
-"""Spreads a model over the processes of the run."""
+"""Distribution of a model over the processes of the run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,17 +31,24 @@ from nanigpt.problems import Fix, Problem, refuse
 
 
 class Parallelizer:
-    """Every kind of parallelism of the run: how many ranks each has, and how it is done.
+    """All kinds of parallelism of the run: the number of ranks of each, and its policy.
 
-    One serves every model: modules describe themselves (`tensor_parallel`, `shard_groups`, `part`).
+    A parallelizer works with every model, since modules describe themselves (`tensor_parallel`,
+    `shard_groups`, `part`).
 
     Args:
-        float8: how layers that have a float8 recipe compute it; None is `Float8()`.
-        recomputation: what layers recompute whose `activation_checkpointing` asks for it; None is
-            `Recomputation()`.
-        compile: how the model is compiled, or None to run it as it is.
-        extra: further policies, applied in this order after tensor, expert and context parallelism
-            and before recomputation, compilation, float8 and FSDP.
+        mesh: Number of ranks of each kind of parallelism.
+        pipeline: Policy of pipeline parallelism.
+        fsdp: Policy of fully sharded data parallelism.
+        context: Policy of context parallelism.
+        tensor: Policy of tensor parallelism.
+        expert: Policy of expert parallelism.
+        float8: Computation of layers that have a float8 recipe. None means `Float8()`.
+        recomputation: Policy for layers whose `activation_checkpointing` asks for recomputation.
+            None means `Recomputation()`.
+        compile: Policy that compiles the model, or None to run it in eager mode.
+        extra: Further policies. They are applied in this order, after tensor, expert and context
+            parallelism and before recomputation, compilation, float8 and FSDP.
     """
 
     def __init__(
@@ -86,10 +93,10 @@ class Parallelizer:
         data: object | None = None,
         trainer: object | None = None,
     ) -> Plan:
-        """Return the plan of a run on so many ranks.
+        """Return the plan of a run on `ranks` ranks. `Plan` explains the other arguments.
 
         Raises:
-            ComponentError: the mesh cannot have so many ranks.
+            ComponentError: The mesh cannot have this number of ranks.
         """
         return Plan(
             self.mesh.sizes(ranks),
@@ -104,7 +111,7 @@ class Parallelizer:
         )
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return everything for which `model` cannot run by this plan."""
+        """Return all reasons why `model` cannot run by this plan."""
         found = uninitialized(model)
         found += _problems_of_torch(plan, torch.__version__)
         for policy in self._policies():
@@ -126,7 +133,7 @@ class Parallelizer:
         return [*policies, self.fsdp, self.pipeline]
 
     def _problems_of_pairs(self, plan: Plan) -> list[Problem]:
-        """Return what two policies cannot do together."""
+        """Return the problems of two policies that cannot be combined."""
         split = plan.sizes["pp"] > 1 and plan.copies > 1 and plan.splits_backward
         if not split or self.fsdp.reshard_after_forward != "always":
             return []
@@ -138,7 +145,7 @@ class Parallelizer:
         return [Problem("reshard_after_forward", "always", expected, fix, self.fsdp)]
 
     def parallelize(self, model: nn.Module, layout: Layout, *, local_batch: int) -> ParallelModel:
-        """Split and shard `model`, still on meta; modules that stay here change in place."""
+        """Split and shard `model`, still on meta. Modules that stay here change in place."""
         policies: dict[str, Any] = {"tensor": self.tensor, "context": self.context}
         policies["n_experts"] = most_experts(model)
         if layout.sizes["pp"] == 1:
@@ -165,7 +172,7 @@ class Parallelizer:
         """Apply every policy that comes before FSDP to this rank's part of the model.
 
         Returns:
-            Layers whose weights FSDP gathers in float8.
+            The layers whose weights FSDP gathers in float8.
         """
         self.tensor.apply(model, layout)
         self.expert.apply(model, layout)
@@ -185,7 +192,7 @@ class Parallelizer:
 
 
 def _about(policy: Reporting, problem: Problem, plan: Plan) -> Problem:
-    """Return the problem with the component that it is about, and the axes that it follows from."""
+    """Return the problem with the component that it concerns, and the axes that cause it."""
     component = policy if problem.component is None else problem.component
     axes = [axis for axis in getattr(policy, "axes", ()) if plan.sizes[axis] > 1]
     given = () if plan.mesh is None else tuple((plan.mesh, axis) for axis in axes)
@@ -193,9 +200,9 @@ def _about(policy: Reporting, problem: Problem, plan: Plan) -> Problem:
 
 
 def _unsplit_modules(model: nn.Module, plan: Plan) -> list[Problem]:
-    """Return the axes of more than one rank that a module says it does not support.
+    """Return a problem for each axis of more than one rank that a module does not support.
 
-    It says so in `unsplit_axes`, a dict from names of axes to reasons.
+    A module declares such axes in `unsplit_axes`, a dict from names of axes to reasons.
     """
     return [
         Problem("", ..., f"{axis}=1, since {why}", Fix(plan.mesh, axis, 1), module)
@@ -206,10 +213,10 @@ def _unsplit_modules(model: nn.Module, plan: Plan) -> list[Problem]:
 
 
 def _problems_of_torch(plan: Plan, version: str) -> list[Problem]:
-    """Return what an older torch cannot do.
+    """Return a problem for each axis that an older torch does not support.
 
-    With 2.11 (setup.cfg has the oldest) data parallelism computes the same as one process; of the
-    other axes some fail, and some give other numbers.
+    With torch 2.11, data parallelism computes the same as one process. Some of the other axes fail,
+    and some compute different numbers. setup.cfg has the oldest supported version.
     """
     if TorchVersion(version) >= TorchVersion("2.13"):
         return []

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: which rank has which layers, and when it computes them."""
+"""Pipeline parallelism: the layers of each rank, and the order of their computation."""
 
 import itertools
 import math
@@ -18,23 +18,25 @@ from nanigpt.problems import ComponentError, Fix, Problem, refuse
 
 
 class PipelineParallel:
-    """Divides the layers into stages over the mesh axis `pp`.
+    """A policy that divides the layers into stages over the mesh axis `pp`.
 
     Args:
-        schedule: the order of forward and backward passes: GPipe (Huang et al., 2019), 1F1B and
+        schedule: Order of forward and backward passes: GPipe (Huang et al., 2019), 1F1B and
             Interleaved1F1B (Narayanan et al., 2021), LoopedBFS (Lamy-Poirier, 2023),
             InterleavedZeroBubble and ZBVZeroBubble (Qi et al., 2023 and 2024), DualPipeV
             (DeepSeek-AI, 2024), or CSV.
-        microbatches: parts that a rank's local batch passes through the stages in; None is one for
-            each sequence.
-        stages_per_rank: None is what the schedule wants: 1, or 2 for those that interleave.
-        layers_per_stage: blocks of each stage; None divides them so that the longest stage is as
-            short as can be, by their FLOPs and the head's.
-        embedding_blocks: how many blocks the embedding counts as when they are divided. It computes
-            next to nothing, but the first rank keeps the most activations (The Llama 3 Herd of
-            Models, 2024, 3.3.2, takes one block off it).
-        csv: with schedule `CSV`, the file that has the order: a row per rank, of cells as `0F2` for
-            stage 0's forward pass of microbatch 2 (B backward, I and W of inputs and weights).
+        microbatches: Number of parts in which a rank's local batch passes through the stages. None
+            means one part for each sequence.
+        stages_per_rank: Number of stages of each rank. None means 2 for schedules that interleave
+            stages, and 1 for the others.
+        layers_per_stage: Number of blocks of each stage. None divides the blocks so that the
+            longest stage is as short as possible, by the FLOPs of the blocks and of the head.
+        embedding_blocks: Number of blocks that the embedding counts as when blocks are divided. It
+            computes almost nothing, but the first rank keeps the most activations (The Llama 3
+            Herd of Models, 2024, 3.3.2, removes one block from that rank).
+        csv: With schedule `CSV`, the path of the file that has the order. It has a row for each
+            rank. A cell such as `0F2` is the forward pass of stage 0 on microbatch 2. B is a
+            backward pass; I and W are its parts, the gradients of inputs and of weights.
     """
 
     axes = ("pp",)
@@ -65,7 +67,7 @@ class PipelineParallel:
         self.csv = csv
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why the ranks of `pp` cannot be a pipeline for `model`."""
+        """Return the reasons why the ranks of `pp` cannot be a pipeline for `model`."""
         ranks, local_batch = plan.sizes["pp"], plan.local_batch
         if ranks == 1:
             return []
@@ -106,9 +108,10 @@ class PipelineParallel:
         return found
 
     def _problems_of_frozen(self, decoder: Any, stages: int) -> list[Problem]:
-        """Return why gradients of weights cannot be computed apart from those of inputs.
+        """Return why gradients of weights and of inputs cannot be computed separately.
 
-        A stage whose input needs no gradient has none to begin with, and upstream finds no weights.
+        If the input of a stage needs no gradient, the backward pass has no gradient to begin with,
+        and upstream finds no weights.
         """
         first = [decoder.embedding, *(decoder.layers[i] for i in self.split(decoder, stages)[0])]
         if any(p.requires_grad for module in first for p in module.parameters()):
@@ -118,14 +121,14 @@ class PipelineParallel:
 
     @property
     def splits_backward(self) -> bool:
-        """Whether gradients of weights are computed apart from those of inputs."""
+        """Whether gradients of weights and of inputs are computed separately."""
         return self.schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "CSV")
 
     def timetable(self, ranks: int, local_batch: int) -> Timetable:
-        """Which stages each rank has, and in which order it computes them.
+        """Return the stages of each rank, and the order in which it computes them.
 
         Raises:
-            ValueError: the schedule cannot have so many ranks, stages or microbatches.
+            ValueError: The schedule does not support the number of ranks, stages or microbatches.
         """
         return arrange(
             schedule=self.schedule,
@@ -136,10 +139,10 @@ class PipelineParallel:
         )
 
     def timeline(self, model: Decoder, ranks: int, local_batch: int) -> Timeline:
-        """Return the schedule in time, in units of a rank's mean forward pass of a microbatch.
+        """Return the schedule with times, in units of a rank's mean forward pass of a microbatch.
 
         Raises:
-            ValueError: the schedule cannot have so many ranks, stages or microbatches.
+            ValueError: The schedule does not support the number of ranks, stages or microbatches.
         """
         timetable = self.timetable(ranks, local_batch)
         blocks = model.block_flops(model.max_sequence_length or 1)
@@ -152,7 +155,7 @@ class PipelineParallel:
         return replace(timeline, unit="a rank's mean forward pass of a microbatch, by FLOPs")
 
     def split(self, model: Decoder, n_stages: int) -> list[range]:
-        """Blocks of each stage."""
+        """Return the numbers of the blocks of each stage."""
         sizes = self.layers_per_stage
         if sizes is None:
             costs = [float(c) for c in model.block_flops(model.max_sequence_length or 1)]
@@ -170,7 +173,7 @@ class PipelineParallel:
         mine = timetable.placement[layout.position["pp"]]
         tied = isinstance(model.head, TiedHead)
         return Stages(
-            # The last stage has a tied weight too, under the name that it has in the whole model.
+            # The last stage has a tied weight too, under the name from the whole model.
             model=model.part(
                 [i for stage in mine for i in split[stage]],
                 embedding=0 in mine or (tied and last in mine),
@@ -185,14 +188,15 @@ class PipelineParallel:
 
 @dataclass(frozen=True)
 class Stages:
-    """What a rank has of a decoder.
+    """A rank's stages of a decoder.
 
     Attributes:
-        model: all modules of this rank, under the names of the whole decoder.
-        parts: the same modules, stage by stage.
-        rank_of: rank along `pp` of every stage.
-        csv: the file that the plan comes from, if it does.
-        tied: the head has the embedding's weight.
+        model: All modules of this rank, under the names of the whole decoder.
+        parts: The same modules, stage by stage.
+        rank_of: Rank along `pp` of every stage.
+        timetable: The order of the work of all ranks.
+        csv: Path of the file that the timetable comes from, or None.
+        tied: Whether the head has the embedding's weight.
     """
 
     model: Decoder
@@ -212,7 +216,7 @@ class Stages:
 
     @property
     def has_copy(self) -> bool:
-        """Whether the head's weight is a copy of that of another rank's embedding."""
+        """Whether the head's weight is a copy of the weight of another rank's embedding."""
         return self.tied and self.has_last and not self.has_first
 
     def tie(self) -> None:
@@ -222,13 +226,15 @@ class Stages:
 
 
 def balanced(costs: Sequence[float], n: int, *, first: float = 0.0, last: float = 0.0) -> list[int]:
-    """Sizes of n contiguous groups, none empty, whose largest cost is as small as can be.
+    """Return the sizes of n contiguous, non-empty groups with the smallest possible largest cost.
 
-    Among such divisions the most even one is taken, by the squares of the costs.
+    If there are several such divisions, take the most even one: the smallest sum of squared costs.
 
     Args:
-        first: cost that the first group has besides.
-        last: cost that the last group has besides.
+        costs: Cost of each item.
+        n: Number of groups.
+        first: Additional cost of the first group.
+        last: Additional cost of the last group.
     """
     largest = _divide(costs, n, first, last, max)[0]
     bounded = _divide(costs, n, first, last, lambda a, b: a + b * b if b <= largest else math.inf)
@@ -238,10 +244,10 @@ def balanced(costs: Sequence[float], n: int, *, first: float = 0.0, last: float 
 def _divide(
     costs: Sequence[float], n: int, first: float, last: float, join: Callable[[float, float], float]
 ) -> tuple[float, list[int]]:
-    """Return the division into n groups of least cost; `join` adds a group to earlier ones."""
+    """Return the cheapest division into n groups. `join` adds a group's cost to earlier costs."""
     before = [0.0, *itertools.accumulate(costs)]
     total = len(costs)
-    # For i items in g groups: the least cost, and where the last group begins.
+    # row[i] has, for i items in g groups, the least cost and the begin of the last group.
     row = [(0.0, 0)] + [(math.inf, 0)] * total
     begins = []
     for g in range(1, n + 1):

@@ -27,13 +27,15 @@ from nanigpt.parallel.tensor import TensorParallel
 
 
 class PipelinedModel(ParallelModel):
-    """The stages of this rank; microbatches pass through those of all ranks along `pp`.
+    """The stages of this rank. Microbatches pass through the stages of all ranks along `pp`.
 
     Args:
-        dim: of activations.
-        vocab_size: of logits.
-        dtype: of both.
-        keeps_buffers: compiled backward passes are run in two parts.
+        stages: The stages of this rank.
+        layout, tensor, context, n_experts, float8: See `ParallelModel`.
+        dim: Last dim of activations.
+        vocab_size: Last dim of logits.
+        dtype: Dtype of activations and logits.
+        keeps_buffers: Whether compiled backward passes run in two parts.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class PipelinedModel(ParallelModel):
         losses = super().forward_backward(task, batches, weight)
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         lost = [name for name, p in trained if p.grad is None]
-        if lost:  # the norm and the optimizer would pass them over
+        if lost:  # the norm and the optimizer would ignore them
             raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
         return losses
@@ -120,10 +122,11 @@ class PipelinedModel(ParallelModel):
         def objective(sums: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             means = sums / weight
             total.add_(means.detach())
-            return task.objective(means, self.model).clone()  # upstream detaches it, but no view
+            # Upstream detaches it in place, which fails for a view.
+            return task.objective(means, self.model).clone()
 
         self._objective = objective
-        # Upstream calls its loss function only where it is given a target.
+        # Upstream calls its loss function only if it gets a target.
         target = {"target": first} if self.stages.has_last else {}
         kept = keeping_buffers() if self._keeps_buffers else contextlib.nullcontext()
         self.phase("pipeline")
@@ -136,7 +139,7 @@ class PipelinedModel(ParallelModel):
                 finish=task.finish,
                 targets=task.targets(batch),
             )
-        self.phase("backward")  # what is left of it: sums over ranks
+        self.phase("backward")  # the rest of it: sums over ranks
         return total
 
     def _new_schedule(self) -> Any:
@@ -172,7 +175,7 @@ class PipelinedModel(ParallelModel):
         return schedule
 
     def _learned_shapes(self, stage: nn.Module) -> None:
-        """Forget what upstream computed before the first step to learn shapes."""
+        """Discard results of the pass, before the first step, in which upstream learns shapes."""
         forget_load(stage)
         take_back_dropout(stage)
         self._total.zero_()
@@ -186,7 +189,7 @@ class PipelinedModel(ParallelModel):
             self.phase("pipeline")
 
     def _sum_tied_gradients(self) -> None:
-        """Sum the two gradients of a tied weight, whose projection is on another rank."""
+        """Sum the two gradients of a tied weight if embedding and head are on different ranks."""
         stages = self.stages
         if not stages.tied or stages.has_first == stages.has_last:
             return
@@ -211,10 +214,10 @@ class PipelinedModel(ParallelModel):
         caches: list[LayerCache] | None = None,
         **named: Any,
     ) -> torch.Tensor | None:
-        """Logits or loss, on the rank of the last stage.
+        """Return logits or losses on the rank of the last stage, and None on other ranks.
 
-        A rank is done once it has handed its activations on. So while one batch comes after the
-        other, all ranks are at work.
+        A rank is done once it has sent its activations on. So all ranks work at the same time while
+        batches follow each other.
         """
         rank_of, here = self.stages.rank_of, self.layout.position["pp"]
         x_BLD = tokens_BL
@@ -238,7 +241,7 @@ class PipelinedModel(ParallelModel):
         caches: list[LayerCache] | None = None,
         **places: torch.Tensor,
     ) -> torch.Tensor:
-        """Logits on every rank."""
+        """Return logits on every rank."""
         logits_BLV = self._forward(tokens_BL, caches, **places)
         if logits_BLV is None:
             shape = (*tokens_BL.shape, self.vocab_size)
@@ -254,13 +257,15 @@ def _stage(
     *arguments: Any,
     **named: Any,
 ) -> Any:
-    """Upstream's stage, which sums gradients over ranks only when told to.
+    """Return upstream's stage, changed to sum gradients over ranks only if `reduces` is True.
 
-    After every run of a schedule upstream would; here a step may have several.
+    Upstream sums them after every run of a schedule. Here a step may have several runs.
 
     Args:
-        within: calls a function as what is of a phase.
-        learned_shapes: is called after the pass by which upstream learns shapes.
+        within: Function that calls a function in a phase.
+        learned_shapes: Function that is called after the pass in which upstream learns shapes.
+        arguments: Positional arguments of upstream's stage.
+        named: Keyword arguments of upstream's stage.
     """
     from torch.distributed.pipelining import PipelineStage
 

@@ -1,4 +1,4 @@
-"""The plan of a run, which every policy asks about, and the protocol of a policy."""
+"""The plan of a run, which every policy reads, and the protocol of a policy."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -11,16 +11,17 @@ from nanigpt.problems import Problem
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run uses its ranks, as far as it is known before any process starts.
+    """The use of ranks in a run, as far as it is known before any process starts.
 
     Attributes:
-        sizes: ranks along each axis of the mesh, and along `ep`.
-        local_batch: samples in one pass of one rank.
-        sequence_length: tokens of a sample, or None for samples without a sequence.
-        mask_documents: whether tokens see only their own document.
-        compiled: whether torch.compile compiles the model.
-        splits_backward: whether the pipeline computes gradients of inputs and of weights apart.
-        mesh, data, trainer: components that have these numbers as arguments, for problems to name.
+        sizes: Number of ranks along each axis of the mesh, and along `ep`.
+        local_batch: Number of samples in one pass of one rank.
+        sequence_length: Number of tokens of a sample, or None for samples without a sequence.
+        mask_documents: Whether tokens see only their own document.
+        compiled: Whether torch.compile compiles the model.
+        splits_backward: Whether the pipeline computes gradients of inputs and of weights
+            separately.
+        mesh, data, trainer: Components that have these numbers as arguments. Problems name them.
     """
 
     sizes: dict[str, int]
@@ -35,29 +36,29 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        """Ranks that parameters are sharded over."""
+        """Number of ranks that parameters are sharded over."""
         return self.sizes["dp_shard"] * self.sizes["cp"]
 
     @property
     def copies(self) -> int:
-        """Ranks that hold the same layers, whole or in shards."""
+        """Number of ranks that hold the same layers, whole or in shards."""
         return self.sizes["dp_replicate"] * self.shards
 
 
 class Reporting(Protocol):
-    """A component that knows why a model cannot run by a plan."""
+    """A component that finds reasons why a model cannot run by a plan."""
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return everything for which `model` cannot run so."""
+        """Return all reasons why `model` cannot run by this plan."""
         ...
 
 
 @runtime_checkable
 class Policy(Reporting, Protocol):
-    """One way in which a model is spread, stored or computed.
+    """One way to distribute, store or compute a model.
 
-    A policy may say `may_change_on_resume = True` where a resumed run may have another one, and
-    name in `axes` the axes of the mesh that its problems follow from.
+    A policy may declare `may_change_on_resume = True` if a resumed run may have a different policy.
+    It may name in `axes` the axes of the mesh that cause its problems.
     """
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:

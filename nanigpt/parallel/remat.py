@@ -1,13 +1,15 @@
-"""Activation recomputation: what a layer's backward pass computes again instead of keeping.
+"""Activation recomputation: the backward pass computes activations again instead of keeping them.
 
-Which mode a layer has, the layer says (`activation_checkpointing`, tag ActivationCheckpointing);
-what modes do is said here, for all models:
+Each layer declares its mode (`activation_checkpointing`, tag ActivationCheckpointing). This module
+defines the modes, for all models:
 
     none       every activation is kept
-    full       the block's input is kept, and the choice of experts (Chen et al., 2016)
-    selective  what is costly to compute again is kept: attention, some of the matrix products, all
-               of experts, their choice, and what came from other ranks (Korthikanti et al., 2022)
-    budget     the compiler chooses what is kept, within a share of what it would keep by itself
+    full       the block's input and the choice of experts are kept (Chen et al., 2016)
+    selective  results that are costly to compute again are kept: attention, some matrix products,
+               all products of experts, the choice of experts, and results of communication
+               (Korthikanti et al., 2022)
+    budget     the compiler chooses activations to keep, within a share of the memory that it would
+               use by itself
 """
 
 import functools
@@ -33,7 +35,7 @@ from nanigpt.models.protocol import blocks_here, body, recomputation
 from nanigpt.parallel.plan import Plan
 from nanigpt.problems import Fix, Problem, refuse
 
-# Operators by name, since some are registered only where a package of theirs is imported.
+# Operators have names here, since some are registered only after the import of their package.
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.linear", "aten._scaled_mm", "aten._scaled_mm_v2")
 GROUPED_PRODUCTS = ("aten._grouped_mm", "aten._scaled_grouped_mm", "aten._scaled_grouped_mm_v2")
 ATTENTION = (
@@ -54,26 +56,26 @@ COMMUNICATION = (
     "_c10d_functional.all_reduce",
     *("deepep.dispatch", "deepep.combine", "hybridep.dispatch", "hybridep.combine"),
 )
-# A score that came out a bit different could send a token to another expert, and a scale a bit
-# different another float8 number; a number that the host waited for is not waited for again.
+# A slightly different score could send a token to another expert, and a slightly different scale
+# could give another float8 number. Numbers that the host waited for are kept, to wait only once.
 SMALL = ("aten.topk", "aten.max.default", "aten.amax.default", "aten._local_scalar_dense")
 
 MODULE = "nanigpt.module"
-"""What operators of a module are annotated with: its name within the block."""
+"""Key under which operators are annotated with the name of their module within the block."""
 
 
 class Recomputation:
-    """What is recomputed of layers that are `selective`, or have a `budget`.
+    """A policy of recomputation for layers with mode `selective` or `budget`.
 
     Args:
-        save_every: of the matrix products of a selective layer, in the order of its forward pass,
-            the first is kept and then every so many-th: 1 keeps all, 2 every other. Those of
-            experts are all kept, and not counted.
-        recomputed: names of modules of selective layers, such as `layers[0].attention.wk`, or
-            patterns of names, such as `layers[*].feed_forward`: their products, and those of
-            modules within them, are computed again whatever `save_every` is.
-        budget: of the memory that the compiler would keep activations in by itself, the share that
-            it may take in layers with mode `budget`: 0 to 1.
+        save_every: Which matrix products of a selective layer are kept, in the order of its forward
+            pass: the first one, and then each `save_every`-th. 1 keeps all products, 2 keeps every
+            other product. Products of experts are all kept, and not counted.
+        recomputed: Names of modules of selective layers, such as `layers[0].attention.wk`, or
+            patterns of names, such as `layers[*].feed_forward`. The products of these modules, and
+            of modules within them, are computed again with any `save_every`.
+        budget: Share of activation memory, from 0 to 1, that the compiler may use in layers with
+            mode `budget`. 1 is the memory that it would use by itself.
 
     Raises:
         ValueError: `save_every` or `budget` is out of range.
@@ -91,7 +93,7 @@ class Recomputation:
         self.budget = budget
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return why layers of `model` cannot recompute what they should."""
+        """Return the reasons why layers of `model` cannot recompute activations in their modes."""
         found = []
         selective = []
         for name, block in _blocks(model):
@@ -122,15 +124,18 @@ class Recomputation:
         *,
         lasting: bool = False,
     ) -> None:
-        """Exchanges what blocks compute, in place.
+        """Replace the computation of blocks, in place.
 
         Args:
-            compile: exchanges it for compiled code, in which the compiler sees what is kept.
-            lasting: the backward pass is split into several, which all read what was kept.
+            model: The model.
+            compile: Function that compiles a model in place. The compiler sees which results are
+                kept.
+            lasting: Whether the backward pass is split into several passes, which all read the
+                kept results.
         """
-        # In compiled code torch 2.13 mistakes the meshes of DTensors for the state of random
-        # numbers, which it keeps for attention that is computed again, though it takes none. Such
-        # blocks are compiled for themselves, and that is what is run again.
+        # In compiled code, torch 2.13 mistakes the meshes of DTensors for the state of random
+        # numbers. It keeps this state for attention that is computed again, even if attention uses
+        # no random numbers. Such blocks are compiled first, and their compiled code is run again.
         outside = [
             block
             for _, block in _blocks(model)
@@ -168,15 +173,17 @@ def contexts(
 ) -> Callable[..., Any]:
     """Return the function that gives `torch.utils.checkpoint` its two contexts.
 
-    Blocks that ask alike get one object, so that one compilation serves them; caches of compiled
-    code know it by its `cache_hash`.
+    Blocks with the same arguments get the same object, so that one compilation serves them. Caches
+    of compiled code identify it by its `cache_hash`.
 
     Args:
-        again: modules whose products are computed again, by their names within the block.
-        experts: those whose products are kept and not counted.
+        lasting: Whether several backward passes read the kept results.
+        save_every: See `Recomputation`. None keeps only the choice of experts.
+        again: Names, within the block, of modules whose products are computed again.
+        experts: Names of modules whose products are kept and not counted.
     """
     if save_every is not None:
-        _kept()  # what it imports is not imported in a step
+        _kept()  # imports now, not in a step
     made: Any = functools.partial(_contexts, lasting, save_every, again, experts)
     told = f"{made.args} {torch.__version__}".encode()
     made.cache_hash = hashlib.sha256(Path(__file__).read_bytes() + told).hexdigest()
@@ -197,14 +204,14 @@ def _contexts(
 
 
 class _Lasting(dict[Any, Any]):
-    """Results that stay when they were read, instead of which upstream notes that they were."""
+    """Results that stay after a read. Upstream would replace them by a note of the read."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.setdefault(key, value)
 
 
 class _Policy:
-    """What is kept of one forward pass of a block."""
+    """The choice of results to keep in one forward pass of a block."""
 
     def __init__(self, save_every: int, again: tuple[str, ...], experts: tuple[str, ...]):
         self.save_every = save_every
@@ -219,7 +226,7 @@ class _Policy:
         if name in PRODUCTS or name in GROUPED_PRODUCTS:
             module = traceback.current_meta.get("custom", {}).get(MODULE)
             if module not in self.experts and name in PRODUCTS:
-                # Some versions of torch ask again when they recompute.
+                # Some versions of torch call the policy again when they recompute.
                 save = self.counts[context.is_recompute] % self.save_every == 0
                 self.counts[context.is_recompute] += 1
             if module in self.again:
@@ -229,14 +236,14 @@ class _Policy:
 
 @functools.cache
 def _kept() -> frozenset[str]:
-    """Operators whose results are kept."""
+    """Return the names of operators whose results are kept."""
     from torch._functorch.partitioners import get_default_op_list
 
     costly = map(str, get_default_op_list().compute_intensive_ops)
     return frozenset([*costly, *PRODUCTS, *GROUPED_PRODUCTS, *ATTENTION, *COMMUNICATION, *SMALL])
 
 
-@functools.cache  # it is asked for each operator that runs
+@functools.cache  # called for each operator that runs
 def _named(op: Any) -> tuple[str, bool]:
     """Return an operator's name without the overload, and whether its results are kept."""
     name = str(getattr(op, "overloadpacket", op))
@@ -250,7 +257,7 @@ def _goes_to_host(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _recompute(block: nn.Module, lasting: bool) -> None:
-    """Recompute all of a block, but for the choice of experts."""
+    """Make a block recompute everything except the choice of experts."""
     routed = any(isinstance(module, MixtureOfExperts) for module in block.modules())
     kept = contexts(lasting) if routed else None
     setattr(block, body(block), _recomputing(getattr(block, body(block)), kept))
@@ -259,7 +266,7 @@ def _recompute(block: nn.Module, lasting: bool) -> None:
 def _recomputing(
     compute: Callable[..., Any], context_fn: Callable[..., Any] | None
 ) -> Callable[..., Any]:
-    # Nothing in a block takes random numbers of torch's own generator.
+    # No block uses random numbers of torch's own generator.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if context_fn is not None:
         options["context_fn"] = context_fn
@@ -273,7 +280,7 @@ def _recomputing(
 
 
 def _annotate(module: nn.Module, name: str) -> None:
-    """Operators of the module are known by `name`, also to a compiler."""
+    """Annotate the operators of a module with `name`, also for a compiler."""
     forward = module.forward
 
     def annotated(*args: Any, **kwargs: Any) -> Any:
@@ -292,7 +299,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _products(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return names and modules that multiply by weights of their own."""
+    """Return names and modules that multiply by their own weights."""
 
     def multiplies(module: nn.Module) -> bool:
         own = [p for p in module._parameters.values() if p is not None]
@@ -307,7 +314,7 @@ def _in(name: str, outer: str) -> bool:
 
 
 def _within(pattern: str, name: str) -> bool:
-    """Whether the pattern is of `name`, or of a module that it is in."""
+    """Return whether the pattern matches `name`, or a module that contains it."""
     wanted = pattern.removeprefix("model.").replace("[", ".").replace("]", "").split(".")
     parts = name.split(".")
     return len(parts) >= len(wanted) and all(map(fnmatchcase, parts, wanted))

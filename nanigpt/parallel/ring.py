@@ -1,7 +1,7 @@
 """Ring attention: keys and values go from rank to rank while queries stay (Liu et al., 2023).
 
-The order of steps, which halves of a rank's positions see which, and the merging of partial results
-are PyTorch's; so is the kernel.
+PyTorch defines the order of steps, the halves of positions that see each other, the merging of
+partial results, and the kernel.
 
 Shapes: B batch, L a rank's positions, H query heads, G KV heads, K head_dim.
 """
@@ -33,7 +33,7 @@ class _Ring(torch.autograd.Function):
         kernel = _aten("_scaled_dot_product_flash_attention" + ("_for_cpu" if cpu else ""))
 
         def attend(q: Any, k: Any, v: Any, is_causal: bool) -> Any:
-            # Heads are repeated here, so that the ring carries each only once.
+            # Heads are repeated here, so that the ring sends each head only once.
             k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
             return kernel(q, k, v, is_causal=is_causal)
 
@@ -41,8 +41,9 @@ class _Ring(torch.autograd.Function):
         out, logsumexp, *rest = upstream._templated_ring_attention(
             group, 2, operator, q, k, v, is_causal=True
         )
-        # The CUDA kernel's cumulative lengths (None where no sequence is ragged), maxima, and the
-        # two halves of its random state, which without dropout nothing depends on.
+        # These are the cumulative lengths of the CUDA kernel (None without ragged sequences), the
+        # maxima, and the two halves of its random state. Without dropout, nothing depends on the
+        # random state.
         ctx.of_kernel = None if cpu else rest[:6]
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.group, ctx.groups, ctx.cpu = group, groups, cpu

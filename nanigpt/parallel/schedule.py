@@ -1,7 +1,7 @@
-"""Pipeline schedules before they run: each rank's stages, the order of its work, and its time.
+"""Pipeline schedules before a run: the stages of each rank, the order and times of its work.
 
-The orders are those that `torch.distributed.pipelining` executes, or come from a file. Nothing here
-needs a process group.
+The orders are the orders that `torch.distributed.pipelining` executes, or come from a file. Nothing
+here needs a process group.
 """
 
 import math
@@ -31,8 +31,8 @@ _IN_ROUNDS = ("Interleaved1F1B", "InterleavedZeroBubble")
 
 Kind = Literal["F", "B", "I", "W"]
 
-# A backward pass computes two products where the forward pass computes one: the gradients of inputs
-# and those of weights (Narayanan et al., 2021, 2.2; split in halves by Qi et al., 2023).
+# For each product of the forward pass, the backward pass computes two: the gradients of inputs and
+# of weights (Narayanan et al., 2021, 2.2). Qi et al., 2023, split it into these halves.
 _TIMES: dict[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 _UNIT = "a forward pass of one microbatch through a rank's stages"
@@ -41,12 +41,15 @@ _UNIT_OF_COSTS = "that of the stage costs"
 
 @dataclass(frozen=True)
 class Timetable:
-    """Who computes what, and in which order.
+    """The work of each rank, in order.
 
     Attributes:
-        schedule: one of `SCHEDULES`, or `CSV`.
-        placement: the stages of each rank, ascending.
-        orders: the actions of each rank, PyTorch's `_Action`s without waits.
+        schedule: One of `SCHEDULES`, or `CSV`.
+        ranks: Number of ranks.
+        stages_per_rank: Number of stages of each rank.
+        microbatches: Number of microbatches.
+        placement: The stages of each rank, ascending.
+        orders: The actions of each rank, as PyTorch's `_Action`s without waits.
     """
 
     schedule: str
@@ -64,9 +67,10 @@ class Slot:
     Actions that run at once have slots of the same time.
 
     Attributes:
-        kind: `F` forward, `B` full backward; `I` and `W` are its parts: the gradients of inputs and
-            those of weights.
-        start, end: in the unit of the timeline.
+        rank, stage, microbatch: Numbers from 0.
+        kind: `F` for forward, `B` for full backward. `I` and `W` are parts of `B`: the gradients of
+            inputs and of weights.
+        start, end: Times in the unit of the timeline.
     """
 
     rank: int
@@ -82,9 +86,10 @@ class Timeline:
     """A timetable with the time of each action.
 
     Attributes:
-        slots: by rank and start.
-        length: from the first start to the last end.
-        unit: what times count, in words.
+        timetable: The work of each rank, in order.
+        slots: All work, sorted by rank and start.
+        length: Time from the first start to the last end.
+        unit: Unit of the times, in words.
     """
 
     timetable: Timetable
@@ -94,7 +99,7 @@ class Timeline:
 
     @property
     def idle(self) -> list[float]:
-        """The fraction of the length for which each rank does nothing."""
+        """The idle fraction of each rank's time."""
         spans = {(slot.rank, slot.start, slot.end) for slot in self.slots}
         busy = [0.0] * self.timetable.ranks
         for rank, start, end in sorted(spans):
@@ -103,7 +108,7 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """The idle fraction of all ranks' time."""
+        """The idle fraction of the time of all ranks together."""
         return sum(self.idle) / self.timetable.ranks
 
 
@@ -116,8 +121,8 @@ def default_stages_per_rank(schedule: str) -> int:
 def stage_placement(schedule: str, ranks: int, stages_per_rank: int) -> list[list[int]]:
     """Return the stages of each rank, ascending.
 
-    Rank r has stages r, r + ranks, ...; in the V-shaped schedules r and 2 ranks - 1 - r, so that
-    the first rank has the last stage too.
+    Rank r has the stages r, r + ranks, and so on. In the V-shaped schedules it has r and
+    2 ranks - 1 - r, so that the first rank also has the last stage.
     """
     _check_stages(schedule, ranks, stages_per_rank)
     from torch.distributed.pipelining._utils import generate_rank_to_stage_mapping
@@ -138,13 +143,17 @@ def arrange(
     """Arrange the work of all ranks.
 
     Args:
-        schedule: one of `SCHEDULES`, or `CSV`.
-        stages_per_rank: by default what `default_stages_per_rank` says, or what the file has.
-        csv: with schedule `CSV`, a file in the format of `nanigpt.parallel.schedule_csv`.
+        schedule: One of `SCHEDULES`, or `CSV`.
+        ranks: Number of ranks.
+        microbatches: Number of microbatches.
+        stages_per_rank: Number of stages of each rank. The default is
+            `default_stages_per_rank(schedule)`, or the number in the file.
+        csv: With schedule `CSV`, the path of a file in the format of
+            `nanigpt.parallel.schedule_csv`.
 
     Raises:
-        ValueError: the schedule does not take these numbers, or the file is no complete order that
-            finishes.
+        ValueError: The schedule does not support these numbers, or the file is not a complete order
+            that finishes.
     """
     if schedule == "CSV":
         if csv is None:
@@ -166,19 +175,22 @@ def arrange(
 
 
 def simulate(timetable: Timetable, *, stage_costs: list[float] | None = None) -> Timeline:
-    """When everything happens if each rank works as early as its order and its inputs permit.
+    """Return the times of all work if each rank works as early as its order and inputs permit.
 
-    A forward pass waits for that of the stage before, a backward pass for that of the stage after,
-    gradients of weights for those of inputs. Actions that run at once start when all of them can
-    and last for the sum of their times. Communication takes no time.
+    A forward pass waits for the forward pass of the previous stage. A backward pass waits for the
+    backward pass of the next stage. Gradients of weights wait for gradients of inputs. Actions that
+    run at once start when all of them can start, and last for the sum of their times. Communication
+    takes no time.
 
     Args:
-        stage_costs: the time of a forward pass through each stage; a backward pass takes twice
-            that, each of its parts once. By default 1 / stages_per_rank: the unit is a forward pass
-            of one microbatch through all stages of a rank, so that schedules compare.
+        timetable: The work of each rank, in order.
+        stage_costs: Time of a forward pass through each stage. A backward pass takes twice this
+            time, and each of its parts takes it once. The default is 1 / stages_per_rank. The unit
+            is then a forward pass of one microbatch through all stages of a rank, so that schedules
+            can be compared.
 
     Raises:
-        ValueError: wrong costs, or ranks that wait for each other forever.
+        ValueError: The costs are wrong, or ranks wait for each other forever.
     """
     costs = _check_costs(timetable, stage_costs)
     ended: dict[tuple[int, str, int], float] = {}
@@ -208,13 +220,13 @@ def simulate(timetable: Timetable, *, stage_costs: list[float] | None = None) ->
 
 
 def _parts(action: "Action") -> list[tuple[int, Kind, int]]:
-    """Stage, kind and microbatch of an action, or of each that it does at once."""
+    """Return stage, kind and microbatch of an action, or of each of its simultaneous actions."""
     parts: Any = action.sub_actions or (action,)
     return [(p.stage_index, p.computation_type.value, p.microbatch_index) for p in parts]
 
 
 def _result(kind: Kind) -> str:
-    """Return the result that others wait for; a full backward pass includes input gradients."""
+    """Return the result that others wait for. A full backward pass includes input gradients."""
     return "I" if kind == "B" else kind
 
 
@@ -239,7 +251,7 @@ def _orders(schedule: str, ranks: int, microbatches: int, stages: int) -> "list[
 def _orders_1f1b(ranks: int, microbatches: int) -> "list[list[Action]]":
     """Return the order that `Schedule1F1B` executes.
 
-    The order that it tells of itself begins with microbatch 1 on the last rank (torch 2.13).
+    The order that PyTorch reports for it begins with microbatch 1 on the last rank (torch 2.13).
     """
     from torch.distributed.pipelining.schedules import _Action, _ComputationType
 
@@ -366,7 +378,7 @@ def _check_stages(schedule: str, ranks: int, stages_per_rank: int) -> None:
 
 
 def _check_microbatches(schedule: str, ranks: int, microbatches: int) -> None:
-    """PyTorch's own rules, which it tells only where there are processes."""
+    """Check the rules of PyTorch, which PyTorch itself checks only in a process group."""
     _check_counts(ranks, microbatches)
     fewest = {"1F1B": ranks, "DualPipeV": 2 * ranks}.get(schedule, 1)
     if microbatches < fewest:

@@ -1,9 +1,9 @@
 """Orders of pipeline work from a file.
 
-The format is PyTorch's compute-only CSV: one row for each rank, in each cell an action, or nothing
-where the rank waits. `0F3` is the forward pass of stage 0 on microbatch 3; `B` is a backward pass,
-which `I` (gradients of inputs) and `W` (gradients of weights) may do in two parts.
-`(0F4;7B0)OVERLAP_F_B` is two actions at once.
+The format is PyTorch's compute-only CSV. It has one row for each rank. Each cell has an action, or
+nothing where the rank waits. `0F3` is the forward pass of stage 0 on microbatch 3. `B` is a
+backward pass. `I` (gradients of inputs) and `W` (gradients of weights) may replace it in two parts.
+`(0F4;7B0)OVERLAP_F_B` runs two actions at once.
 """
 
 import csv
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def read_csv(path: str | PathLike[str]) -> "list[list[Action]]":
-    """Read the actions of each rank in their order, without the waits.
+    """Read the actions of each rank, in order and without the waits.
 
     Raises:
-        ValueError: the file cannot be read, or a cell is no action.
+        ValueError: The file cannot be read, or a cell is not an action.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -41,9 +41,9 @@ def _action(cell: str, where: str) -> "Action":
     text = "".join(cell.split())
     try:
         action = _Action.from_str(text)
-        # The parser takes what begins like an action, whatever follows.
+        # The parser accepts any text that begins with an action.
         valid = str(action) == text
-    except (RuntimeError, ValueError):  # the latter: a number of thousands of digits
+    except (RuntimeError, ValueError):  # ValueError: a number with thousands of digits
         valid = False
     if valid and action.sub_actions:
         valid = action.computation_type.value == "OVERLAP_F_B"

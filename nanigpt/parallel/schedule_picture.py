@@ -1,4 +1,4 @@
-"""Pictures of a pipeline's timeline: as text for a terminal, as SVG for everything else."""
+"""Pictures of a pipeline's timeline: text for a terminal, and SVG for other uses."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _KINDS = {
     "W": "gradients of weights",
 }
 
-# Of the first stage of a rank and of its last; those between are mixed of both.
+# Colours of the first and the last stage of a rank. Stages between have a mixture of both.
 _SHADES = {
     "F": ((47, 111, 191), (184, 212, 243)),
     "B": ((214, 96, 40), (248, 200, 172)),
@@ -26,7 +26,7 @@ _SHADES = {
 }
 _WHITE, _BLACK = (255, 255, 255), (20, 24, 32)
 
-_MOST_BOXES = 100_000  # beside each other
+_MOST_BOXES = 100_000  # in a row
 _NARROWEST = 40  # characters
 _GAP = " ⋯ "
 
@@ -66,16 +66,17 @@ def summary(timeline: Timeline) -> str:
 def to_text(timeline: Timeline, *, width: int = 100, color: bool = False) -> str:
     """Draw the timeline as text, with a row for each rank and time to the right.
 
-    A box has the letter of its kind and the number of its microbatch. Where it does not fit so,
-    the shortest box has one character; where that does not fit either, the middle is left out. A
-    remark then tells the width that shows all.
+    A box has the letter of its kind and the number of its microbatch. If the picture is too wide,
+    the shortest box has one character. If it is still too wide, the middle is left out. A remark
+    then gives the width that shows everything.
 
     Args:
-        width: of the longest row, in characters.
-        color: mark kinds and stages by background colours, for terminals of 24 bits.
+        timeline: The timeline.
+        width: Largest width of a row, in characters.
+        color: Mark kinds and stages by background colours, for terminals with 24-bit colours.
 
     Raises:
-        ValueError: a width below 40.
+        ValueError: The width is below 40.
     """
     if width < _NARROWEST:
         raise ValueError(f"width={width}: expected at least {_NARROWEST} characters")
@@ -123,7 +124,7 @@ def _row(
             local, stages = _local(slot, timeline)
             colors = _colors(slot.kind, local, stages) if color else None
             letter, number = slot.kind if local == 0 else slot.kind.lower(), str(slot.microbatch)
-            # Colours tell the kind as letters do.
+            # Colours show the kind too, so the number is more important than the letter.
             alone = [number, letter] if color else [letter, number]
             texts = [f"+{letter}{number}"] * (i > 0) + [f"{letter}{number}", *alone, ""]
             text = next(text for text in texts if len(text) <= end - first)
@@ -155,17 +156,18 @@ def _legend_text(timeline: Timeline, *, color: bool, joined: bool) -> Iterator[s
 def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True) -> str:
     """Draw the timeline as a single SVG that follows the system's light or dark theme.
 
-    A row for each rank; boxes have the colour of their kind, paler for later stages of the rank,
-    and the number of their microbatch, and tell the rest on hover. Boxes that share a row's height
-    run at once. What is grey is idle.
+    Each rank has a row. Boxes have the colour of their kind, which is paler for later stages of the
+    rank, and the number of their microbatch. They show further details on hover. Boxes that share
+    a row's height run at once. Grey parts are idle.
 
     Args:
-        width: of the picture in pixels; by default its natural width. Numbers for which there is
-            no room are left out.
-        heading: whether the summary stands above.
+        timeline: The timeline.
+        width: Width of the picture in pixels. The default is its natural width. Numbers without
+            enough room are left out.
+        heading: Whether the summary is above the picture.
 
     Raises:
-        ValueError: a width that leaves too little room.
+        ValueError: The width leaves too little room.
     """
     timetable, left = timeline.timetable, _left(timeline)
     narrowest = math.ceil(left + _SHORTEST_AXIS / 2 + _IDLE + _MARGIN)
@@ -220,7 +222,7 @@ def natural_width(timeline: Timeline) -> int:
 
 
 def _left(timeline: Timeline) -> float:
-    """Where the axis begins."""
+    """Return the x position at which the axis begins."""
     columns = max(len("stages"), *(len(_stages(s)) for s in timeline.timetable.placement))
     return _MARGIN + _RANK + columns * _CHARACTER + _MARGIN
 
@@ -232,11 +234,11 @@ def _stages(stages: list[int]) -> str:
 def _box(
     block: list[Slot], timeline: Timeline, left: float, y: float, scale: float
 ) -> Iterator[str]:
-    """Slots of one time, one below the other."""
+    """Yield the boxes of slots of the same time, one below the other."""
     height = _BOX / len(block)
     x, span = left + block[0].start * scale, (block[0].end - block[0].start) * scale
     gap = min(1.0, span / 4)
-    # All numbers of boxes of one size or none.
+    # Boxes of the same size either all have numbers, or none has.
     readable = _digits(timeline) * _CHARACTER + 1 < span
     for i, slot in enumerate(block):
         fill, ink = map(_hex, _colors(slot.kind, *_local(slot, timeline)))
@@ -320,13 +322,13 @@ def _used(timeline: Timeline) -> dict[str, str]:
 
 
 def _local(slot: Slot, timeline: Timeline) -> tuple[int, int]:
-    """Which of its rank's stages a slot is of, and how many those are."""
+    """Return the index of a slot's stage among its rank's stages, and their number."""
     stages = timeline.timetable.placement[slot.rank]
     return stages.index(slot.stage), len(stages)
 
 
 def _colors(kind: str, local: int, stages: int) -> _Colors:
-    """Of a box and of what is written on it."""
+    """Return the colours of a box and of the text on it."""
     part = local / max(stages - 1, 1)
     r, g, b = (round(x + (y - x) * part) for x, y in zip(*_SHADES[kind], strict=True))
     luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b

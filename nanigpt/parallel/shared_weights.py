@@ -1,4 +1,4 @@
-"""Weights that several layers share, and what cannot be done with them."""
+"""Problems of weights that several layers share."""
 
 from torch import nn
 
@@ -8,9 +8,9 @@ from nanigpt.problems import Fix, Problem
 
 
 def shared_weight_problems(model: nn.Module, plan: Plan) -> list[Problem]:
-    """Return why weights that several modules share cannot be sharded or pipelined.
+    """Return the reasons why weights that modules share cannot be sharded or pipelined.
 
-    A head that is tied to the embedding is no layer: `Decoder` and the pipeline know it.
+    A head that is tied to the embedding is not a layer. `Decoder` and the pipeline support it.
     """
     found = []
     if plan.copies > 1:
@@ -49,7 +49,7 @@ def _shared_within(layers: list[list[nn.Module]], plan: Plan) -> list[Problem]:
     )
     for (layer,) in layers:
         places = [p for m in layer.modules() for p in m._parameters.values() if p is not None]
-        # One module in two places is one module here, and has two names.
+        # A module in two places appears once in `modules()`, but has two names.
         names = [p for _, p in layer.named_parameters(remove_duplicate=False)]
         if len(places) > len(set(places)) or len(names) > len(set(names)):
             return [Problem("", ..., expected, Fix(plan.mesh, "pp", 1), layer)]

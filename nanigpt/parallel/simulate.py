@@ -1,4 +1,4 @@
-"""One rank of a world that is not there: what it would hold, found on a CPU without memory."""
+"""The shards of one rank of a simulated world, found on a CPU without memory for weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,12 +15,13 @@ from nanigpt.parallel.world import World
 
 @dataclass(frozen=True)
 class Shard:
-    """What a rank has of a parameter.
+    """A rank's part of a parameter.
 
     Attributes:
-        shape: of the whole parameter.
-        local: of the rank's part.
-        split: the axes of the mesh that it is split along, and its dims.
+        name: Name of the parameter.
+        shape: Shape of the whole parameter.
+        local: Shape of the rank's part.
+        split: Axes of the mesh along which the parameter is split, and the dims of the parameter.
     """
 
     name: str
@@ -32,12 +33,12 @@ class Shard:
 def shards(
     parallelizer: Parallelizer, model: Decoder, *, ranks: int, rank: int, local_batch: int
 ) -> list[Shard]:
-    """Shards `model`, in place and on meta, as rank `rank` of `ranks` does.
+    """Shard `model`, in place and on meta, as rank `rank` of `ranks` does; return its shards.
 
     Raises:
-        UsageError: the mesh cannot have so many ranks.
+        UsageError: The mesh cannot have this number of ranks.
     """
-    parallelizer.tensor.asynchronous = False  # it needs GPUs, and moves no shard
+    parallelizer.tensor.asynchronous = False  # needs GPUs, and changes no shard
     with fake_world(ranks=ranks, rank=rank) as world:
         layout = parallelizer.mesh.layout(world)
         parallel = parallelizer.parallelize(model, layout, local_batch=local_batch)

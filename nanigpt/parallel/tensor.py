@@ -1,7 +1,7 @@
 """Tensor and sequence parallelism: matrices split over the mesh axis `tp`.
 
-Between modules activations are plain tensors; inside a module that is split they are DTensors. Each
-module says itself how it is split (`tensor_plan.py`); `tensor_styles.py` does it.
+Between modules, activations are plain tensors. Inside a split module, they are DTensors. Each
+module declares how it is split (`tensor_plan.py`), and `tensor_styles.py` splits it.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from nanigpt.problems import Fix, Problem, refuse
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-# The argument of a module, and the dim of its weight, of which a rank has a part, by style.
+# For each style: the split argument of a module, and the split dim of its weight.
 _SPLIT_SIZE = {
     "column": ("out_dim", 0),
     "row": ("in_dim", 1),
@@ -35,17 +35,17 @@ _SPLIT_SIZE = {
 
 
 class TensorParallel:
-    """Splits matrices over the mesh axis `tp`.
+    """A policy that splits matrices over the mesh axis `tp`.
 
     Args:
-        sequence_parallel: give each rank a part of the sequence between the matrices, so that norms
-            and residuals are not computed, nor kept, `tp` times. While sampling, where sequences
-            are short and of any length, every rank has them whole, and all logits.
-        loss_parallel: compute the loss on the parts of the logits, which nobody gathers.
+        sequence_parallel: Give each rank a part of the sequence between the matrices, so that norms
+            and residuals are neither computed nor kept `tp` times. In sampling, sequences are short
+            and have any length. There every rank has whole sequences and all logits.
+        loss_parallel: Compute the loss on the parts of the logits, without gathering them.
             `LinearCrossEntropy` never gathers them.
-        asynchronous: overlap matrix products with the communication before and after them, piece by
-            piece, where GPUs of a node see each other's memory. Inductor rewrites the two into one,
-            so it must compile the blocks.
+        asynchronous: Overlap matrix products with the communication before and after them, piece by
+            piece, where GPUs of a node can access each other's memory. Inductor fuses products and
+            communication, so it must compile the blocks.
     """
 
     axes = ("tp",)
@@ -71,7 +71,7 @@ class TensorParallel:
         self._splitting = False
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
-        """Return what the ranks of `tp` cannot divide, and modules that do not say how."""
+        """Return sizes that the ranks of `tp` cannot divide, and modules without a plan."""
         n = plan.sizes["tp"]
         if n == 1:
             return []
@@ -82,7 +82,7 @@ class TensorParallel:
         found += indivisible(_split_sizes(model), n, f"tp={n}")
         found += _float8_problems(model, n)
         length = plan.sequence_length
-        # Where sequences are split twice, context parallelism reports the second split.
+        # If context parallelism splits sequences too, it checks both splits.
         if self.sequence_parallel and plan.sizes["cp"] == 1 and length is not None and length % n:
             found.append(
                 Problem("sequence_length", length, f"a multiple of tp={n}", component=plan.data)
@@ -106,9 +106,9 @@ class TensorParallel:
             splitter.split(part)
 
     def partial_gradients(self, model: nn.Module) -> list[nn.Parameter]:
-        """Return the trained parameters of which each rank of `tp` finds a part of the gradient.
+        """Return trained parameters for which each rank of `tp` computes a part of the gradient.
 
-        They are those of `pointwise` modules, which get a part of the sequence in training.
+        They belong to `pointwise` modules, which get a part of the sequence in training.
         """
         if not self.sequence_parallel:
             return []
@@ -116,7 +116,7 @@ class TensorParallel:
         return [p for module in modules for p in module.parameters() if p.requires_grad]
 
     def loss_context(self, layout: Layout) -> Any:
-        """Return a context in which a loss may be computed, and differentiated, on split logits."""
+        """Return a context that allows losses, and their gradients, on split logits."""
         if layout.sizes["tp"] == 1 or not self.loss_parallel:
             return contextlib.nullcontext()
         from torch.distributed.tensor.parallel import loss_parallel
@@ -125,7 +125,7 @@ class TensorParallel:
 
     @contextlib.contextmanager
     def splitting(self) -> Iterator[None]:
-        """Split sequences and logits without gradients too, as an evaluation wants."""
+        """Split sequences and logits without gradients too, as evaluation needs it."""
         self._splitting = True
         try:
             yield
@@ -133,7 +133,7 @@ class TensorParallel:
             self._splitting = False
 
     def parts(self, layout: Layout) -> int:
-        """Return over how many ranks a sequence is split between modules now."""
+        """Return the number of ranks that a sequence is split over between modules now."""
         return layout.sizes["tp"] if self.sequence_parallel and self._splits() else 1
 
     def _splits(self) -> bool:
@@ -154,7 +154,7 @@ Size = tuple[nn.Module, str, int]
 
 
 def indivisible(sizes: Iterable[Size], n: int, divisor: str) -> list[Problem]:
-    """Return a problem for each size that n does not divide; `divisor` says what n is."""
+    """Return a problem for each size that n does not divide. `divisor` describes n."""
     return [
         Problem(argument, size, f"a multiple of {divisor}", component=module)
         for module, argument, size in sizes
@@ -171,7 +171,7 @@ def head_counts(model: nn.Module) -> Iterator[Size]:
 
 def _split_sizes(model: nn.Module) -> Iterator[Size]:
     yield from head_counts(model)
-    # The projections of attention are divisible where its heads are.
+    # If the heads of attention are divisible, its projections are divisible, too.
     attention = [f"{n}." for n, m in model.named_modules() if hasattr(m, "heads")]
     for part in parts(model):
         if part.style in _SPLIT_SIZE and not part.name.startswith(tuple(attention)):

@@ -1,28 +1,32 @@
-"""Tensor-parallel plans: which module is split how, and which modules say nothing.
+"""Tensor-parallel plans: how each module is split, and which modules have no plan.
 
-A module says in its class attribute `tensor_parallel` how ranks of the axis `tp` share it. That is
-one of two words for a plain module, which stays whole on every rank,
+The class attribute `tensor_parallel` of a module declares how ranks of the axis `tp` share it. For
+a plain module, which stays whole on every rank, it is one of two words:
 
-    pointwise   it gets a part of the sequence; gradients of its weights are summed over `tp`
-    whole       it gets the whole sequence on every rank; gradients are equal and are not summed
+    pointwise   The module gets a part of the sequence. Gradients of its weights are summed over
+                `tp`.
+    whole       The module gets the whole sequence on every rank. Gradients are equal and not
+                summed.
 
-or a dict from children, or "" for the module itself, to styles:
+For other modules, it is a dict from names of children, or "" for the module itself, to styles:
 
-    own         the child says it itself; a child that says nothing is refused
-    positions   as own, for a child that knows positions, which is not pointwise
-    gather      the input is gathered along the sequence, once for all projections that read it
-    column      a Linear of which each rank computes some outputs
-    row         a Linear of which each rank reads some inputs; sums go back to the sequence's shards
-    replicated  every rank computes the same
-    shared      every rank computes the same, and its heads read it: gradients are summed
-    each_head   the rank's heads with weights that every rank has: gradients are summed
-    heads       each rank has the weights of its heads
-    sequence    the sequence's shards with weights that every rank has: gradients are summed
-    vocabulary  an Embedding of which each rank has some rows
-    tokens      as sequence, for a router, whose results are plain tensors of the rank's tokens
-    experts     inputs are gathered along the sequence, and sums go back to its shards;
-                `nanigpt.parallel.expert` divides the weights
-    logits      a head of which each rank has some outputs, which stay apart for the loss
+    own         The child has its own plan. A child without a plan is refused.
+    positions   As own, for a child that knows positions and so is not pointwise.
+    gather      The input is gathered along the sequence, once for all projections that read it.
+    column      Each rank computes some outputs of a Linear.
+    row         Each rank reads some inputs of a Linear. Sums go back to the sequence's shards.
+    replicated  Every rank computes the same.
+    shared      Every rank computes the same, and its heads read it. Gradients are summed.
+    each_head   The rank's heads are computed with weights that every rank has. Gradients are
+                summed.
+    heads       Each rank has the weights of its heads.
+    sequence    The sequence's shards are computed with weights that every rank has. Gradients are
+                summed.
+    vocabulary  Each rank has some rows of an Embedding.
+    tokens      As sequence, for a router, whose results are plain tensors for the rank's tokens.
+    experts     Inputs are gathered along the sequence, and sums go back to its shards.
+                `nanigpt.parallel.expert` divides the weights.
+    logits      Each rank computes some outputs of a head, which stay split for the loss.
 
 (Shoeybi et al., 2019; sequence parallelism: Korthikanti et al., 2022.)
 """
@@ -45,7 +49,7 @@ STYLES = (
 # A plain module can stand where activations on both sides are plain tensors.
 _BETWEEN = (None, "own", "sequence", "vocabulary", "logits")
 
-# Slot of a child for which the plan of a module has no style, though activations inside are split.
+# Slot of a child without a style in its parent's plan, while activations inside are split.
 _INSIDE = "inside"
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
@@ -53,12 +57,13 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 
 @dataclass(frozen=True)
 class Part:
-    """A module, and how ranks share it.
+    """A module, with the style by which ranks share it.
 
     Attributes:
-        name: name of the module in the model.
-        style: one of `STYLES`, or `pointwise` or `whole`.
-        slot: the style that the parent names for the module, or None.
+        name: Name of the module in the model.
+        module: The module.
+        style: One of `STYLES`, or `pointwise` or `whole`.
+        slot: Style that the parent names for the module, or None.
     """
 
     name: str
@@ -69,10 +74,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Gap:
-    """A module that cannot be shared, and what is missing.
+    """A module that ranks cannot share, with the reason.
 
     Attributes:
-        expected: end of the sentence "expected ...".
+        name: Name of the module in the model.
+        module: The module.
+        expected: End of the sentence "expected ...".
     """
 
     name: str
@@ -81,7 +88,7 @@ class Gap:
 
 
 def parts(model: nn.Module) -> list[Part]:
-    """Return every module that ranks share by a style of its own."""
+    """Return every module that has its own style, by which ranks share it."""
     return [found for found in _walk(model) if isinstance(found, Part)]
 
 
@@ -91,7 +98,7 @@ def gaps(model: nn.Module) -> list[Gap]:
 
 
 def plain_plan(module: nn.Module) -> str | None:
-    """Return `pointwise` or `whole` where the module says so."""
+    """Return `pointwise` or `whole` if the module declares one of them, otherwise None."""
     plan = declared(module, "tensor_parallel")
     return plan if isinstance(plan, str) else None
 
@@ -172,7 +179,7 @@ def _plain(name: str, module: nn.Module, plan: str, slot: str | None) -> Part | 
 
 
 def _says_nothing(module: nn.Module, slot: str | None) -> bool:
-    """Whether a module without a plan needs one: it has weights, or its caller asks for a plan."""
+    """Return whether a module without a plan needs one: it has weights, or its slot is `own`."""
     if isinstance(module, _CONTAINERS):
         return False
     return slot == "own" or next(module.parameters(), None) is not None

@@ -1,4 +1,4 @@
-"""How one module is split over ranks of tensor parallelism, by its style.
+"""Splitting of one module over ranks of tensor parallelism, by its style.
 
 Shapes: B batch, L sequence, D dim; heads are dim 2 of x_BLHK.
 """
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 Function = Callable[[Any], Any]
 
 Style = tuple[Any, Function | None, Function | None]
-"""The placement of weights, what is done to the input, and what is done to the output."""
+"""The placement of weights, a function of the input, and a function of the output."""
 
 
 class Splitter:
-    """Splits modules, one by one, over the ranks of a mesh of one axis.
+    """A splitter of modules, one by one, over the ranks of a mesh of one axis.
 
     Args:
-        places: all places of the model's parameters.
-        splits_sequence: says whether each rank has a part of the sequence between modules now.
-        splits_logits: says whether logits stay apart on their ranks now.
+        mesh: The mesh.
+        places: All places of the model's parameters.
+        splits_sequence: Function that returns whether each rank now has a part of the sequence
+            between modules.
+        splits_logits: Function that returns whether logits now stay split over ranks.
     """
 
     def __init__(
@@ -45,19 +47,19 @@ class Splitter:
         self.splits_logits = splits_logits
 
     def split(self, part: Part) -> None:
-        """Split one module in place: its parameters, and hooks around its forward pass."""
+        """Split one module in place: split its parameters, and add hooks to its forward pass."""
         if part.style in ("pointwise", "whole"):
             self._keep_whole(part)
             return
         weight, before, after = self._style(part.style)
         if part.style == "tokens":
-            setattr(part.module, "local", _local)  # noqa: B010, of a router
+            setattr(part.module, "local", _local)  # noqa: B010, for a router
         if weight is not None:
             self._distribute(part.module, weight)
         _add_hooks(part.module, before, after, every_input=part.style == "experts")
 
     def _style(self, style: str) -> Style:
-        """Return the placement of weights, what is done to the input, and to the output."""
+        """Return the placement of weights, and the functions of the input and of the output."""
         from torch.distributed.tensor import Partial, Replicate, Shard
 
         table: dict[str, Style] = {
@@ -72,7 +74,7 @@ class Splitter:
             "tokens": (Replicate(), lambda x: self._wrap(x, self._between()), None),
             "vocabulary": (Shard(0), lambda x: self._wrap(x, Replicate()), self._to_between),
             "logits": (Shard(0), self._gathered, self._kept_apart),
-            # Each rank has a part of every expert's features, and so finds a part of gradients.
+            # Each rank has a part of every expert's features, and so computes a part of gradients.
             "experts": (
                 None,
                 lambda x: self._gathered(x).to_local(grad_placements=[Partial()]),
@@ -82,11 +84,11 @@ class Splitter:
         return table[style]
 
     def _keep_whole(self, part: Part) -> None:
-        """Bring a plain module the sequence that it asks for; its weights stay as they are."""
-        if not part.name:  # the whole model, whose batches are whole on every rank
+        """Give a plain module the sequence that it asks for. Its weights do not change."""
+        if not part.name:  # the whole model; its batches are whole on every rank
             return
 
-        # Tokens come whole, and logits go whole.
+        # Tokens come in whole, and logits go out whole.
         comes_split = part.slot != "vocabulary"
         goes_split = part.slot != "logits"
         before: Function | None
@@ -100,17 +102,17 @@ class Splitter:
         _add_hooks(part.module, before, after)
 
     def _where_split(self, function: Function) -> Function:
-        """Return a function that leaves its argument as it is where sequences are not split."""
+        """Return a function that does not change its argument if sequences are not split."""
         return lambda x: function(x) if self.splits_sequence() else x
 
     def _whole(self, x: torch.Tensor) -> torch.Tensor:
-        """Gather the sequence; every rank finds the same gradient, and keeps its part of it."""
+        """Gather the sequence. Every rank computes the same gradient, and keeps its part of it."""
         from torch.distributed.tensor import Replicate, Shard
 
         return self._wrap(x, Shard(1)).redistribute(self.mesh, [Replicate()]).to_local()
 
     def _part(self, y: torch.Tensor) -> torch.Tensor:
-        """Take this rank's part of the sequence; the parts of the gradient are gathered."""
+        """Take this rank's part of the sequence. The parts of the gradient are gathered."""
         from torch.distributed.tensor import Replicate, Shard
 
         return self._wrap(y, Replicate()).redistribute(self.mesh, [Shard(1)]).to_local()
@@ -121,7 +123,7 @@ class Splitter:
         return DTensor.from_local(x, self.mesh, [placement], run_check=False)
 
     def _between(self) -> Any:
-        """Return where activations are between modules."""
+        """Return the placement of activations between modules."""
         from torch.distributed.tensor import Replicate, Shard
 
         return Shard(1) if self.splits_sequence() else Replicate()
@@ -137,25 +139,25 @@ class Splitter:
     def _kept_apart(self, y: Any) -> Any:
         from torch.distributed.tensor import DTensor, Replicate
 
-        if self.splits_logits() or not isinstance(y, DTensor):  # a loss was made of the logits
+        if self.splits_logits() or not isinstance(y, DTensor):  # it is a loss
             return y
         return y.redistribute(self.mesh, [Replicate()]).to_local()
 
     def _distribute(self, module: nn.Module, placement: Any) -> None:
-        """Make DTensors of a module's own parameters; a bias is split where the outputs are."""
+        """Make DTensors of a module's own parameters. A bias is split if the outputs are split."""
         from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
         for parameter in list(module._parameters.values()):
             if parameter is None or isinstance(parameter, DTensor):  # split under another name
                 continue
             split = placement if parameter.ndim > 1 or placement == Shard(0) else Replicate()
-            # On meta there is nothing to scatter.
+            # On meta, there are no numbers to scatter.
             tensor = distribute_tensor(parameter, self.mesh, [split], src_data_rank=None)
             self.places.replace(parameter, tensor)
 
 
 def _local(y: Any) -> torch.Tensor:
-    return y.to_local()  # called as a method, or torch.compile does not know it
+    return y.to_local()  # a method call, since torch.compile does not support the function
 
 
 def _add_hooks(

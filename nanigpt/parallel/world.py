@@ -1,4 +1,4 @@
-"""The processes of the run, and this one among them."""
+"""The processes of the run, and the place of this process among them."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class World:
-    """Rank of this process, number of processes, and the device that it computes on."""
+    """The rank of this process, the number of processes, and the device of this process."""
 
     rank: int
     size: int
@@ -45,14 +45,14 @@ def launched_ranks() -> int:
 def start_world(device: Device = "auto") -> World:
     """Join the process group that a launcher such as torchrun describes in the environment.
 
-    Without a launcher the world is this process alone and has no process group. gloo serves CPUs,
-    NCCL serves CUDA devices.
+    Without a launcher, the world has only this process and no process group. CPUs use gloo, and
+    CUDA devices use NCCL.
 
     Args:
-        device: `cpu`, `cuda`, or `auto` for CUDA where there is some.
+        device: `cpu`, `cuda`, or `auto`, which means CUDA if it is available.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: The device is not available.
     """
     if device not in get_args(Device):
         raise UsageError(f"device={device!r}: expected one of {', '.join(get_args(Device))}")
@@ -72,18 +72,18 @@ def start_world(device: Device = "auto") -> World:
     if size == 1:
         return World(rank=0, size=1, device=here)
     if not dist.is_initialized():
-        # gloo too, for what is offloaded to the host's memory.
+        # CUDA needs gloo too, for tensors that are offloaded to the host's memory.
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         dist.init_process_group(backend, device_id=here if kind == "cuda" else None)
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=here)
 
 
 def stop_world() -> None:
-    """Leaves the process group, if this process is in one; all ranks call it together."""
+    """Leave the process group, if this process is in one. All ranks call this together."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    # A group that a model in a reference cycle still holds would outlive this call, and its threads
-    # abort the interpreter's exit now and then (2 of 6 times when tried).
+    # A model in a reference cycle may still hold a group, which would outlive this call. Its
+    # threads sometimes abort the interpreter at exit (2 of 6 times in a trial).
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

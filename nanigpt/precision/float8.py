@@ -1,4 +1,4 @@
-"""Float8 training by torchao: products in 8 bits, and weights that FSDP gathers in 8 bits.
+"""Float8 training by torchao, with products in 8 bits and weights that FSDP gathers in 8 bits.
 
 Master weights, gradients, optimizer state and checkpoints do not change, and modules keep their
 class and names. torchao is imported only if a layer has a recipe.
@@ -26,7 +26,8 @@ from nanigpt.models.moe.experts import Experts, GroupedProduct
 from nanigpt.models.parameters import Places
 from nanigpt.problems import Fix, Problem
 
-# Float8 needs NVIDIA's Ada or Hopper, the grouped product Hopper, scales of 32 numbers Blackwell.
+# Float8 needs NVIDIA's Ada or Hopper. The grouped product needs Hopper. Scales for each 32 numbers
+# need Blackwell.
 _CAPABILITY = {"mxfp8": (10, 0), "experts": (9, 0)}
 _LEAST = (8, 9)
 
@@ -36,9 +37,9 @@ class Float8:
 
     Args:
         emulate: Round to float8, but multiply in float32. This is for tests, on any device.
-        all_gather: Whether FSDP gathers weights of `tensorwise` layers in float8, which is half the
-            bytes of bfloat16, with the scale of all shards. If so, the float32 master weight is
-            cast, on one process too. Otherwise the weight in the compute dtype is cast.
+        all_gather: Whether FSDP gathers weights of `tensorwise` layers in float8, with one scale
+            for all shards. This needs half the bytes of bfloat16. If so, the float32 master weight
+            is cast, also on one process. Otherwise the weight in the compute dtype is cast.
     """
 
     def __init__(self, *, emulate: bool = False, all_gather: bool = True):
@@ -46,13 +47,13 @@ class Float8:
         self.all_gather = all_gather
 
     def device_problems(self, model: nn.Module, kind: str) -> list[Problem]:
-        """Return a problem for each recipe that a device of this kind, or this machine, lacks.
+        """Return a problem for each recipe that this kind of device, or this machine, cannot run.
 
         Args:
             model: The model.
             kind: Kind of the device: `cpu` or `cuda`.
         """
-        asked: dict[tuple[str, bool], nn.Module] = {}  # by recipe, the first layer that has it
+        asked: dict[tuple[str, bool], nn.Module] = {}  # the first layer with each recipe
         for _, layer, recipe in _layers(model):
             asked.setdefault((recipe, isinstance(layer, Experts)), layer)
         if not asked:
@@ -81,15 +82,15 @@ class Float8:
         return found
 
     def apply(self, model: nn.Module, *, shards: int = 1) -> list[Linear]:
-        """Give every layer that has a recipe its product, in place, between TP and FSDP.
+        """Set the product of every layer that has a recipe, in place, after TP and before FSDP.
 
         Args:
             model: The model.
             shards: Number of ranks that FSDP shards over.
 
         Returns:
-            The layers with weights that are gathered in float8. All ranks have equal numbers of
-            their rows.
+            The layers whose weights are gathered in float8. All ranks have equal numbers of rows of
+            each weight.
 
         Raises:
             UsageError: torchao is missing.
@@ -98,7 +99,7 @@ class Float8:
         gathered: list[Linear] = []
         places = Places(model)
         for _, layer, recipe in _layers(model):
-            if recipe not in products:  # all layers share it, and so its compilation
+            if recipe not in products:  # all layers share the product, and so its compilation
                 _require_torchao()
                 import_torchao()
                 products[recipe] = self._products(recipe)
@@ -136,15 +137,16 @@ class Float8:
 
 @contextlib.contextmanager
 def common_scales(layers: Sequence[Linear]) -> Iterator[None]:
-    """Compute the scales of all weights at once, and gather the weights with them meanwhile.
+    """Compute the scales of all weights at once, and use them when weights are gathered inside.
 
-    Weights must not change within it. Elsewhere each weight computes its scale when it is gathered.
+    Weights must not change inside of this context. Outside of it, each weight computes its scale
+    when it is gathered.
 
     Args:
         layers: The layers that `Float8.apply` returned, which are the same on all ranks.
     """
-    # A weight that is still gathered, since nothing came after it, has its scale. Shards in the
-    # host's memory are copied for each use, without the scales that are set here.
+    # A weight that is still gathered after the last use has its scale already. Shards in the host's
+    # memory are copied for each use, without the scales that are set here.
     weights: list[DTensor] = []
     for layer in layers:
         weight: torch.Tensor = layer.weight
@@ -177,7 +179,7 @@ def _set_scales(weights: list[DTensor]) -> None:
 
 
 def _shard(weight: DTensor) -> Any:
-    """Return this rank's part of a weight: torchao's wrapper, which has attributes of its own."""
+    """Return this rank's part of a weight: torchao's wrapper, which has its own attributes."""
     return weight._local_tensor
 
 
@@ -197,7 +199,7 @@ def _require_torchao() -> None:
 
 
 def _configs(recipe: str, *, emulate: bool) -> tuple[Any, Any]:
-    """Return torchao's configs of casts and of the three products."""
+    """Return the configs of torchao for casts and for the three products."""
     from torchao.float8.config import Float8LinearConfig
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
@@ -250,7 +252,7 @@ def _mxfp8(*, emulate: bool) -> Product:
 
 
 def _either(of_units: Product, of_others: Product, n: int) -> Product:
-    """Return a product that calls the first one if x has a multiple of n rows on this rank."""
+    """Return a product that calls `of_units` if x has a multiple of n rows on this rank."""
 
     def product(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -265,14 +267,14 @@ def _either(of_units: Product, of_others: Product, n: int) -> Product:
 def _with_zeros(product: Product, n: int) -> Product:
     """Return a product that appends rows of zeros to x, up to a multiple of n.
 
-    There is always at least one further row, so that no scale is computed from nothing.
+    It always appends at least one row, so that no scale is computed from zero rows.
     """
 
     def with_zeros(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         x_RD = x.reshape(-1, x.shape[-1])
-        missing = n + -x_RD.shape[0] % n  # needs no number from the device
+        missing = n + -x_RD.shape[0] % n  # does not wait for the device
         y = product(F.pad(x_RD, (0, 0, 0, missing)), weight, bias)
         return y[: x_RD.shape[0]].reshape(*x.shape[:-1], y.shape[-1])
 
