@@ -45,7 +45,7 @@ class PackedDataset:
         self.digest = ""
 
     def setup(self) -> None:
-        """Tokenize the corpus, or find the tokens of an earlier run. Later calls do nothing.
+        """Tokenize the corpus once, or find the tokens of an earlier run.
 
         Afterwards `digest` tells texts apart.
 

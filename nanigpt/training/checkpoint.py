@@ -75,7 +75,7 @@ class Checkpointer:
         """Write under a temporary name, and publish by one rename.
 
         Args:
-            optimizer: None before the first step; its state is then created anew.
+            optimizer: None before the first step; a run that resumes there creates a new optimizer.
         """
         import torch.distributed.checkpoint as dcp
 

@@ -45,7 +45,7 @@ class Session:
 
 
 def set_up_model(trainer: "Trainer", world: World) -> ParallelModel:
-    """Split the model, allocate its memory, and fill it; no rank then holds the whole model."""
+    """Split the model, then allocate and fill its memory, so that no rank holds it whole."""
     compile = trainer.parallelizer.compile
     # If the whole model is compiled, the loss is a part of it.
     compiled = None

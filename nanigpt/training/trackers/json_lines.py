@@ -30,7 +30,7 @@ class JsonLines:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Drop rows after `step` from `metrics.jsonl`, and an incomplete last row."""
+    """Keep only the whole rows of `metrics.jsonl` up to `step`."""
     if not path.exists():
         return
     kept, lines = [], path.read_text().splitlines()
