@@ -1,1 +1,1 @@
-"""From text to batches of tokens."""
+"""Datasets, from text to batches of tokens."""

@@ -14,14 +14,14 @@ class Batch:
     """Columns of samples. A subclass declares its columns as fields; a column may be None.
 
     Attributes:
-        sequence_dims: names of the columns that hold the sequence, and the dim that it is. Context
+        sequence_dims: Names of the columns that hold the sequence, and the sequence's dim. Context
             parallelism gives each rank a part of these dims; other columns stay whole.
     """
 
     sequence_dims: ClassVar[dict[str, int]] = {}
 
     def columns(self) -> dict[str, torch.Tensor]:
-        """Return the columns that are there, by name."""
+        """Return the columns that are not None, by name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: column for name, column in named if column is not None}
 
@@ -48,7 +48,7 @@ class Batch:
     def cut(self, positions_L: torch.Tensor) -> Self:
         """Return the given positions of the sequence, from every column that holds it.
 
-        A subclass that can tell its model where the positions are overrides this and adds them.
+        A subclass whose model accepts positions overrides this and adds them.
         """
         columns = self.columns()
         return self.replace(

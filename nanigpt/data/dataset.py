@@ -1,4 +1,4 @@
-"""Packed sequences of tokens, in an order that depends on the seed alone.
+"""Pack tokens into sequences, in an order that depends on the seed alone.
 
 Shapes: B batch, L sequence_length.
 """
@@ -18,14 +18,14 @@ from nanigpt.problems import refuse, require_positive
 
 
 class PackedDataset:
-    """The corpus as one stream of tokens, cut into sequences without padding.
+    """Corpus as one stream of tokens, cut into sequences without padding.
 
     Sample i of a run is a pure function of (corpus, tokenizer, sequence length, seed, i): every
-    rank can compute any sample, and the number of samples consumed is all there is to remember.
+    rank can compute any sample, and the number of samples consumed is the only state.
 
     Args:
-        mask_documents: tokens see only those of their own document, not what happens to come before
-            it in a sequence.
+        mask_documents: Whether tokens see only tokens of their own document, and not those of
+            documents before it in the sequence.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class PackedDataset:
         self.digest = ""
 
     def setup(self) -> None:
-        """Tokenizes the corpus, or finds the tokens of an earlier run; done once.
+        """Tokenize the corpus once, or find the tokens of an earlier run.
 
         Afterwards `digest` tells texts apart.
 
         Raises:
-            ComponentError: the corpus cannot be read, or has not one sequence for each split.
+            ComponentError: The corpus cannot be read, or does not fill one sequence for each split.
         """
         if self._tokens:
             return
@@ -73,11 +73,11 @@ class PackedDataset:
 
     @property
     def n_validation(self) -> int:
-        """Number of validation sequences."""
+        """Return the number of validation sequences."""
         return self.n_sequences(VALIDATION)
 
     def summary(self) -> str:
-        """Describe the training data, once it was set up."""
+        """Describe the training data after `setup`."""
         return f"{self.n_tokens(TRAIN):,} training tokens"
 
     def n_tokens(self, split: str) -> int:
@@ -86,7 +86,7 @@ class PackedDataset:
     def train_batch(self, samples: range, /, *, seed: int) -> TokenBatch:
         """Return the training samples numbered `samples`, counted from the start of the run.
 
-        Each epoch goes through all sequences in an order of its own.
+        Each epoch goes through all sequences in its own order.
         """
         size = self.n_sequences(TRAIN)
         sequences = [permute(i % size, size=size, seed=seed, epoch=i // size) for i in samples]
@@ -103,7 +103,7 @@ class PackedDataset:
         documents_BL = None
         if self.mask_documents:  # the end of one document is the beginning of the next
             documents_BL = (rows_BL[:, :-1] == self.tokenizer.end_id).cumsum(1)
-        # Copies, so that masking a label leaves the token that it was made from.
+        # These are copies, so masking a label does not change the token that it came from.
         return TokenBatch(
             tokens_BL=rows_BL[:, :-1].clone(),
             labels_BL=rows_BL[:, 1:].clone(),

@@ -1,4 +1,4 @@
-"""Batches made ahead of the steps that use them."""
+"""Read batches ahead of the steps that use them."""
 
 import collections
 import contextlib
@@ -14,18 +14,19 @@ from nanigpt.problems import refuse
 from nanigpt.tags import Unit
 
 Read = Callable[[int], list[Batch]]
-"""From the number of a step's first sample to the step's batches on this rank."""
+"""Function from the number of a step's first sample to the step's batches on this rank."""
 
 
 class Loader:
-    """Reads batches in a thread, while the steps before theirs are computed.
+    """Reader of batches in a thread, while earlier steps are computed.
 
-    Batches are functions of the numbers of their samples, so that reading ahead changes none of
-    them, and there is no state to keep: a resumed run reads on from the first sample it lacks.
+    Batches are functions of their samples' numbers, so reading ahead changes none of them, and
+    there is no state to keep: a resumed run reads on from the first sample that it lacks.
 
     Args:
-        prefetch: steps whose batches are read ahead; 0 reads them when they are used. None is 2
-            where a GPU computes, and 0 on a CPU, which the thread would take from the model.
+        prefetch: Number of steps whose batches are read ahead; 0 reads them when they are used.
+            None is 2 if a GPU computes, and 0 on a CPU, where the thread would take time from the
+            model.
     """
 
     may_change_on_resume = True
@@ -41,11 +42,11 @@ class Loader:
     ) -> Iterator[Iterator[list[Batch]]]:
         """Yield the batches of every step, in order; on exit the thread has ended.
 
-        An error of `read` is raised in the step that would have had its batches.
+        An error of `read` is raised in the step whose batches it was to return.
 
         Args:
-            samples: the number of each step's first sample.
-            device: where batches will go; for a GPU they are put into page-locked memory, from
+            samples: Number of each step's first sample.
+            device: Device of the batches; for a GPU they are put into page-locked memory, from
                 which it copies while the host goes on.
         """
         cuda = device.type == "cuda"
@@ -54,7 +55,7 @@ class Loader:
         if not prefetch:
             yield map(make, samples)
             return
-        # A new thread's GPU is the first one, on which pinning memory would set CUDA up.
+        # A new thread's GPU is the first one, and pinning memory would set CUDA up on it.
         start = functools.partial(torch.cuda.set_device, device) if cuda else None
         with ThreadPoolExecutor(1, "loader", initializer=start) as thread:
             try:

@@ -1,4 +1,4 @@
-"""What a dataset needs to have, whatever its samples are."""
+"""Define the interface of datasets, for samples of any kind."""
 
 from typing import Protocol
 
@@ -8,25 +8,25 @@ from nanigpt.data.batch import Batch
 class DataSource(Protocol):
     """Samples to train on, in an order that depends on the seed alone, and samples held out.
 
-    Any rank can compute any sample, so the number of samples consumed is all the state there is.
+    Any rank can compute any sample, so the number of samples consumed is the only state.
 
     A dataset of sequences may also have `sequence_length`, the tokens of a sample: metrics and
     FLOPs then count tokens, and otherwise samples. It may have `summary()`, a phrase to print when
-    training starts, and `mask_documents`, whether batches restrict what positions see.
+    training starts, and `mask_documents`, whether batches restrict which positions see each other.
 
     Attributes:
-        digest: text that differs between datasets of different samples, known after `setup`.
+        digest: Text that differs between datasets of different samples, known after `setup`.
     """
 
     digest: str
 
     @property
     def n_validation(self) -> int:
-        """Number of samples held out."""
+        """Return the number of samples held out."""
         ...
 
     def setup(self) -> None:
-        """Read or make what samples are made of. It is called on every rank, perhaps twice."""
+        """Read or make the data of the samples. Every rank calls it, perhaps twice."""
 
     def train_batch(self, samples: range, /, *, seed: int) -> Batch:
         """Return the training samples numbered `samples`, counted from the start of the run."""

@@ -20,12 +20,12 @@ class Tokenizer(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Return one more than the largest id."""
         ...
 
     @property
     def end_id(self) -> int:
-        """The id that ends a document."""
+        """Return the id that ends a document."""
         ...
 
     def encode(self, texts: Sequence[str], /) -> list[np.ndarray]:
@@ -108,12 +108,12 @@ class HuggingFaceTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id, including added tokens."""
+        """Return one more than the largest id, including added tokens."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
     def end_id(self) -> int:
-        """The id of `end_token`."""
+        """Return the id of `end_token`."""
         names = (self.end_token,) if self.end_token is not None else self._END_TOKENS
         for name in names:
             token = self._tokenizer.token_to_id(name)

@@ -16,20 +16,20 @@ Approximation = Literal["none", "tanh"]
 
 @runtime_checkable
 class Activation(Protocol):
-    """A function of each feature, as in a network of two matrices."""
+    """Function of each feature, for a network of two matrices."""
 
     def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
 
 
 @runtime_checkable
 class GatedActivation(Protocol):
-    """A function of two features, a gate and the one that it lets pass."""
+    """Function of two features: a gate, and the feature that it scales."""
 
     def __call__(self, gate: torch.Tensor, up: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class Elementwise(abc.ABC):
-    """Base class of functions of one feature, which can be gates, too.
+    """Base class of functions of one feature, which can also be gates.
 
     Called with one tensor it returns `function(x)`, with two `function(gate) * up` (Shazeer, 2020).
     So one class serves networks of two matrices and gated ones.
@@ -59,8 +59,8 @@ class GELU(Elementwise):
     """`x * P(X <= x)` of a standard normal X (Hendrycks and Gimpel, 2016); as a gate, GeGLU.
 
     Args:
-        approximate: `none` computes the error function; `tanh` is the approximation of the paper,
-            which GPT-2 and Gemma have.
+        approximate: `none` computes the error function; `tanh` is the paper's approximation, which
+            GPT-2 and Gemma use.
     """
 
     def __init__(self, *, approximate: Approximation = "none"):
@@ -90,10 +90,10 @@ class SwiGLU:
 
 
 class ClampedSwiGLU:
-    """`gate * sigmoid(alpha * gate) * (up + 1)`, of inputs cut at `limit` (GPT-OSS, 2025).
+    """`gate * sigmoid(alpha * gate) * (up + 1)`, with inputs clamped at `limit` (GPT-OSS, 2025).
 
     Args:
-        limit: the gate is at most that, `up` between minus that and that.
+        limit: Upper bound of the gate. `up` is clamped between minus this bound and this bound.
     """
 
     def __init__(self, *, alpha: float = 1.702, limit: float = 7.0):

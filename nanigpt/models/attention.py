@@ -23,21 +23,23 @@ from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 class Attention(SelfAttention):
     """Softmax attention in which `n_heads / n_kv_heads` query heads share a key and value head.
 
-    Multi-head attention (Vaswani et al., 2017) where the two are equal, grouped-query attention
-    (Ainslie et al., 2023) where not. Scores are scaled by `head_dim ** -0.5`; heads together may be
-    wider or narrower than the model.
+    It is multi-head attention (Vaswani et al., 2017) if the two are equal, and grouped-query
+    attention (Ainslie et al., 2023) if not. Scores are scaled by `head_dim ** -0.5`; heads together
+    may be wider or narrower than the model.
 
     Args:
-        rope: turns queries and keys by their positions; None is a layer that knows no positions.
-        q_norm: of each query head, before RoPE (Henry et al., 2020), or None.
-        k_norm: of each key head, likewise.
-        window: a query sees so many positions, its own included; None is all.
-        chunk: sequences are cut into pieces of so many positions, between which nothing is seen.
-        sink: a learned score per head that takes a share of the attention, or None.
-        temperature: scales queries by their positions, or None.
-        score_soft_cap: bound of scores, `cap * tanh(score / cap)` (Gemma 2, 2024), or None. The
-            cores `FlexAttention` and `Eager` have it, fused kernels do not.
-        core: attends from queries to keys; None is `ScaledDotProduct`, or with a cap `Eager`.
+        rope: Rotary embedding that rotates queries and keys by their positions; None makes a layer
+            without positions.
+        q_norm: Norm of each query head, before RoPE (Henry et al., 2020), or None.
+        k_norm: Norm of each key head, before RoPE, or None.
+        window: Number of positions that a query sees, including its own; None is all.
+        chunk: Number of positions in a chunk; a query sees no other chunk than its own.
+        sink: Learned score per head that takes a share of the attention, or None.
+        temperature: Scale of queries that depends on their positions, or None.
+        score_soft_cap: Bound of scores, `cap * tanh(score / cap)` (Gemma 2, 2024), or None. The
+            cores `FlexAttention` and `Eager` support it, fused kernels do not.
+        core: Function that attends from queries to keys; None is `ScaledDotProduct`, or with a cap
+            `Eager`.
     """
 
     multiplies_below = True
@@ -121,7 +123,7 @@ class Attention(SelfAttention):
         self.core = core or self._default_core()
 
     def stream_dims(self) -> dict[str, int]:
-        """Return the widths that are the residual stream's, as far as projections say them."""
+        """Return the widths that must equal the residual stream's, if projections declare them."""
         found = {"wq.in_dim": size(self.wq, "in_dim"), "wo.out_dim": size(self.wo, "out_dim")}
         return {name: n for name, n in found.items() if n is not None}
 
@@ -129,7 +131,7 @@ class Attention(SelfAttention):
         return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}
 
     def cache_elements(self) -> int:
-        """Numbers that a cache keeps of one position: its keys and values."""
+        """Return the number of elements in a cache for one position: its keys and values."""
         return 2 * self.n_kv_heads * self.head_dim
 
     def forward(
@@ -138,7 +140,7 @@ class Attention(SelfAttention):
         cache: LayerCache | None = None,
         places: Places | None = None,
     ) -> torch.Tensor:
-        # How many heads there are is left open: a rank may have a part of them.
+        # The number of heads is left open: a rank may have a part of them.
         q_BLHK = self.wq(x_BLD).unflatten(-1, (-1, self.head_dim))
         k_BSGK = self.wk(x_BLD).unflatten(-1, (-1, self.head_dim))
         v_BSGK = self.wv(x_BLD).unflatten(-1, (-1, self.head_dim))
@@ -158,7 +160,7 @@ class Attention(SelfAttention):
         core = self.core
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(k_BSGK, v_BSGK)
-            # Short and of all ranks alike, whatever the core is made for.
+            # A prompt is short, and the same on all ranks, so it needs no special core.
             core, places = self._default_core(), None
         sink_H = None if self.sink is None else self.sink()
         more = {} if self.score_soft_cap is None else {"soft_cap": self.score_soft_cap}

@@ -1,7 +1,7 @@
-"""Attention itself: from queries, keys and values to outputs, in exchangeable ways.
+"""Compute attention from queries, keys and values to outputs, in exchangeable ways.
 
-Shapes: B batch, L queries, S keys, H query heads, G KV heads, N = H / G, K head_dim, for which
-values may have another size than keys.
+Shapes: B batch, L queries, S keys, H query heads, G KV heads, N = H / G, K head_dim. Values may
+have another size than keys.
 """
 
 import contextlib
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class AttentionCore(Protocol):
-    """Attends to what `visibility` lets a query see; scores scale with 1 / sqrt(K).
+    """Function that attends to the keys that `visibility` lets a query see.
 
-    Without places, L queries are the last of S positions of one document.
+    Scores scale with 1 / sqrt(K). Without places, L queries are the last of S positions of one
+    document.
     """
 
     def __call__(
@@ -42,16 +43,16 @@ class AttentionCore(Protocol):
         """Return out_BLHK.
 
         Args:
-            keys: by default where the queries are.
-            sink_H: a score of each head that stands beside those of the keys in the softmax, and
-                has no value.
+            keys: Places of the keys; by default the places of the queries.
+            sink_H: Score of each head that stands beside the keys' scores in the softmax, and has
+                no value.
         """
         ...
 
 
 @runtime_checkable
 class PreparingCore(AttentionCore, Protocol):
-    """A core that needs something of places and visibility, which layers that see alike share."""
+    """Core that prepares data from places and visibility. Layers of equal visibility share them."""
 
     def prepare(
         self,
@@ -65,16 +66,16 @@ class PreparingCore(AttentionCore, Protocol):
         """Return places with the core's data in `prepared`, computed once for a forward pass.
 
         Args:
-            places: of B rows of L queries, which are the keys too; None is 0 to L.
+            places: Places of B rows of L queries, which are also the keys; None is 0 to L.
         """
         ...
 
 
 class Eager:
-    """Scores written out, in float32: what the other cores are compared with.
+    """Attention that computes all scores, in float32. Tests compare the other cores with it.
 
     Attributes:
-        caps_scores: it takes the argument `soft_cap`, a bound of scores.
+        caps_scores: Whether the core takes the argument `soft_cap`, a bound of scores.
     """
 
     caps_scores = True
@@ -111,12 +112,13 @@ Kernel = Literal["cudnn", "flash", "efficient", "math"]
 
 
 class ScaledDotProduct:
-    """PyTorch's fused kernels; what is not plainly causal gives them a mask of all pairs.
+    """PyTorch's fused kernels. If visibility is not plainly causal, they get a mask of all pairs.
 
     Args:
-        kernels: those that may be taken, the first that can do it. None allows all in the order
-            that is best on the device: PyTorch's own, which begins with `flash`, but on Hopper
-            GPUs `cudnn` first, except for single queries. On a CPU the order is fixed.
+        kernels: Kernels to choose from; the first that supports the inputs is used. None allows
+            all, in the best order for the device: PyTorch's own order, which begins with `flash`,
+            but on Hopper GPUs `cudnn` first, except for single queries. On a CPU the order is
+            fixed.
     """
 
     def __init__(self, *, kernels: Sequence[Kernel] | None = None):
@@ -147,12 +149,12 @@ class ScaledDotProduct:
         elif plain and length > 1 and cuda:
             from torch.nn.attention.bias import causal_lower_right  # imports dynamo
 
-            mask = causal_lower_right(length, size)  # tells the kernel, and holds no mask
+            mask = causal_lower_right(length, size)  # describes the mask, and holds none
         elif not (plain and length == 1):  # a single query, the last, sees all keys
             mask = _mask(q_BLHK, k_BSGK, queries, keys, visibility).unsqueeze(1)  # [B, 1, L, S]
         grouped = q_BLHK.shape[2] != k_BSGK.shape[2]
         if grouped and mask is not None and cuda:
-            # With a mask, the kernels that do not hold all scores know no grouped queries.
+            # With a mask, kernels that do not hold all scores do not support grouped queries.
             groups = q_BLHK.shape[2] // k_BSGK.shape[2]
             k_BSGK, v_BSGK = (x.repeat_interleave(groups, 2) for x in (k_BSGK, v_BSGK))
             grouped = False
@@ -172,7 +174,7 @@ class ScaledDotProduct:
         return out_BHLK.transpose(1, 2)[..., :value_dim]
 
     def _kernels(self, device: torch.device, length: int) -> Any:
-        # Of cuDNN, each new number of keys is prepared for anew, which sampling has for each token.
+        # cuDNN prepares anew for each new number of keys, which changes with each sampled token.
         on_hopper = length > 1 and is_hopper(device)
         kernels = self.kernels or (_ON_HOPPER if on_hopper else None)
         if kernels is None:
@@ -188,25 +190,25 @@ class ScaledDotProduct:
         return sdpa_kernel([backends[kernel] for kernel in kernels], set_priority=True)
 
 
-# There cuDNN's kernels are reported 1.7 to 2.3 times as fast as `flash` in training, and slower on
-# the generations before and after (huggingface/transformers pull request 48163, 2026).
+# On Hopper, cuDNN's kernels are reported 1.7 to 2.3 times as fast as `flash` in training, and
+# slower on the generations before and after (huggingface/transformers pull request 48163, 2026).
 _ON_HOPPER: tuple[Kernel, ...] = ("cudnn", "flash", "efficient", "math")
 
 
 def is_hopper(device: torch.device) -> bool:
-    """Whether it is a GPU of compute capability 9 (H100, H200, GH200)."""
+    """Return whether the device is a GPU of compute capability 9 (H100, H200, GH200)."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_properties(device).major == 9
 
 
 class FlexAttention:
-    """FlexAttention (Dong et al., 2024): blocks of pairs that nobody sees are never computed.
+    """FlexAttention (Dong et al., 2024). It never computes blocks of pairs that no query sees.
 
     On a CPU it has no backward pass (torch 2.13).
 
     Attributes:
-        caps_scores: it takes the argument `soft_cap`, a bound of scores.
+        caps_scores: Whether the core takes the argument `soft_cap`, a bound of scores.
     """
 
     caps_scores = True
@@ -254,7 +256,8 @@ class FlexAttention:
             )
         attend = flex_attention
         if q_BLHK.device.type == "cuda" and not torch.compiler.is_compiling():
-            # Uncompiled, all pairs of scores are held; whole, recomputation can keep its result.
+            # Uncompiled, it holds all pairs of scores; as one operator, recomputation can keep its
+            # result.
             attend = _compiled(flex_attention, whole=True)
         out_BHLK, aux = attend(
             q_BLHK.transpose(1, 2),
@@ -266,14 +269,14 @@ class FlexAttention:
             return_aux=AuxRequest(lse=sink_H is not None),
         )
         if sink_H is not None:
-            # Of the softmax's sum, the part that is not the sink's.
+            # Scale by the share of the softmax's sum that is not the sink's.
             lse_BHL: Any = aux.lse
             kept_BHL = torch.sigmoid(lse_BHL - sink_H.float()[:, None])
             out_BHLK = (out_BHLK * kept_BHL.unsqueeze(-1)).to(out_BHLK.dtype)
         return out_BHLK.transpose(1, 2)
 
 
-@functools.cache  # so that one compilation serves all layers
+@functools.cache  # one compilation serves all layers
 def _capping(cap: float) -> Callable:
     def cap_score(score: torch.Tensor, *where: torch.Tensor) -> torch.Tensor:
         return capped(score, cap)
@@ -283,7 +286,7 @@ def _capping(cap: float) -> Callable:
 
 @functools.cache
 def _compiled(function: Callable, *, whole: bool = False) -> Callable:
-    """`whole` makes one operator of it, for those that look at what is computed."""
+    """Compile a function; `whole` makes it one operator for code that inspects operators."""
     return torch.compile(
         function, options={"wrap_inductor_compiled_regions": True} if whole else None
     )
@@ -315,7 +318,7 @@ def _block_mask(
 
     create = create_block_mask
     if device.type == "cuda" and not torch.compiler.is_compiling():
-        create = _compiled(create_block_mask)  # uncompiled, a mask of all pairs is held
+        create = _compiled(create_block_mask)  # uncompiled, it holds a mask of all pairs
     return create(visible, None if queries is None else batch, None, length, size, device=device)
 
 
@@ -336,14 +339,14 @@ def _with_sink(
 ) -> list[torch.Tensor]:
     """Add the sink as one more key without a value, whose score is one more feature of queries.
 
-    The kernels, which give no gradient of their sums, thus see plain attention.
+    The kernels give no gradient of their sums; with this key they compute plain attention.
     """
     head_dim = q_BLHK.shape[-1]
     more = 8 - head_dim % 8  # kernels want head dims that are multiples of 8
     q_BLHK, k_BSGK, v_BSGK = (F.pad(x, (0, more)) for x in (q_BLHK, k_BSGK, v_BSGK))
     feature_K = torch.zeros(head_dim + more, dtype=q_BLHK.dtype, device=q_BLHK.device)
     feature_K[head_dim] = 1.0
-    score_H = sink_H.to(q_BLHK.dtype) * head_dim**0.5  # which the kernel scales back
+    score_H = sink_H.to(q_BLHK.dtype) * head_dim**0.5  # the kernel scales it back
     key_BSGK = feature_K.expand(k_BSGK.shape[0], 1, *k_BSGK.shape[2:])
     return [
         q_BLHK + score_H[:, None] * feature_K,

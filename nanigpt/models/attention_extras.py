@@ -1,4 +1,4 @@
-"""What some families add to attention: sinks, and a temperature that depends on the position.
+"""Extras of attention in some families: sinks, and a temperature that depends on the position.
 
 Shapes: B batch, L sequence, H query heads, K head_dim.
 """
@@ -14,7 +14,7 @@ from nanigpt.problems import require_not_negative, require_positive
 
 
 class AttentionSink(nn.Module):
-    """A learned score per head, beside those of the keys in the softmax, that has no value.
+    """Learned score per head, beside the keys' scores in the softmax, that has no value.
 
     A head that finds nothing to attend to gives its weight to the sink (Xiao et al., 2023; as in
     GPT-OSS, 2025).
@@ -41,13 +41,13 @@ class AttentionSink(nn.Module):
 
 
 class AttentionTemperature:
-    """Multiplies queries by `1 + scale * ln(1 + floor((position + 1) / floor_scale))`.
+    """Factor of queries: `1 + scale * ln(1 + floor((position + 1) / floor_scale))`.
 
-    The farther a query can look, the sharper it looks (Nakanishi, 2025; as in Llama 4's layers
-    without RoPE).
+    It sharpens attention for queries that can look farther back (Nakanishi, 2025; as in Llama 4's
+    layers without RoPE).
 
     Args:
-        floor_scale: positions that share a factor.
+        floor_scale: Number of positions that share a factor.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class AttentionTemperature:
     def __call__(
         self, q_BLHK: torch.Tensor, positions_BL: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Scales `q_BLHK`, whose positions are 0 to L or those given."""
+        """Scale `q_BLHK`; its positions are 0 to L, or the given ones."""
         if positions_BL is None:
             positions_BL = torch.arange(q_BLHK.shape[1], device=q_BLHK.device).unsqueeze(0)
         steps_BL = ((positions_BL + 1) // self.floor_scale).float()

@@ -22,18 +22,21 @@ RecomputationMode = Literal["none", "full", "selective", "budget"]
 
 
 class Block(nn.Module, abc.ABC):
-    """Base class of layers: what they consist of, and what is around their computation.
+    """Base class of layers: their parts, and the code around their computation.
 
     Args:
-        attention_norm: is called with x_BLD before attention; None is no norm.
-        attention: is called with x_BLD, a cache or None, and places or None; returns out_BLD.
-        feed_forward_norm: as `attention_norm`, before the feed-forward network.
-        feed_forward: is called with x_BLD and returns out_BLD. A mixture of experts returns the
-            load of its experts besides, and takes it back in `add_load`.
-        dropout: of what attention and the feed-forward network add to the stream, or None.
-        activation_checkpointing: which activations the backward pass computes again: `none`, `full`
-            for all, `selective` for those that cost little, or `budget` for as many as a share of
-            memory asks for. `nanigpt.parallel.remat` says what that means, and does it.
+        attention_norm: Norm that is called with x_BLD before attention; None is no norm.
+        attention: Module that is called with x_BLD, a cache or None, and places or None; returns
+            out_BLD.
+        feed_forward_norm: Norm that is called with x_BLD before the feed-forward network; None is
+            no norm.
+        feed_forward: Module that is called with x_BLD and returns out_BLD. A mixture of experts
+            also returns the load of its experts, and takes it back in `add_load`.
+        dropout: Dropout of the outputs that attention and the feed-forward network add to the
+            stream, or None.
+        activation_checkpointing: Mode that selects the activations that the backward pass computes
+            again: `none`, `full` for all, `selective` for cheap ones, or `budget` for as many as a
+            share of memory requires. `nanigpt.parallel.remat` explains and implements these modes.
     """
 
     may_change_on_resume: tuple[str, ...] = ("activation_checkpointing",)
@@ -93,7 +96,7 @@ class Block(nn.Module, abc.ABC):
     def stream_dims(self) -> dict[str, int]:
         """Return the arguments that must be as wide as the residual stream, and their widths.
 
-        A module that says no width is left out; `check` runs it instead.
+        A module that declares no width is left out; `check` runs it instead.
         """
         found: dict[str, int] = {}
         for name, module in self.named_children():
@@ -125,10 +128,10 @@ class Block(nn.Module, abc.ABC):
         places: Places | None = None,
         first_row: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Load | None]:
-        """Compute the block itself; this is recomputed, and compiled.
+        """Compute the block itself; this method is recomputed and compiled.
 
         Args:
-            first_row: number of the first row of x, by which `dropout` chooses; None drops nothing.
+            first_row: Number of the first row of x, by which `dropout` chooses; None drops nothing.
         """
 
     def _dropped(
@@ -144,16 +147,17 @@ class Block(nn.Module, abc.ABC):
 
 
 class TransformerBlock(Block):
-    """Residual block: attention, then the feed-forward network, with norms before or behind each.
+    """Residual block: attention, then the feed-forward network, with norms before or after each.
 
-    Norms are before by default (GPT-2, Llama). Behind, but before the sum, they are OLMo 2's
-    ("reordered"), with none before; both are Gemma 2's ("sandwich").
+    By default norms come before (GPT-2, Llama). OLMo 2 ("reordered") has norms only after each
+    module, but before the sum; Gemma 2 ("sandwich") has both.
 
     Args:
-        attention_norm, attention, feed_forward_norm, feed_forward, dropout: as of `Block`.
-        post_attention_norm: of what attention adds to the stream, or None.
-        post_feed_forward_norm: of what the feed-forward network adds to the stream, or None.
-        activation_checkpointing: as of `Block`.
+        attention_norm, attention, feed_forward_norm, feed_forward, dropout: As in `Block`.
+        post_attention_norm: Norm of the output that attention adds to the stream, or None.
+        post_feed_forward_norm: Norm of the output that the feed-forward network adds to the stream,
+            or None.
+        activation_checkpointing: As in `Block`.
     """
 
     tensor_parallel = {
@@ -210,9 +214,10 @@ class ParallelBlock(Block):
     (GPT-J, 2021, and PaLM, 2022, with one norm for both; GPT-NeoX, 2022, with two.)
 
     Args:
-        attention_norm, attention, feed_forward, dropout: as of `Block`.
-        feed_forward_norm: None takes what `attention_norm` returns.
-        activation_checkpointing: as of `Block`.
+        attention_norm, attention, feed_forward, dropout: As in `Block`.
+        feed_forward_norm: Norm before the feed-forward network; None reuses the output of
+            `attention_norm`.
+        activation_checkpointing: As in `Block`.
     """
 
     def __init__(

@@ -1,13 +1,13 @@
-"""How many parameters a model has, and how many FLOPs it takes to train.
+"""Count a model's parameters, and the FLOPs of its training.
 
-A module that multiplies may say how much, which is exact and needs no forward pass:
+A module that multiplies may declare its cost, which is exact and needs no forward pass:
 
-    active_weights() -> int     weights that one token is multiplied with, of the module and below
-    multiplies_below = True     the module's own forward multiplies nothing; its children say it
+    active_weights() -> int     weights that one token is multiplied with, in the module and below
+    multiplies_below = True     the module's own forward multiplies nothing; its children declare it
 
-A module that says neither is measured: its forward and backward pass run on meta, and
-`torch.utils.flop_counter` counts. One that has parameters which a token may pass by, such as
-experts, says
+A module that declares neither is measured: its forward and backward pass run on meta, and
+`torch.utils.flop_counter` counts. A module with parameters that a token may skip, such as experts,
+declares
 
     idle_parameters() -> int    parameters that one token does not use
 """
@@ -32,13 +32,13 @@ class ParameterCounts:
     """Distinct parameters of a model: a weight under two names counts once.
 
     Attributes:
-        total: all of them.
-        active: those that one token uses: all but the experts that it is not sent to. The embedding
-            counts whole, as in the figures of Qwen3 (3.3 B of "30B-A3B") and Llama 4 ("17B");
-            those of DeepSeek-V3 (36.6 B) and GPT-OSS (3.6 B) are without `embedding`.
-        embedding: the look-up table.
-        tied: whether that table is the output head too.
-        trainable: those that training changes (`requires_grad`).
+        total: All parameters.
+        active: Parameters that one token uses: all except experts that it is not sent to. The
+            embedding counts whole, as in the figures of Qwen3 (3.3 B of "30B-A3B") and Llama 4
+            ("17B"); the figures of DeepSeek-V3 (36.6 B) and GPT-OSS (3.6 B) leave out `embedding`.
+        embedding: Parameters of the look-up table.
+        tied: Whether that table is also the output head.
+        trainable: Parameters that training changes (`requires_grad`).
     """
 
     total: int
@@ -56,7 +56,7 @@ class ParameterCounts:
 def parameter_counts(
     model: nn.Module, embedding: nn.Module | None = None, head: nn.Module | None = None
 ) -> ParameterCounts:
-    """Count the parameters of a model, which is whole and unsharded."""
+    """Count the parameters of a model that is whole and unsharded."""
     table = set() if embedding is None else set(embedding.parameters())
     total = sum(p.numel() for p in model.parameters())
     return ParameterCounts(
@@ -75,12 +75,12 @@ def idle_parameters(module: nn.Module) -> int:
 
 
 def active_weights(module: nn.Module) -> int:
-    """Return the weights at or below a module, as far as modules say it, that multiply a token."""
+    """Return the declared weights at or below a module that multiply a token."""
     return sum(said.active_weights() for said in _saying(module))
 
 
 def declared_flops(module: nn.Module) -> int:
-    """Return the training FLOPs per token of the weights at or below a module that are declared.
+    """Return the training FLOPs per token of the declared weights at or below a module.
 
     A multiply-add is two FLOPs. The backward pass costs twice the forward; for frozen weights it
     costs as much as the forward, since no gradient of them is computed.
@@ -92,7 +92,7 @@ def declared_flops(module: nn.Module) -> int:
 
 
 def undeclared(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules, at or below one, that do not say what they multiply."""
+    """Yield the outermost modules, at or below one, that do not declare their multiplications."""
     if declared(module, "active_weights"):
         return
     if not (declared(module, "multiplies_below") or isinstance(module, _CONTAINERS)):
@@ -108,8 +108,8 @@ def measured_flops(
     """Run `model` on meta, and return the training FLOPs of each of some modules inside it.
 
     Args:
-        run: calls the model with inputs on meta. A module that is called several times counts for
-            each call.
+        run: Function that calls the model with inputs on meta. A module that is called several
+            times counts for each call.
     """
     wanted = list(modules)
     calls: list[tuple[nn.Module, tuple, dict]] = []
@@ -135,7 +135,8 @@ def training_flops(model: nn.Module, call: Callable[[nn.Module], torch.Tensor]) 
     """Count the FLOPs of matrix products in a forward and backward pass of a model, on meta.
 
     Args:
-        call: runs the forward pass with inputs on meta; returns what is differentiated.
+        call: Function that runs the forward pass with inputs on meta, and returns the tensor to
+            differentiate.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -164,7 +165,7 @@ def _measure(module: nn.Module, args: tuple, kwargs: dict) -> int:
 
 @contextlib.contextmanager
 def _plain_attention(model: nn.Module) -> Iterator[None]:
-    """Exchange cores of attention, some of which need a device, for one that runs on meta."""
+    """Replace attention cores, some of which need a device, by one that runs on meta."""
     from nanigpt.models.attention_core import ScaledDotProduct
 
     attentions: list[Any] = [module for module in model.modules() if hasattr(module, "core")]
@@ -179,7 +180,7 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _saying(module: nn.Module) -> Iterator[Any]:
-    """Yield the outermost modules, at or below one, that say what they multiply."""
+    """Yield the outermost modules, at or below one, that declare their multiplications."""
     if declared(module, "active_weights"):
         yield module
     elif declared(module, "multiplies_below") or isinstance(module, _CONTAINERS):

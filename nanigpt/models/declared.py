@@ -6,10 +6,10 @@ from torch import nn
 
 
 def declared(module: nn.Module, name: str) -> Any:
-    """Return what a module says under `name`, or None.
+    """Return the value that a module declares under `name`, or None.
 
-    A statement describes a forward pass. A subclass that has a forward pass of its own does not
-    inherit what the class above says about another one: it makes the statement itself, or none.
+    A statement describes a forward pass. A subclass with its own forward pass does not inherit the
+    statement of a class above it about another one: it makes its own statement, or none.
     """
     if name in vars(module):
         return vars(module)[name]

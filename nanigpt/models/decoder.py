@@ -26,25 +26,25 @@ __all__ = ["Decoder", "RecomputationMode", "TransformerBlock"]
 
 
 class Decoder(DecoderCosts):
-    """Embedding, blocks, final norm, output head.
+    """Decoder of embedding, blocks, final norm and output head.
 
     Args:
-        embedding: is called with tokens_BL and returns x_BLD.
-        layers: blocks; each is called with x_BLD, a cache or None, and places or None.
-        norm: is called with x_BLD before the head.
-        head: is called with x_BLD and returns logits_BLV.
-        positions: is called with x_BLD and positions_BL or None after the embedding, such as
-            learned positions; None where attention knows the positions, or nothing does.
-        multi_token: predicts further tokens in training, or None.
+        embedding: Module that is called with tokens_BL and returns x_BLD.
+        layers: Blocks; each is called with x_BLD, a cache or None, and places or None.
+        norm: Norm that is called with x_BLD before the head.
+        head: Module that is called with x_BLD and returns logits_BLV.
+        positions: Module, such as learned positions, that is called after the embedding with x_BLD
+            and with positions_BL or None; None if attention knows the positions, or no module does.
+        multi_token: Module that predicts further tokens in training, or None.
 
     Attributes:
-        max_sequence_length: the longest sequence that every module which knows positions takes, or
-            None where none has a limit.
-        keeps_caches: whether every layer can go on from a cache, as its attention says by a method
-            `cache_elements`. Otherwise sampling computes all positions anew for each token.
+        max_sequence_length: Longest sequence that every module which knows positions accepts, or
+            None if none has a limit.
+        keeps_caches: Whether every layer can continue from a cache, which its attention declares by
+            a method `cache_elements`. Otherwise sampling recomputes all positions for each token.
 
     Raises:
-        ComponentError: sizes that the modules say do not fit together; it has every problem.
+        ComponentError: Sizes that the modules declare do not fit together; it lists every problem.
     """
 
     shape_preserving = ("layers", "norm", "positions")
@@ -111,14 +111,14 @@ class Decoder(DecoderCosts):
 
     @property
     def dim(self) -> int:
-        """Features of the residual stream."""
+        """Return the number of features of the residual stream."""
         dim, _ = _table_size(self.embedding)
         assert dim is not None, "the embedding says neither dim nor has one table"
         return dim
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Dtype of activations, which the embedding decides."""
+        """Return the dtype of activations, which the embedding decides."""
         own = getattr(self.embedding, "compute_dtype", None)
         return own or next(self.embedding.parameters()).dtype
 
@@ -129,7 +129,7 @@ class Decoder(DecoderCosts):
         return vocab_size
 
     def blocks(self) -> list[TransformerBlock | None]:
-        """Of all layers, None where another rank has them, then of what predicts further tokens."""
+        """Return the blocks of all layers, then those of `multi_token`; None is on another rank."""
         depths = [] if self.multi_token is None else self.multi_token.depths
         return [*self.layers, *(depth.block for depth in depths)]
 
@@ -144,29 +144,31 @@ class Decoder(DecoderCosts):
         finish: Finish | None = None,
         targets: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor | list[torch.Tensor]:
-        """Return logits_BLV in the compute dtype, or what `finish` makes of hidden states.
+        """Return logits_BLV in the compute dtype, or the result of `finish` on hidden states.
 
         Args:
-            caches: hold what came before, and tell positions themselves.
-            positions_BL: of the tokens where those are not 0 to L.
-            documents_BL: numbers of the tokens' documents where they are of several.
-            ahead: predict further tokens too, and return a list: logits_BLV of the next token, then
-                those of each depth of `multi_token`. By default this is done where `finish` is
-                given in training mode, and costs nothing otherwise.
-            finish: is called with the head, the hidden states x_BLD of the next token and of each
-                further one, and the targets; its result is returned (see nanigpt.tasks.task).
-            targets: named arguments for `finish`.
+            caches: Caches of past positions, which also determine the positions of the tokens.
+            positions_BL: Positions of the tokens, if they are not 0 to L.
+            documents_BL: Numbers of the tokens' documents, if there are several documents.
+            ahead: Whether to predict further tokens too, and return a list: logits_BLV of the next
+                token, then those of each depth of `multi_token`. By default this is done if
+                `finish` is given in training mode, and costs nothing otherwise.
+            finish: Function that is called with the head, the hidden states x_BLD of the next token
+                and of each further one, and the targets; its result is returned (see
+                nanigpt.tasks.task).
+            targets: Named arguments for `finish`.
         """
         if ahead is None:
             ahead = finish is not None and self.training
         places = None
         if documents_BL is not None and positions_BL is None:
-            length = documents_BL.shape[1]  # of a pipeline's activations ranks of `tp` have parts
+            # In a pipeline, ranks of `tp` have parts of the activations.
+            length = documents_BL.shape[1]
             positions_BL = torch.arange(length, device=tokens_BL.device).expand_as(documents_BL)
         if positions_BL is not None:
             places = Places(positions_BL, documents_BL)
         of = [places] * len(self.blocks())
-        if caches is None:  # which tell places themselves
+        if caches is None:  # caches determine places themselves
             of = self._prepared(places, tokens_BL, ahead=ahead)
         x_BLD = tokens_BL if self.embedding is None else self.embedding(tokens_BL)
         if self.positions is not None:
@@ -189,14 +191,14 @@ class Decoder(DecoderCosts):
     def _prepared(
         self, places: Places | None, tokens_BL: torch.Tensor, *, ahead: bool
     ) -> list[Places | None]:
-        """Places for each of `blocks()`, with what its core makes of them.
+        """Return places for each of `blocks()`, with the data that its core prepares from them.
 
-        Blocks whose cores are of one class and see alike share what is made once.
+        Blocks with the same class of core and the same visibility share the prepared data.
         """
         blocks = self.blocks()
         of = [places] * len(blocks)
         if places is None and self.embedding is None:
-            return of  # ranks of `tp` have parts of the sequence that a pipeline hands on
+            return of  # ranks of `tp` have parts of the sequence from a pipeline
         shape_of = tokens_BL if places is None else places.positions_BL
         assert shape_of is not None
         batch, length = shape_of.shape
@@ -221,11 +223,11 @@ class Decoder(DecoderCosts):
     def part(self, layers: Sequence[int], *, embedding: bool | None = None) -> "Decoder":
         """Return a decoder with some of the blocks, for a pipeline's rank; it shares the modules.
 
-        The embedding goes with the first block, norm and head with the last. What is absent is
-        None, and passed over in the forward pass.
+        The embedding goes with the first block, norm and head with the last. Absent modules are
+        None, and the forward pass skips them.
 
         Args:
-            embedding: whether to have the embedding, by default if the first block is there.
+            embedding: Whether to have the embedding, by default if the first block is there.
         """
         part: Any = object.__new__(type(self))
         nn.Module.__init__(part)
@@ -244,15 +246,15 @@ class Decoder(DecoderCosts):
         return part
 
     def new_caches(self, *, capacity: int) -> list[LayerCache]:
-        """Return empty caches for `capacity` positions, one a layer."""
+        """Return empty caches for `capacity` positions, one for each layer."""
         return [LayerCache(capacity=capacity) for _ in self.layers]
 
     def shard_groups(self) -> list[list[nn.Module]]:
-        """Modules whose parameters are gathered together, in the order of the forward pass.
+        """Return groups of modules whose parameters are gathered together, in forward order.
 
-        What is in no group belongs to the whole model: a tied weight is used first and last. Where
-        further tokens are predicted, embedding and head are gathered for each use, as groups of
-        their own; the modules of one group must be used equally often, so the norm is in none.
+        Modules in no group belong to the whole model: a tied weight is used first and last. If
+        further tokens are predicted, embedding and head are gathered for each use, as their own
+        groups; the modules of one group must be used equally often, so the norm is in no group.
         """
         blocks = [[block] for block in self.layers if block is not None]
         if self.multi_token is not None:
@@ -268,7 +270,7 @@ class Decoder(DecoderCosts):
 
 
 def _table_size(embedding: Any) -> tuple[int | None, int | None]:
-    """Return dim and vocab_size of an embedding, as far as it says them or has one table."""
+    """Return dim and vocab_size of an embedding that declares them or has one table."""
     table = getattr(embedding, "weight", None)
     rows, columns = (
         table.shape if isinstance(table, torch.Tensor) and table.ndim == 2 else (None,) * 2

@@ -1,4 +1,4 @@
-"""What a decoder costs: parameters, FLOPs of training, bytes of the KV cache."""
+"""Compute a decoder's costs: parameters, FLOPs of training, bytes of the KV cache."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from nanigpt.models.protocol import compute_dtype
 class DecoderCosts(nn.Module):
     """Costs of a `Decoder`, which inherits from this class.
 
-    Modules say what they multiply (`nanigpt.models.counts`); plain modules are run on meta.
+    Modules declare their multiplications (`nanigpt.models.counts`); plain modules are run on meta.
     """
 
     embedding: Any
@@ -28,7 +28,7 @@ class DecoderCosts(nn.Module):
     multi_token: Any
 
     def n_parameters(self) -> int:
-        """Count distinct parameters, a tied weight once."""
+        """Count distinct parameters; a tied weight counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def parameter_counts(self) -> ParameterCounts:
@@ -38,13 +38,13 @@ class DecoderCosts(nn.Module):
     def cache_bytes(
         self, *, positions: int, batch_size: int = 1, dtype: torch.dtype | None = None
     ) -> int:
-        """Return the bytes that `new_caches(capacity=positions)` hold as soon as they are filled.
+        """Return the bytes of `new_caches(capacity=positions)` once they are filled.
 
         Windows and chunks save nothing here: caches keep all positions. A layer that keeps no cache
         counts nothing.
 
         Args:
-            dtype: dtype of keys and values; None is the compute dtype.
+            dtype: Dtype of keys and values; None is the compute dtype.
         """
         attentions: list[Any] = [getattr(block, "attention", None) for block in self.layers]
         kept = (attention for attention in attentions if hasattr(attention, "cache_elements"))
@@ -56,13 +56,13 @@ class DecoderCosts(nn.Module):
         """Return the FLOPs of matrix products per token, forward and backward.
 
         They are `6 N + 12 L d S` for a dense model, where d is the width of all query heads
-        (Chowdhery et al., 2022, appendix B). N counts the weights that a token is multiplied with:
-        the head, but no embedding, whose look-up is no product, and of the experts those that the
-        token is sent to. A multiply-add is two FLOPs, and the backward pass costs twice the
-        forward, or as much as the forward for frozen weights; it ends at the first layer that is
-        trained. The second term is attention's two
-        products, with the mean of the keys' and values' width for d where they differ. Causality,
-        windows and chunks are not discounted; recomputation is not counted.
+        (Chowdhery et al., 2022, appendix B). N counts the weights that a token is multiplied with.
+        It includes the head, but not the embedding, because a look-up is no product. It includes
+        only the experts that the token is sent to. A multiply-add is two FLOPs. The backward pass
+        costs twice the forward, or as much as the forward for frozen weights; it ends at the first
+        layer that is trained. The second term covers attention's two products; if keys and values
+        differ in width, d is the mean of the two widths. Causality, windows and chunks are not
+        discounted; recomputation is not counted.
         """
         main = sum(self.block_flops(sequence_length)) + self.head_flops()
         return main + self.multi_token_flops(sequence_length)
@@ -73,7 +73,8 @@ class DecoderCosts(nn.Module):
         flops, learned = [], _learns(self.embedding) or _learns(self.positions)
         for block in self.layers:
             learned = learned or _learns(block)
-            # No backward pass goes through layers that are frozen and have only such before them.
+            # No backward pass goes through frozen layers at the beginning, before any trained
+            # layer.
             cost = self._flops if learned else self._forward_flops
             flops.append(cost(block, sequence_length, measured))
         return flops
@@ -83,7 +84,7 @@ class DecoderCosts(nn.Module):
         return self._flops(self.head, 1, self._measured([self.head], 1))
 
     def multi_token_flops(self, sequence_length: int) -> int:
-        """Return the share of predictions of further tokens, each of which uses the head, too."""
+        """Return the share of predictions of further tokens, each of which also uses the head."""
         depths = [] if self.multi_token is None else self.multi_token.depths
         measured = self._measured(list(depths), sequence_length, ahead=True)
         return sum(
@@ -99,17 +100,17 @@ class DecoderCosts(nn.Module):
         return declared_flops(module) + scores + sum(measured[m] for m in undeclared(module))
 
     def _forward_flops(self, frozen: nn.Module, length: int, measured: dict[nn.Module, int]) -> int:
-        # Half of what a frozen weight costs is the forward pass, a third of what a score costs.
+        # The forward pass costs half of a frozen weight's cost, and a third of a score's cost.
         scores = sum(attention.score_flops(length) for attention in _attentions(frozen)) // 3
         return (declared_flops(frozen) + sum(measured[m] for m in undeclared(frozen))) // 2 + scores
 
     def _measured(
         self, modules: list[nn.Module], length: int, *, ahead: bool = False
     ) -> dict[nn.Module, int]:
-        """Return FLOPs per token of the modules, at or below some, that do not say them.
+        """Measure FLOPs per token of the modules, at or below some, that do not declare them.
 
         Args:
-            ahead: Run what predicts further tokens, too.
+            ahead: Whether to run the prediction of further tokens, too.
         """
         wanted = {found for module in modules for found in undeclared(module)}
         tokens_BL = torch.zeros(1, length, dtype=torch.int64, device="meta")
@@ -122,6 +123,6 @@ def _learns(module: nn.Module | None) -> bool:
 
 
 def _attentions(module: nn.Module) -> list[Any]:
-    """Return the modules at or below one that say the cost of their scores."""
+    """Return the modules at or below one that declare the cost of their scores."""
     outside = {m for foreign in undeclared(module) for m in foreign.modules()}
     return [m for m in module.modules() if hasattr(m, "score_flops") and m not in outside]

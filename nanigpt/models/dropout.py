@@ -1,9 +1,9 @@
-"""Dropout whose choices are a function of numbers, not of the state of a generator.
+"""Dropout whose choices are a function of numbers, not of a generator's state.
 
-What is dropped depends on the module's stream (which the run's seed and the module's name make, as
-for an initial weight), and on the numbers of the row and of the position. So a layer that computes
-its activations again drops the same ones, compiled code needs no generator, and ranks of tensor
-parallelism and of a pipeline drop what one process does.
+The choice depends on the module's stream and on the numbers of the row and of the position. The
+run's seed and the module's name determine the stream, as for an initial weight. So a layer that
+computes its activations again drops the same ones, compiled code needs no generator, and ranks of
+tensor parallelism and of a pipeline drop the same features as one process.
 
 Shapes: B batch, L sequence, D dim.
 """
@@ -13,24 +13,25 @@ from torch import nn
 
 from nanigpt.problems import refuse
 
-_31_BITS = (1 << 31) - 1  # products of two such numbers fit into an int64
+_31_BITS = (1 << 31) - 1  # two such numbers have a product that fits into an int64
 
 
 class Dropout(nn.Module):
-    """Sets features to 0 with probability p while training, and scales the others by 1 / (1 - p).
+    """Dropout that sets features to 0 with probability p, and scales the rest by 1 / (1 - p).
 
-    (Srivastava et al., 2014.) It is `draw`n for outside of what a block computes again, and applied
-    within. Without a gradient, as in evaluation and sampling, it does nothing. Uncompiled it holds
-    some int64 numbers per feature for a moment, and a boolean until the backward pass.
+    (Srivastava et al., 2014.) It acts in training only. `draw` is called outside the part that a
+    block computes again, and the module is applied inside it. Without a gradient, as in evaluation
+    and sampling, it does nothing. Uncompiled it briefly holds some int64 numbers per feature, and
+    keeps a boolean per feature until the backward pass.
 
     Args:
-        p: probability; 0 costs nothing, and leaves nothing in a checkpoint.
+        p: Probability; 0 costs nothing, and leaves nothing in a checkpoint.
 
     Attributes:
-        rows: counts the sequences that this rank has had, a persistent buffer.
-        stream: a random number that is the module's own, a buffer.
-        place: tells ranks apart that see other tokens under equal numbers.
-        part: number of the equal part of the sequence that this rank has between modules.
+        rows: Count of the sequences that this rank has had, a persistent buffer.
+        stream: Random number of this module, a buffer.
+        place: Number that tells apart ranks that see other tokens under equal numbers.
+        part: Number of the equal part of the sequence that this rank has between modules.
     """
 
     multiplies_below = True
@@ -51,13 +52,13 @@ class Dropout(nn.Module):
             self.register_buffer(name, buffer, persistent=persistent)
 
     def reset_parameters(self) -> None:
-        """Begin to count rows, and draw the stream."""
+        """Reset the count of rows, and draw the stream."""
         if self.p:
             self.rows.zero_()
             self.stream.random_()
 
     def draw(self, x_BLD: torch.Tensor) -> torch.Tensor | None:
-        """Count the rows of x; return the number of the first, or None where nothing is dropped."""
+        """Count the rows of x; return the number of the first, or None if nothing is dropped."""
         if not (self.p and self.training and torch.is_grad_enabled()):
             return None
         first = self.rows.clone()
@@ -66,7 +67,7 @@ class Dropout(nn.Module):
         return first
 
     def take_back(self) -> None:
-        """Uncount the rows of the last `draw`, which was for no step of training."""
+        """Uncount the rows of the last `draw`, which belonged to no training step."""
         if self.p:
             self.rows -= self._drawn
             self._drawn = 0
@@ -77,8 +78,8 @@ class Dropout(nn.Module):
         """Return x_BLD with some features set to 0.
 
         Args:
-            first: number of the first row, as `draw` returned it; None draws here.
-            use: number of the use, where several of one module have the same rows.
+            first: Number of the first row, as `draw` returned it; None draws here.
+            use: Number of the use, if several uses of one module have the same rows.
         """
         if first is None:
             first = self.draw(x_BLD)

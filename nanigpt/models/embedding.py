@@ -1,4 +1,4 @@
-"""Token embedding, and output heads: with a weight of their own, or the embedding's.
+"""Token embedding, and output heads with their own weight or the embedding's.
 
 Shapes: B batch, L sequence, D dim, V vocab_size.
 """
@@ -27,8 +27,9 @@ class Embedding(nn.Module):
         compute_dtype: float32 or bfloat16.
     """
 
-    # The gradient of a row is a sum over every position of its token, of thousands of terms, which
-    # bf16 cannot hold. So the table is looked up, and sharded tables are gathered, in float32.
+    # The gradient of a row is a sum over every position of its token. It has thousands of terms,
+    # which bf16 cannot hold. So the table is looked up, and sharded tables are gathered, in
+    # float32.
     gathered_in_float32 = True
 
     def __init__(
@@ -70,7 +71,7 @@ class Head(Linear):
     Without a cap a `Linear` serves as well.
 
     Args:
-        soft_cap: bound of the logits, in training and in sampling; None is no bound.
+        soft_cap: Bound of the logits, in training and in sampling; None is no bound.
     """
 
     def __init__(

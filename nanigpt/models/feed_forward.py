@@ -15,7 +15,7 @@ class FeedForward(nn.Module):
     """Gated network of three matrices: `w2(activation(w1(x), w3(x)))` (Shazeer, 2020).
 
     Args:
-        activation: None is `SwiGLU`.
+        activation: Activation; None is `SwiGLU`.
     """
 
     multiplies_below = True
@@ -46,7 +46,7 @@ class FeedForward(nn.Module):
 
     @property
     def dim(self) -> int | None:
-        """Features of the input, if `w1` says them."""
+        """Return the number of input features, if `w1` declares it."""
         return size(self.w1, "in_dim")
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
@@ -60,7 +60,7 @@ class MLP(nn.Module):
     """Network of two matrices: `w2(activation(w1(x)))` (Vaswani et al., 2017).
 
     Args:
-        activation: None is `GELU`, without an approximation.
+        activation: Activation; None is `GELU`, without an approximation.
     """
 
     multiplies_below = True
@@ -81,7 +81,7 @@ class MLP(nn.Module):
 
     @property
     def dim(self) -> int | None:
-        """Features of the input, if `w1` says them."""
+        """Return the number of input features, if `w1` declares it."""
         return size(self.w1, "in_dim")
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:

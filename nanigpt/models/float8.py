@@ -1,4 +1,4 @@
-"""Names of float8 recipes, and checks for layers; `nanigpt.precision.float8` computes them."""
+"""Name float8 recipes, and check layers; `nanigpt.precision.float8` computes the recipes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -20,7 +20,7 @@ def multiple(recipe: str) -> int:
 
 
 def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> None:
-    """Raise a ComponentError where a layer has no such recipe, or its sizes do not fit it."""
+    """Raise a ComponentError if a layer has no such recipe, or its sizes do not fit it."""
     if recipe is None:
         return
     if recipe not in recipes:

@@ -1,4 +1,4 @@
-"""Sampling from a decoder.
+"""Sample tokens from a decoder.
 
 Shapes: B batch, L sequence, V vocab_size.
 """
@@ -86,7 +86,7 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None
 
 
 def _uncompiled() -> contextlib.AbstractContextManager:
-    """Run compiled blocks eagerly, as they would be compiled again for each length of the cache."""
+    """Run compiled blocks eagerly, since each cache length would compile them again."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
@@ -95,10 +95,10 @@ def _uncompiled() -> contextlib.AbstractContextManager:
 def _sample(
     logits_V: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
 ) -> torch.Tensor:
-    if temperature < torch.finfo(torch.float32).tiny:  # too small to divide by
+    if temperature < torch.finfo(torch.float32).tiny:  # it is too small to divide by
         return logits_V.argmax()
     if top_k is not None and top_k < logits_V.numel():
         threshold = logits_V.topk(top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < threshold, -torch.inf)
-    logits_V = logits_V - logits_V.max()  # so that no temperature, however low, overflows
+    logits_V = logits_V - logits_V.max()  # keeps any temperature, however low, from overflowing
     return torch.multinomial((logits_V / temperature).softmax(-1), 1, generator=generator)

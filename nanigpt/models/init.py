@@ -1,8 +1,8 @@
 """Initial weights: distributions as nodes of the DAG, and memory for a model on meta.
 
 Modules are constructed on the meta device. `materialize` gives them memory after they were sharded,
-and `initialize` fills it. Every parameter has a random stream of its own, seeded by the run's seed
-and the parameter's name, so that weights depend on neither the mesh nor the other parameters.
+and `initialize` fills it. Every parameter has its own random stream, seeded by the run's seed and
+the parameter's name, so that weights depend on neither the mesh nor the other parameters.
 
 A module gives values to its tensors in one of two ways:
 
@@ -26,16 +26,16 @@ from nanigpt.problems import Problem, refuse, refuse_all
 
 
 class Initializer(Protocol):
-    """Fills a weight in place from a random stream."""
+    """Function that fills a weight in place from a random stream."""
 
     def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None: ...
 
 
 class TruncatedNormal:
-    """Normal with mean 0, cut at `cutoff` standard deviations.
+    """Normal distribution with mean 0, cut at `cutoff` standard deviations.
 
     Args:
-        std: standard deviation before the cut. After a cut at 3 it is 1.3% smaller.
+        std: Standard deviation before the cut. After a cut at 3 it is 1.3% smaller.
     """
 
     def __init__(self, *, std: float, cutoff: float = 3.0):
@@ -66,7 +66,7 @@ class FanInNormal:
 
 
 class Constant:
-    """Every element is `value`."""
+    """Initializer that sets every element to `value`."""
 
     def __init__(self, *, value: float):
         self.value = value
@@ -80,11 +80,11 @@ def materialize(
 ) -> None:
     """Give every parameter and buffer uninitialised memory on `device`, in place.
 
-    A tensor that stands under several names (a tied head) stays one tensor: upstream's `to_empty`
-    makes a new one for each name. Attributes that were set on a parameter stay, too.
+    A tensor under several names (a tied head) stays one tensor: upstream's `to_empty` makes a new
+    one for each name. Attributes that were set on a parameter stay, too.
 
     Args:
-        parameters: device of the parameters, if it is another one.
+        parameters: Device of the parameters, if it is another one.
     """
     first_of: dict[torch.Tensor, tuple[nn.Module, str]] = {}
     aliases = []
@@ -109,10 +109,10 @@ def materialize(
 def initialize(model: nn.Module, *, seed: int) -> None:
     """Fill every parameter from its own random stream, and compute every buffer.
 
-    A DTensor gets its shard of what the whole parameter would be on one process.
+    A DTensor gets its shard of the values that the whole parameter would have on one process.
 
     Raises:
-        ComponentError: a parameter or buffer has no value (`uninitialized` names all of them).
+        ComponentError: A parameter or buffer has no value (`uninitialized` names all of them).
     """
     resets = Resets(model)
     seen: set[torch.Tensor] = set()
@@ -167,7 +167,7 @@ def _initializer(module: nn.Module, local: str) -> Initializer | None:
 
 
 def _with_computed_buffers(model: nn.Module) -> set[nn.Module]:
-    """Return the modules whose buffers a `reset_buffers` computes, their own or one around them."""
+    """Return the modules whose buffers `reset_buffers` of the module or an outer one computes."""
     computing = (module for module in model.modules() if hasattr(module, "reset_buffers"))
     return {below for module in computing for below in module.modules()}
 

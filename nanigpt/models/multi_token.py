@@ -1,7 +1,7 @@
 """Multi-token prediction: further tokens are predicted one after the other, to train better.
 
-(DeepSeek-V3 Technical Report, 2024, 2.2.) Embedding and head are the decoder's own; a generated
-text owes nothing to what is here.
+(DeepSeek-V3 Technical Report, 2024, 2.2.) Embedding and head are the decoder's own; generation does
+not use this module.
 
 Shapes: B batch, L sequence, D dim, M = 2 D.
 """
@@ -21,15 +21,15 @@ from nanigpt.problems import refuse, refuse_all
 
 
 class PredictionDepth(nn.Module):
-    """One token further: what is known at a position meets the token after it, in a block.
+    """Prediction of one further token: a block combines a position's state with the next token.
 
     Args:
-        embedding_norm: of the embedding of that token.
-        hidden_norm: of what the depth before knows, or the decoder's last layer.
-        projection: of both, in this order, which is that of the published weights (`eh_proj`; the
-            report's equation 21 writes the other one).
-        block: a `TransformerBlock`, of whatever attention and feed-forward network.
-        norm: before the decoder's head.
+        embedding_norm: Norm of the embedding of that token.
+        hidden_norm: Norm of the state from the depth before, or from the decoder's last layer.
+        projection: Projection of both, in this order, which is the order of the published weights
+            (`eh_proj`; the report's equation 21 has the other one).
+        block: A `TransformerBlock`, with any attention and feed-forward network.
+        norm: Norm before the decoder's head.
     """
 
     multiplies_below = True
@@ -52,7 +52,7 @@ class PredictionDepth(nn.Module):
         norm: nn.Module,
     ):
         super().__init__()
-        said = size(norm, "dim")  # a norm of another package may not say it
+        said = size(norm, "dim")  # a norm of another package may not declare it
         source = "projection.out_dim" if said is None else "norm.dim"
         dim = projection.out_dim if said is None else said
         expected = {
@@ -74,9 +74,10 @@ class PredictionDepth(nn.Module):
         """Return the input of the next depth, and the input of the head.
 
         Args:
-            x_BLD: the former of the depth before; of the decoder's last layer, before its norm.
-            ahead_BLD: embeddings of the tokens that are looked ahead to.
-            places: of the positions, which are the decoder's.
+            x_BLD: First output of the depth before; or output of the decoder's last layer, before
+                its norm.
+            ahead_BLD: Embeddings of the tokens that are looked ahead to.
+            places: Places of the positions, which are the decoder's.
         """
         both_BLM = torch.cat([self.embedding_norm(ahead_BLD), self.hidden_norm(x_BLD)], dim=-1)
         x_BLD = self.block(self.projection(both_BLM), None, places)
@@ -84,12 +85,14 @@ class PredictionDepth(nn.Module):
 
 
 class MultiTokenPrediction(nn.Module):
-    """At position i, depth k predicts the token i + k + 1 from what is known at i and token i + k.
+    """Depths of multi-token prediction.
+
+    At position i, depth k predicts the token i + k + 1 from the state at i and token i + k.
 
     Args:
-        depths: the first is number 1.
-        loss_weight: of the mean of the depths' losses, which is added to that of the next token;
-            DeepSeek-V3 had 0.3 for 10 T tokens, then 0.1.
+        depths: Prediction depths; the first is number 1.
+        loss_weight: Weight of the mean of the depths' losses, which is added to the loss of the
+            next token; DeepSeek-V3 used 0.3 for 10 T tokens, then 0.1.
     """
 
     multiplies_below = True
@@ -123,13 +126,13 @@ class MultiTokenPrediction(nn.Module):
     ) -> list[torch.Tensor]:
         """Return the input of the head for each depth.
 
-        The last k positions of depth k have no token to look ahead to: they are given the first
-        ones, and what comes of it no position before sees, and is not to be learned. A mixture
-        counts them as all others.
+        The last k positions of depth k have no token to look ahead to. They get the first tokens
+        instead. No earlier position sees the result, and it must not be learned. A mixture of
+        experts counts these positions like all others.
 
         Args:
-            x_BLD: of the decoder's last layer, before its norm.
-            places: for each depth's block.
+            x_BLD: Output of the decoder's last layer, before its norm.
+            places: Places for each depth's block.
         """
         outs = []
         for k, depth in enumerate(self.depths, start=1):

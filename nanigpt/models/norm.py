@@ -1,4 +1,4 @@
-"""Normalisation.
+"""Normalisation layers.
 
 Shapes: D dim; any leading dims.
 """
@@ -18,7 +18,7 @@ class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last dim (Zhang and Sennrich, 2019).
 
     Args:
-        initializer: of the weight, or None for no weight.
+        initializer: Initializer of the weight, or None for no weight.
     """
 
     multiplies_below = True
@@ -58,8 +58,9 @@ class LayerNorm(nn.Module):
     """`(x - mean(x)) / sqrt(var(x) + eps) * weight + bias` over the last dim (Ba et al., 2016).
 
     Args:
-        initializer: of the weight, or None for no weight (and then no bias: OLMo, 2024).
-        bias: initialiser of the bias, or None for no bias.
+        initializer: Initializer of the weight, or None for no weight (and then no bias: OLMo,
+            2024).
+        bias: Initializer of the bias, or None for no bias.
     """
 
     multiplies_below = True

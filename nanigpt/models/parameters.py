@@ -1,4 +1,4 @@
-"""Replace parameters of a model, and keep everything else that is true of them."""
+"""Replace parameters of a model, and keep their other properties."""
 
 from collections.abc import Iterator
 
@@ -15,9 +15,9 @@ def named_state(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, torch.T
 
 
 class Places:
-    """Remember where each parameter of a model stands, so that it can be replaced everywhere.
+    """Record of each parameter's places in a model, to replace it everywhere.
 
-    Sharding exchanges a parameter for another tensor. The new one must keep whether it is trained
+    Sharding replaces a parameter by another tensor. The new one must keep whether it is trained
     (`requires_grad`), the attributes that somebody set on it, and every name that it has: a tied
     weight stays one parameter.
     """
@@ -40,7 +40,7 @@ class Places:
 
 
 def like(parameter: nn.Parameter, tensor: torch.Tensor) -> nn.Parameter:
-    """Return `tensor` as a parameter that is trained, and marked, as `parameter` is."""
+    """Return `tensor` as a parameter with `requires_grad` and attributes of `parameter`."""
     new = nn.Parameter(tensor, requires_grad=parameter.requires_grad)
     new.__dict__.update(parameter.__dict__)
     return new

@@ -1,4 +1,4 @@
-"""Positions that are learned, one vector for each.
+"""Learned positions, one vector for each.
 
 Shapes: B batch (or 1, for all rows), L sequence, D dim, M max_positions.
 """
@@ -15,15 +15,15 @@ from nanigpt.problems import require_positive
 
 
 class LearnedPositions(nn.Module):
-    """Adds row p of a `[max_positions, dim]` table to the embedding of the token at position p.
+    """Table `[max_positions, dim]` whose row p is added to the token's embedding at position p.
 
     (Radford et al., 2018 and 2019: GPT and GPT-2, with a standard deviation of 0.02 and 0.01.)
 
     Attributes:
-        max_sequence_length: positions that the table has.
+        max_sequence_length: Number of positions in the table.
     """
 
-    # As for the token table: gradients of a row add up over the batch.
+    # Gradients of a row add up over the batch, as for the token table.
     gathered_in_float32 = True
     multiplies_below = True
     tensor_parallel = {"": "sequence"}
@@ -52,7 +52,7 @@ class LearnedPositions(nn.Module):
         """Return x_BLD with the vectors of its positions added.
 
         Args:
-            positions_BL: of the tokens, where those are not 0 to L.
+            positions_BL: Positions of the tokens, if they are not 0 to L.
         """
         if positions_BL is None:
             return x_BLD + self.weight[: x_BLD.shape[1]].to(x_BLD.dtype)
@@ -64,7 +64,7 @@ class LearnedPositions(nn.Module):
 
 
 def _beside(positions_BL: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the positions, which all ranks have whole, as a tensor of the weight's kind."""
+    """Return the positions, whole on all ranks, as a tensor of the weight's kind."""
     if not hasattr(weight, "placements"):
         return positions_BL
     from torch.distributed.tensor import DTensor, Replicate

@@ -1,11 +1,11 @@
-"""What the project asks of a model, and what holds for a model that does not answer.
+"""Define the project's requirements of a model, and defaults for a model that declares less.
 
 Any `nn.Module` can be trained whose forward is
 
     forward(first, *, finish=None, targets={}, **places)
 
-(`nanigpt.tasks.task` explains `finish`). `Decoder` defines everything below by itself. A model
-that lacks a method or attribute gets the default that the function of its name states.
+(`nanigpt.tasks.task` explains `finish`). `Decoder` defines everything below by itself. A model that
+lacks a method or attribute gets the default that the function of its name states.
 """
 
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from nanigpt.models.counts import parameter_counts as count_parameters
 
 
 class Finish(Protocol):
-    """Makes sums of losses of hidden states; the model calls it in place of its head."""
+    """Function that sums losses of hidden states; the model calls it in place of its head."""
 
     def __call__(
         self, head: nn.Module, hidden: torch.Tensor, /, *further: torch.Tensor, **targets: Any
@@ -28,8 +28,8 @@ class Finish(Protocol):
 def blocks(model: nn.Module) -> list[Any]:
     """Return the blocks that are compiled, recomputed and sharded one by one.
 
-    `model.blocks()`, where None stands for a block of another pipeline stage. By default the
-    elements of every outermost `nn.ModuleList`, which may itself be named `blocks`.
+    They are `model.blocks()`, where None stands for a block of another pipeline stage. By default
+    they are the elements of every outermost `nn.ModuleList`, which may itself be named `blocks`.
     """
     if _has_method(model, "blocks"):
         answering: Any = model
@@ -58,8 +58,8 @@ def body(block: nn.Module) -> str:
 def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
     """Return the modules whose parameters are gathered together, in the order of the forward pass.
 
-    `model.shard_groups()`. By default each of `blocks`; all other parameters are gathered at the
-    start of the forward pass and kept.
+    They are `model.shard_groups()`, or by default each of `blocks`; all other parameters are
+    gathered at the start of the forward pass and kept.
     """
     if _has_method(model, "shard_groups"):
         answering: Any = model
@@ -70,7 +70,7 @@ def shard_groups(model: nn.Module) -> list[list[nn.Module]]:
 def compute_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype of activations.
 
-    `model.compute_dtype`, or that of `model.embedding`. By default the dtype of the first
+    It is `model.compute_dtype`, or that of `model.embedding`, or by default the dtype of the first
     floating-point parameter.
     """
     for owner in (model, getattr(model, "embedding", None)):
@@ -94,5 +94,5 @@ def parameter_counts(model: nn.Module) -> ParameterCounts:
 
 
 def _has_method(model: nn.Module, name: str) -> bool:
-    """Return whether the model answers; a child module of that name is no answer."""
+    """Return whether the model has a method; a child module of that name does not count."""
     return hasattr(model, name) and not isinstance(getattr(model, name), nn.Module)

@@ -20,7 +20,7 @@ from nanigpt.problems import refuse
 
 
 class Resets:
-    """Finds, for the tensors of a model, the `reset_parameters` methods that set them."""
+    """Finder of the `reset_parameters` methods that set the tensors of a model."""
 
     def __init__(self, model: nn.Module):
         self._chains: dict[nn.Module, list[nn.Module]] = {}
@@ -47,7 +47,7 @@ class Resets:
         if root not in self._written:
             try:
                 self._written[root] = self._find_written(root, "meta")
-            except Exception:  # it may ask for numbers, which are not there on meta
+            except Exception:  # it may ask for values, which do not exist on meta
                 self._written[root] = self._find_written_with_numbers(root)
         return (id(module), name) in self._written[root]
 
@@ -88,12 +88,12 @@ class Resets:
 
 
 class _Writes(TorchDispatchMode):
-    """Notes which tensors operators write to."""
+    """Mode that notes which tensors operators write to."""
 
     def __init__(self) -> None:
         super().__init__()
         self._storages: set[int] = set()
-        self._kept: list[torch.Tensor] = []  # so that no storage's number is used twice
+        self._kept: list[torch.Tensor] = []  # keeps each storage's number unique
 
     def has(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._storages
@@ -130,7 +130,7 @@ def on_meta(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _whole(root: nn.Module, device: str) -> Iterator[None]:
-    """Exchange all tensors below `root` for whole, uninitialised ones on `device`."""
+    """Replace all tensors below `root` by whole, uninitialised ones on `device`."""
     modules = list(root.modules())
     saved = [(m, dict(m._parameters), dict(m._buffers)) for m in modules]
     made: dict[torch.Tensor, Any] = {}

@@ -14,7 +14,7 @@ from nanigpt.problems import Problem, refuse, refuse_all, require_positive
 
 
 class FrequencyScaling(Protocol):
-    """A change of RoPE's frequencies for sequences longer than those of training.
+    """Change of RoPE's frequencies for sequences longer than those of training.
 
     Attributes:
         attention_factor: Factor of the rotated queries and keys.
@@ -33,9 +33,9 @@ class Llama3Scaling:
     """Llama 3.1's extension of RoPE to long contexts.
 
     Wavelengths longer than `original_max_positions / low_freq_factor` are slowed down by `factor`.
-    Wavelengths shorter than `original_max_positions / high_freq_factor` are kept. Those between are
-    interpolated linearly in their number of turns (The Llama 3 Herd of Models, 2024; the published
-    model cards have the numbers).
+    Wavelengths shorter than `original_max_positions / high_freq_factor` are kept. Wavelengths
+    between these bounds are interpolated linearly in their number of turns (The Llama 3 Herd of
+    Models, 2024; the published model cards have the numbers).
     """
 
     attention_factor = 1.0
@@ -66,11 +66,11 @@ class Llama3Scaling:
 
 
 class YarnScaling:
-    """YaRN (Peng et al., 2023).
+    """YaRN, an extension of RoPE to long contexts (Peng et al., 2023).
 
     Frequencies that turn more than `beta_fast` times within `original_max_positions` are kept.
-    Frequencies that turn less than `beta_slow` times are slowed down by `factor`. Those between are
-    interpolated linearly in their index.
+    Frequencies that turn less than `beta_slow` times are slowed down by `factor`. Frequencies
+    between these bounds are interpolated linearly in their index.
 
     Args:
         factor: Ratio of the new sequence length to the original one.
@@ -80,9 +80,9 @@ class YarnScaling:
         attention_factor: Factor of the rotated queries and keys, so that scores get its square.
             None is `1 + 0.1 ln(factor)`, the paper's equation 22, divided by the same expression
             with `mscale_all_dim`.
-        mscale_all_dim: Whole scores, including features that are not rotated, are multiplied by
-            `(1 + 0.1 mscale_all_dim ln(factor)) ** 2`. The name is that of DeepSeek-V2 and V3; 0 is
-            the paper's YaRN.
+        mscale_all_dim: Whole scores, including features that are not rotated, are multiplied by `(1
+            + 0.1 mscale_all_dim ln(factor)) ** 2`. The name comes from DeepSeek-V2 and V3; 0 is the
+            paper's YaRN.
         truncate: Whether to round the two indices between which frequencies are interpolated, down
             and up, to whole numbers.
     """
@@ -169,7 +169,7 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def score_factor(self) -> float:
-        """Factor of attention's scores."""
+        """Return the factor of attention's scores."""
         return 1.0 if self.scaling is None else self.scaling.score_factor
 
     def reset_buffers(self) -> None:

@@ -1,4 +1,4 @@
-"""What every attention module is to blocks, generation and parallelism.
+"""Define the interface of attention modules for blocks, generation and parallelism.
 
 Shapes: B batch, L new positions, D dim.
 """
@@ -18,13 +18,14 @@ class SelfAttention(nn.Module, abc.ABC):
     """Base class of attention modules.
 
     Attributes:
-        n_heads: query heads.
-        qk_head_dim: features of a head's queries and keys.
-        v_head_dim: features of a head's values.
-        rope: turns queries and keys by their positions; None is a layer that knows no positions.
-        visibility: what a query sees.
-        sink: a learned score per head that takes a share of the attention, or None.
-        core: attends from queries to keys.
+        n_heads: Number of query heads.
+        qk_head_dim: Features of a head's queries and keys.
+        v_head_dim: Features of a head's values.
+        rope: Rotary embedding that rotates queries and keys by their positions; None is a layer
+            without positions.
+        visibility: Rule for which keys a query sees.
+        sink: Learned score per head that takes a share of the attention, or None.
+        core: Function that attends from queries to keys.
     """
 
     n_heads: int
@@ -37,22 +38,22 @@ class SelfAttention(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def stream_dims(self) -> dict[str, int]:
-        """Arguments that must be as wide as the residual stream, and their widths."""
+        """Return the arguments that must be as wide as the residual stream, and their widths."""
 
     def heads(self) -> dict[str, int]:
-        """Numbers of heads, which ranks divide among them."""
+        """Return the numbers of heads, which ranks divide among them."""
         return {"n_heads": self.n_heads}
 
     def score_flops(self, sequence_length: int) -> int:
-        """Training FLOPs per token of two products: queries with keys, and weights with values.
+        """Return training FLOPs per token of two products: queries with keys, weights with values.
 
-        What causality, windows and chunks hide is not discounted.
+        Pairs that causality, windows and chunks hide are not discounted.
         """
         return 6 * self.n_heads * (self.qk_head_dim + self.v_head_dim) * sequence_length
 
     @abc.abstractmethod
     def cache_elements(self) -> int:
-        """Numbers that a cache keeps of one position."""
+        """Return the number of elements that a cache keeps for one position."""
 
     @abc.abstractmethod
     def forward(
@@ -64,8 +65,8 @@ class SelfAttention(nn.Module, abc.ABC):
         """Return out_BLD.
 
         Args:
-            cache: holds what came before, and tells positions itself.
-            places: of x, by default 0 to L of one document.
+            cache: Cache of past positions, which also determines the positions of x.
+            places: Places of x, by default 0 to L of one document.
         """
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""One forward pass on meta, which finds modules that do not fit where they stand.
+"""Run one forward pass on meta, to find modules that do not fit in their place.
 
 A module of another package declares no sizes. The module that holds it names, in the class
 attribute `shape_preserving`, its children whose output has the shape of their first input:
@@ -6,7 +6,7 @@ attribute `shape_preserving`, its children whose output has the shape of their f
     class Block(nn.Module):
         shape_preserving = ("norm", "feed_forward")
 
-An element of a ModuleList or ModuleDict is meant by the name of the list or dict.
+The name of a ModuleList or ModuleDict covers its elements.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ from nanigpt.problems import Problem
 def says_all_widths(model: nn.Module) -> bool:
     """Return whether constructors have compared all widths of a model.
 
-    They compare widths that modules say. Modules of other packages need `shape_problems`, wherever
-    they stand.
+    They compare widths that modules declare. Modules of other packages need `shape_problems`, in
+    any place.
     """
     ours = all(
         type(module).__module__.split(".")[0] in ("nanigpt", "torch") for module in model.modules()
@@ -41,14 +41,15 @@ def says_all_widths(model: nn.Module) -> bool:
 def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Problem]:
     """Run a model once on meta, and report each module that fails or returns another shape.
 
-    A module that fails is passed over where its parent says that it preserves the shape, so that
-    one pass finds all of them. Of equal modules that get equal shapes, such as layers, one runs,
-    and its problems are those of all. What a module computes from the values of tensors, such as
-    the number of tokens of an expert, does not exist on meta; it is passed over in silence.
+    If a module fails and its parent declares that it preserves the shape, the pass skips it, so
+    that one pass finds all such modules. Equal modules that get equal shapes, such as layers, run
+    once, and all of them get the problems of that run. Values that a module computes from the
+    values of tensors, such as the number of tokens of an expert, do not exist on meta; the pass
+    skips them in silence.
 
     Args:
-        inputs: arguments of the forward pass, tensors on meta.
-        options: keyword arguments of the forward pass.
+        inputs: Arguments of the forward pass, tensors on meta.
+        options: Keyword arguments of the forward pass.
     """
     run = _Run()
     tensors = {
@@ -68,17 +69,17 @@ def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Probl
     return run.problems
 
 
-# Attributes of every module, which do not tell its forward pass.
+# Every module has these attributes, so they do not characterise its forward pass.
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class _Run:
-    """The modules whose forward pass is going on, and what was wrong so far."""
+    """State of a run: modules whose forward pass is in progress, and problems so far."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self._open: list[nn.Module] = []
-        # Modules that ran, their outputs, and what was wrong with them, by class and shapes.
+        # Modules that ran, their outputs, and their problems, by class and shapes.
         self._done: dict[Any, tuple[nn.Module, Any, list[Problem]]] = {}
 
     @contextlib.contextmanager
@@ -96,7 +97,7 @@ class _Run:
             yield
 
     def add(self, error: Exception, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Report an error of the innermost module whose forward pass is going on."""
+        """Report an error of the innermost module whose forward pass is in progress."""
         inner = self._open[-1] if self._open else module
         if _needs_values(error):
             return
@@ -110,7 +111,7 @@ class _Run:
     def _checked(
         self, module: nn.Module, forward: Callable, given: torch.Tensor, args: tuple, kwargs: dict
     ) -> Any:
-        """Return the output of a module that preserves the shape, or else one of that shape."""
+        """Return the output of a module that preserves the shape, or a tensor of that shape."""
         depth = len(self._open)
         try:
             output = forward(*args, **kwargs)
@@ -179,7 +180,7 @@ def _kind(module: nn.Module) -> Any:
 
 
 def _described(value: Any, depth: int = 0) -> Any:
-    """Describe a value by its content; one without is equal to itself alone."""
+    """Describe a value by its content; a value without content equals only itself."""
     if isinstance(value, torch.Tensor):
         return tuple(value.shape), value.dtype
     if isinstance(value, types.FunctionType):
@@ -214,7 +215,7 @@ def _form(tensor: torch.Tensor) -> str:
 
 
 def _needs_values(error: Exception) -> bool:
-    """Whether an error says that a tensor on meta has no values."""
+    """Return whether an error says that a tensor on meta has no values."""
     return isinstance(error, NotImplementedError) or (
         isinstance(error, RuntimeError) and "meta tensor" in str(error).lower()
     )

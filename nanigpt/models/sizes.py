@@ -6,7 +6,7 @@ from torch import nn
 
 from nanigpt.problems import Fix, Problem
 
-# Names that plain modules of torch.nn have for the sizes of ours.
+# Plain modules of torch.nn have these names for our sizes.
 _ALSO = {"in_dim": "in_features", "out_dim": "out_features", "dim": "normalized_shape"}
 
 

@@ -1,4 +1,4 @@
-"""Checks of the modules that a user puts into a slot."""
+"""Check the modules that a user puts into a slot."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ from nanigpt.problems import Problem
 
 
 def uncallable(slot: str, module: object, *arguments: str) -> Iterator[Problem]:
-    """Yield a problem if a module cannot be called with so many positional arguments.
+    """Yield a problem if a module cannot be called with this number of positional arguments.
 
     Args:
-        slot: argument that the module was given as.
-        arguments: names of what the caller passes.
+        slot: Argument that received the module.
+        arguments: Names of the values that the caller passes.
     """
     call = f"a module that is called with ({', '.join(arguments)})"
     if not isinstance(module, nn.Module):

@@ -14,6 +14,6 @@ def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
 
 
 def check_soft_cap(name: str, cap: float | None) -> None:
-    """Refuse a cap that is not above 0, as the argument of this name."""
+    """Raise an error if a cap, the argument of this name, is not above 0."""
     if cap is not None and not 0 < cap < float("inf"):
         refuse(name, cap, "more than 0, or None")

@@ -1,7 +1,7 @@
-"""Attention of packed sequences, each computed apart from the others and without a mask.
+"""Attention of packed sequences, each computed separately and without a mask.
 
-Shapes: B batch, L queries, H query heads, G KV heads, K head_dim, V that of values; T = B L tokens,
-N sequences, W a width that the kernel takes.
+Shapes: B batch, L queries, H query heads, G KV heads, K head_dim, V head_dim of values; T = B L
+tokens, N sequences, W a width that the kernel accepts.
 """
 
 import inspect
@@ -95,7 +95,7 @@ class VarLen:
             window_size=(-1 if window is None else window - 1, 0),
             **grouped,
         )
-        assert isinstance(out_THW, torch.Tensor)  # it asked for nothing else
+        assert isinstance(out_THW, torch.Tensor)  # the call requests no other output
         return out_THW[..., :value_dim].unflatten(0, (batch, length))
 
 

@@ -1,1 +1,1 @@
-"""Tasks: what a model is trained to do."""
+"""Tasks that a model is trained to do."""

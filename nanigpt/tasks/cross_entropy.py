@@ -1,7 +1,7 @@
 """Loss functions.
 
-They call the head themselves: one that is sharded has its weight only while it is called. They sum
-over tokens: gradient accumulation and data parallelism divide by the global count.
+They call the head themselves: a sharded head has its weight only while it is called. They sum over
+tokens: gradient accumulation and data parallelism divide by the global count.
 
 Shapes: B batch, L sequence, D dim, V vocab_size; T = B x L tokens.
 """
@@ -25,15 +25,15 @@ from nanigpt.tasks.linear_cross_entropy import (
 
 
 class CrossEntropy:
-    """Next-token cross-entropy in nats, in float32 whatever the compute dtype.
+    """Next-token cross-entropy in nats, in float32 for any compute dtype.
 
-    All logits are in memory at once, in the compute dtype and several times in float32. It is not
-    compiled.
+    All logits are in memory at once, in the compute dtype and several times in float32. This loss
+    is not compiled.
 
     Args:
-        z_loss: in training, the coefficient of the squared logarithm of the softmax's denominator,
+        z_loss: Coefficient, in training, of the squared logarithm of the softmax's denominator,
             which is added for each label and keeps logits from drifting (Chowdhery et al., 2022,
-            section 5, has 1e-4). Validation is without it.
+            section 5, use 1e-4). Validation leaves it out.
     """
 
     splits_logits = True
@@ -56,17 +56,18 @@ class CrossEntropy:
 
 
 class LinearCrossEntropy:
-    """The same without ever having all logits: head and loss together, chunk by chunk of tokens.
+    """Next-token cross-entropy that computes head and loss together, chunk by chunk of tokens.
 
-    With tensor parallelism each rank has the logits of its part of the vocabulary, also where
-    `loss_parallel` is off. The head multiplies in the compute dtype: for one in float8 take
-    `CrossEntropy`.
+    It equals `CrossEntropy`, but never holds all logits. With tensor parallelism each rank has the
+    logits of its part of the vocabulary, even if `loss_parallel` is off. The head multiplies in the
+    compute dtype: for a float8 head, use `CrossEntropy`.
 
     Args:
-        chunk_size: tokens whose logits are there at a time. They take 8 bytes per token and word:
-            1 GB for 1024 tokens and 128256 words. The smaller, the more often is added to the
-            weight's gradient, in float32: on a GPU that costs as much as about 500 tokens' product.
-        z_loss: as of `CrossEntropy`.
+        chunk_size: Number of tokens whose logits are held at a time. They take 8 bytes per token
+            and word: 1 GB for 1024 tokens and 128256 words. Smaller chunks add to the weight's
+            gradient, in float32, more often: on a GPU one addition costs as much as the product of
+            about 500 tokens.
+        z_loss: As in `CrossEntropy`.
     """
 
     splits_logits = True
@@ -81,7 +82,7 @@ class LinearCrossEntropy:
         self.compute = linear_cross_entropy
 
     def compile(self, compiled: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-        """Has a chunk computed by what `compiled` makes of the function that does."""
+        """Replace the function that computes a chunk by the result of `compiled`."""
         self.compute = functools.partial(linear_cross_entropy, chunk=compiled(chunk_loss))
 
     def __call__(
@@ -89,7 +90,7 @@ class LinearCrossEntropy:
     ) -> torch.Tensor:
         """Return the sum over labels that are not `IGNORED`, a scalar."""
 
-        # Tensors, or DTensors where ranks share the vocabulary.
+        # These are tensors, or DTensors if ranks share the vocabulary.
         def product(x_BLD: Any, weight_VD: Any, bias_V: Any) -> torch.Tensor:
             part = None
             if hasattr(weight_VD, "placements"):
@@ -122,11 +123,11 @@ def _check_z_loss(z_loss: float) -> None:
 
 
 def _logsumexp(logits_TV: torch.Tensor) -> torch.Tensor:
-    """As `torch.logsumexp`, which would gather logits that are split over ranks."""
+    """Compute `torch.logsumexp`, but do not gather logits that are split over ranks."""
     highest_T1 = logits_TV.detach().amax(-1, keepdim=True)
     return (logits_TV - highest_T1).exp().sum(-1).log() + highest_T1[:, 0]
 
 
 def _whole(x: torch.Tensor) -> torch.Tensor:
-    """Return a plain tensor; what is computed from logits split over ranks is a DTensor."""
+    """Return a plain tensor; results computed from logits split over ranks are DTensors."""
     return x.full_tensor() if hasattr(x, "full_tensor") else x

@@ -1,4 +1,4 @@
-"""Predicting the next token, and with multi-token prediction further ones.
+"""Predict the next token, and with multi-token prediction further ones.
 
 Shapes: B batch, L sequence_length, D dim.
 """
@@ -26,12 +26,13 @@ from nanigpt.tasks.task import Task
 
 
 class Loss(Protocol):
-    """Sum of the losses of all labels that are not `IGNORED`, a float32 scalar.
+    """Function that sums the losses of all labels that are not `IGNORED`, a float32 scalar.
 
     It calls the head itself, or multiplies with the head's weight in its own way: a loss that calls
-    `head(x, product)` gets `product(x, weight, bias)`, and says `head_takes_product = True`.
+    `head(x, product)` makes the head call `product(x, weight, bias)`, and sets `head_takes_product
+    = True`.
 
-    With tensor parallelism every rank has all logits, unless the loss says `splits_logits = True`:
+    With tensor parallelism every rank has all logits, unless the loss sets `splits_logits = True`:
     then they are DTensors, split over the vocabulary.
     """
 
@@ -41,14 +42,14 @@ class Loss(Protocol):
 
 
 class LanguageModeling(Task[TokenBatch]):
-    """Trains a decoder to predict the next token of each position.
+    """Task that trains a decoder to predict the next token of each position.
 
     Args:
-        loss: loss of the next token; further tokens that the model predicts have it too.
-        sampler: text that the model writes after training, or None.
+        loss: Loss of the next token, and of further tokens that the model predicts.
+        sampler: Sampler of text that the model writes after training, or None.
     """
 
-    # Names that `evaluate` returns.
+    # `evaluate` returns these names.
     measures = ("loss", "bits_per_byte")
 
     def __init__(self, *, loss: Loss, sampler: Sampler | None = None):
@@ -117,8 +118,9 @@ class LanguageModeling(Task[TokenBatch]):
     ) -> torch.Tensor:
         """Return the loss of the next tokens, and of further ones if the model predicts some.
 
-        The latter is the mean over depths. Each depth has the weight of the next tokens, although
-        it has fewer labels (DeepSeek-V3 Technical Report, 2024, equations 24 and 25).
+        The loss of further tokens is the mean over depths. Each depth has the weight of the next
+        tokens, although it has fewer labels (DeepSeek-V3 Technical Report, 2024, equations 24 and
+        25).
         """
         sums = [self.loss(head, hidden, labels_BL)]
         if further:
@@ -140,13 +142,14 @@ class LanguageModeling(Task[TokenBatch]):
         batches: Iterable[tuple[TokenBatch, float]],
         /,
     ) -> dict[str, float]:
-        """Return `loss` (nats per token) and `bits_per_byte` (of the text itself).
+        """Return `loss` (nats per token) and `bits_per_byte` (per byte of the text itself).
 
-        Bits per byte compares models of different tokenizers: the total loss over the bytes that
-        the predicted tokens stand for. The end of a document stands for no byte.
+        Bits per byte compares models of different tokenizers: it divides the total loss by the
+        number of bytes that the predicted tokens stand for. The end of a document stands for no
+        byte.
         """
         bytes_of = torch.from_numpy(data.tokenizer.token_bytes().astype(np.int64))
-        # Loss, tokens, bytes.
+        # The three sums are loss, tokens and bytes.
         total = torch.zeros(3, dtype=torch.float64, device=parallel.layout.world.device)
         for batch, counts in batches:
             sums = parallel.evaluate(self, batch)
@@ -174,8 +177,9 @@ def labels_ahead(
 ) -> torch.Tensor:
     """Return labels_BL that are the tokens k after the label of each position.
 
-    A label is `IGNORED` where the sequence ends before it, or where the token k ahead is of another
-    document than the position. A document's end is learned from within it, as it is at k = 0.
+    A label is `IGNORED` if the sequence ends before it, or if the token k ahead belongs to another
+    document than the position. The end of a document is learned from a position within it, as it is
+    at k = 0.
     """
     ahead_BL = labels_BL.roll(-k, dims=1)
     ahead_BL[:, max(ahead_BL.shape[1] - k, 0) :] = IGNORED
@@ -198,7 +202,7 @@ def _takes_no_product(head: nn.Module, task: LanguageModeling) -> list[Problem]:
 
 
 def _whole(logits: Any) -> Any:
-    """Gather logits that ranks of tensor parallelism have parts of."""
+    """Gather logits that are split over tensor-parallel ranks."""
     return logits.full_tensor() if hasattr(logits, "full_tensor") else logits
 
 

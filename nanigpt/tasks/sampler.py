@@ -1,4 +1,4 @@
-"""Text that a model writes, to look at."""
+"""Sample text from a model, to look at."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ from nanigpt.tags import Unit
 
 
 class Sampler:
-    """Continues a prompt.
+    """Sampler that continues a prompt.
 
     Args:
-        prompt: the text to continue.
-        max_new_tokens: upper bound of the continuation.
-        temperature: divides the logits; 0 is greedy decoding.
-        top_k: sample among the k likeliest tokens only; None is all.
-        seed: of the random stream.
+        prompt: Text to continue.
+        max_new_tokens: Upper bound of the continuation.
+        temperature: Divisor of the logits; 0 is greedy decoding.
+        top_k: Number of the likeliest tokens to sample from; None samples from all.
+        seed: Seed of the random stream.
     """
 
     may_change_on_resume = True
@@ -48,11 +48,12 @@ class Sampler:
         """Return prompt and continuation. All ranks call it and get the same text.
 
         Args:
-            shorten: where the text would exceed the model's context, keep the end of the prompt and
-                sample fewer tokens.
+            shorten: Whether to keep only the end of the prompt and sample fewer tokens if the text
+                would exceed the model's context.
 
         Raises:
-            ComponentError: the prompt is not text, or the whole would exceed the model's context.
+            ComponentError: The prompt is not text, or prompt and continuation would exceed the
+                model's context.
         """
         try:
             encoded = tokenizer.encode([self.prompt])[0].tolist()

@@ -1,8 +1,8 @@
-"""What a model is trained to do.
+"""Define tasks that a model is trained to do.
 
 The trainer knows no tokens. It asks a `Task` for everything that depends on the kind of model:
 
-    weight      how much a batch counts, known before the first forward pass
+    weight      weight of a batch, known before the first forward pass
     inputs      the arguments of the model's forward pass
     targets     the tensors to compare its outputs with
     finish      the sums of losses, from the model's head and hidden states
@@ -76,7 +76,7 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         return {}
 
     def weight(self, batch: SomeBatch, /) -> torch.Tensor:
-        """Return how much a batch counts in means, a float32 scalar: its number of labels."""
+        """Return the weight of a batch in means, a float32 scalar: its number of labels."""
         ...
 
     def finish(
@@ -122,5 +122,5 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         return {n: x / weight for n, x in zip(names, means, strict=True)} if weight else {}
 
     def show(self, parallel: ParallelModel, data: Any, /) -> str | None:
-        """Return a sample of what the model makes, to print after training. All ranks call it."""
+        """Return a sample of the model's output, to print after training. All ranks call it."""
         return None

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and resume bit for bit."""
+"""Save checkpoints that are whole or absent, and resume from them bit for bit."""
 
 import contextlib
 import json
@@ -25,12 +25,12 @@ from nanigpt.training.run_directory import RunDirectory
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step_(\d{8})")
-_MANIFEST = "checkpoint.json"  # progress, and the size of every other file
+_MANIFEST = "checkpoint.json"  # it holds the progress, and the size of every other file
 
 
 @dataclass
 class Progress:
-    """How far a run is: optimizer steps done, training samples and tokens consumed, of which text.
+    """Progress of a run: optimizer steps done, training samples and tokens consumed, and text.
 
     Learning rate schedule and data order are pure functions of these numbers. `text` is the digest
     of the tokens.
@@ -43,11 +43,13 @@ class Progress:
 
 
 class Checkpointer:
-    """Saves with torch.distributed.checkpoint every `interval` steps and after the last.
+    """Saver of checkpoints. It uses torch.distributed.checkpoint.
+
+    It saves every `interval` steps and after the last step.
 
     Args:
-        interval: steps between checkpoints.
-        keep: how many of the newest are kept; None keeps all.
+        interval: Steps between checkpoints.
+        keep: Number of newest checkpoints to keep; None keeps all.
     """
 
     may_change_on_resume = True
@@ -70,10 +72,10 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer | None,
         progress: Progress,
     ) -> Path:
-        """Write under a temporary name and publishes by one rename.
+        """Write under a temporary name, and publish by one rename.
 
         Args:
-            optimizer: None before the first step, for which it is made anew.
+            optimizer: None before the first step; a run that resumes there creates a new optimizer.
         """
         import torch.distributed.checkpoint as dcp
 
@@ -104,7 +106,7 @@ class Checkpointer:
         return final
 
     def latest(self, run: RunDirectory) -> Path | None:
-        """Return the newest checkpoint that is whole."""
+        """Return the newest whole checkpoint."""
         return next(filter(_is_whole, reversed(list_checkpoints(run))), None)
 
     def load_latest(
@@ -116,15 +118,15 @@ class Checkpointer:
     ) -> Progress | None:
         """Load the newest whole checkpoint in place, on any number of ranks.
 
-        Without an optimizer only the model is read. The optimizer stays as it is where the
-        checkpoint has no steps. Random states are restored if as many ranks wrote the checkpoint.
+        Without an optimizer, read only the model. The optimizer stays as it is if the checkpoint
+        has no steps. Restore random states if as many ranks wrote the checkpoint.
 
         Returns:
-            How far the run was, or None if there is no checkpoint.
+            The progress of the run, or None if there is no checkpoint.
 
         Raises:
-            MisfitError: it is of another model or optimizer, or the optimizer's state cannot be
-                divided so.
+            MisfitError: The checkpoint belongs to another model or optimizer, or the optimizer's
+                state cannot be divided over these ranks.
         """
         folder = self.latest(run)
         if folder is None:
@@ -158,7 +160,7 @@ def list_checkpoints(run: RunDirectory) -> list[Path]:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether every file is there at its size: a disk may fail, and a copy may be cut short."""
+    """Check that every file exists with its size: a disk may fail, and a copy may be cut short."""
     try:
         sizes = json.loads((checkpoint / _MANIFEST).read_text())["files"]
         damaged = [n for n, size in sizes.items() if (checkpoint / n).stat().st_size != size]
@@ -171,7 +173,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take away the name at once, so that a kill leaves no half checkpoint under it."""
+    """Remove the name at once, so that a kill leaves no half checkpoint under it."""
     if checkpoint.exists():
         doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -180,18 +182,19 @@ def _remove(checkpoint: Path) -> None:
 
 
 def model_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return persistent parameters and buffers, each once, under the first of its names."""
+    """Return persistent parameters and buffers, each once, under its first name."""
     persistent = model.state_dict().keys()
     tensors = [*model.named_parameters(), *model.named_buffers()]  # both leave out aliases
     return {name: ordinary(t.detach()) for name, t in tensors if name in persistent}
 
 
 def _optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state by parameter name; make it first if no step was taken yet.
+    """Return the state by parameter name; create it first if no step was taken yet.
 
-    Learning rates and weight decay are the config's, not the checkpoint's.
+    Learning rates and weight decay come from the config, not from the checkpoint.
     """
-    # Of upstream's public function this is what does not need torch._dynamo, seconds to import.
+    # This is the part of upstream's public function that does not need torch._dynamo, whose import
+    # takes seconds.
     from torch.distributed.checkpoint.state_dict import _init_optim_state
 
     _init_optim_state(optimizer)
@@ -243,10 +246,11 @@ def _require_state(folder: Path, stored: dict[str, Any], wanted: dict[str, dict[
 
 @contextlib.contextmanager
 def _of_the_same_blocks(folder: Path) -> Iterator[None]:
-    """Tells in a sentence when quantised optimizer state cannot be divided as it would have to be.
+    """Raise a readable error when quantised optimizer state cannot be divided as required.
 
     Raises:
-        MisfitError: blocks, which are of what each rank had, would be cut.
+        MisfitError: Blocks would be cut. Each rank formed its blocks from its own part of the
+            state.
     """
     from torch.distributed.checkpoint.api import CheckpointException
 
@@ -265,14 +269,14 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone_without_warning(world: World) -> Iterator[bool]:
-    """Whether this process is the only one, which upstream warns of though it was asked for."""
+    """Yield whether this process is the only one; silence upstream's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield world.size == 1
 
 
 def _synchronize(folder: Path) -> None:
-    """Force the files of a folder, and the folder itself, to disk before it is renamed."""
+    """Force the files of a folder, and the folder itself, to disk before its rename."""
     for path in [*(p for p in folder.iterdir() if p.is_file()), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)

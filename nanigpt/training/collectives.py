@@ -1,6 +1,6 @@
-"""Which collectives belong to which mesh axis.
+"""Find the mesh axis of each collective.
 
-A trace has the process groups of NCCL's; those over gloo are labelled here.
+A trace names the process groups of NCCL. Collectives over gloo get labels here.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nanigpt.parallel.mesh import Layout
 
 LABEL = "communication"
-"""A label is this, the axis, the bytes that the rank gives, and the operator."""
+"""The first word of a label. The axis, the bytes that the rank gives, and the operator follow."""
 
 _LIBRARIES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 
@@ -20,7 +20,7 @@ _LIBRARIES = ("c10d", "_c10d_functional", "_c10d_functional_autograd")
 def axes_of_groups(layout: Layout) -> dict[str, str]:
     """Return the mesh axis that each process group serves, by the group's name.
 
-    A group of all ranks, which several axes may share, is `world` if they do.
+    Several axes may share a group of all ranks; its axis is then `world`.
     """
     axes: dict[str, str] = {}
     for mesh in (layout.parameters, layout.context, layout.experts):
@@ -36,12 +36,12 @@ def axes_of_groups(layout: Layout) -> dict[str, str]:
 
 
 class Labels(TorchDispatchMode):
-    """Records a span `communication AXIS BYTES OPERATOR` around each call of a collective.
+    """Recorder of spans `communication AXIS BYTES OPERATOR` around calls of collectives.
 
-    It looks at every operator, so that computation takes longer while it is on.
+    It inspects every operator, so computation takes longer while it is on.
 
     Args:
-        axes: by name of the process group.
+        axes: Axes by name of the process group.
     """
 
     def __init__(self, axes: dict[str, str]):
@@ -51,12 +51,12 @@ class Labels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(getattr(kind, "__name__", "") == "DTensor" for kind in types):
-            return NotImplemented  # what it is made of comes next
+            return NotImplemented  # the operators inside this one come next
         if getattr(func, "namespace", None) not in _LIBRARIES:
             return func(*args, **kwargs)
         named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
         group = _group_name(named)
-        if group is None:  # no collective of its own, such as waiting for one
+        if group is None:  # not a collective itself, for example waiting for one
             return func(*args, **kwargs)
         axis = self._axes.get(group, "world")
         operator = func._schema.name.rpartition("::")[2].strip("_")
@@ -72,7 +72,7 @@ def _group_name(named: dict[str, Any]) -> str | None:
 
 
 def _bytes(operator: str, named: dict[str, Any]) -> int:
-    """Return the bytes of what the rank gives: inputs, and what is both input and output."""
+    """Return the bytes that the rank gives: inputs, and tensors that are both input and output."""
     if operator.startswith(("recv", "irecv")):
         return 0
     inputs = [value for name, value in named.items() if name.startswith(("input", "tensor"))]

@@ -1,4 +1,4 @@
-"""What a kind of device cannot do."""
+"""Check for things that a kind of device cannot do."""
 
 import torch
 from torch import nn
@@ -11,7 +11,7 @@ from nanigpt.problems import Fix, Problem, show
 
 
 def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> list[Problem]:
-    """Return why a device of this kind, `cpu` or `cuda`, cannot train `model`."""
+    """Return the reasons why a device of this kind, `cpu` or `cuda`, cannot train `model`."""
     computed = compute_dtype(model)
     attentions = [module for module in model.modules() if hasattr(module, "core")]
     found: list[Problem] = [

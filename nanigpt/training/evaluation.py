@@ -1,4 +1,4 @@
-"""Numbers on held-out samples."""
+"""Compute numbers on held-out samples."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Protocol
@@ -14,30 +14,30 @@ from nanigpt.tasks.task import Task
 
 
 class Evaluates(Protocol):
-    """What the trainer asks of an evaluation. All ranks call its methods together."""
+    """Interface between trainer and evaluation. All ranks call its methods together."""
 
     def setup(self) -> None:
-        """Read what the evaluation needs. Called once before training begins."""
+        """Read the data that the evaluation needs. Called once, before training begins."""
 
     def is_due(self, step: int, steps: int, /) -> bool:
-        """Return whether to evaluate after this one of `steps` steps."""
+        """Return whether to evaluate after step `step` of `steps`."""
         ...
 
     def run(
         self, parallel: ParallelModel, task: Task[Any], data: DataSource, /
     ) -> dict[str, float]:
-        """Return named numbers; `data` is what the model is trained on."""
+        """Return named numbers; `data` is the training data."""
         ...
 
 
 class Evaluation:
-    """Evaluates the task on a fixed set of samples, spread evenly over the validation split.
+    """Evaluation of the task on a fixed set of samples, spread evenly over the validation split.
 
     Args:
-        data: dataset to evaluate on; None takes the validation split of the training data.
-        interval: steps between evaluations; the last step is always evaluated.
-        n_samples: how many samples, or all of the split if it has fewer.
-        batch_size: samples in one forward pass of one rank.
+        data: Dataset to evaluate on; None takes the validation split of the training data.
+        interval: Steps between evaluations; the last step is always evaluated.
+        n_samples: Number of samples; the whole split if it has fewer.
+        batch_size: Samples in one forward pass of one rank.
     """
 
     may_change_on_resume = True
@@ -82,8 +82,8 @@ class Evaluation:
     def _batches(self, parallel: ParallelModel, data: DataSource) -> Iterator[tuple[Batch, float]]:
         """Yield the shards of this rank, and whether they count.
 
-        Every rank runs the same number of forward passes, since sharded parameters are gathered by
-        all together. A rank that has run out of samples repeats one, which does not count.
+        Every rank runs the same number of forward passes, since all ranks gather sharded parameters
+        together. A rank that has run out of samples repeats one, which does not count.
         """
         available, layout = data.n_validation, parallel.layout
         n = min(self.n_samples, available)

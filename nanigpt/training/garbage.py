@@ -1,4 +1,4 @@
-"""When Python looks for garbage."""
+"""Schedule Python's garbage collection."""
 
 import contextlib
 import gc
@@ -10,14 +10,14 @@ from nanigpt.tags import Unit
 
 
 class GarbageCollection:
-    """Collects reference cycles at the same steps on every rank.
+    """Schedule that collects reference cycles at the same steps on every rank.
 
-    Python would collect whenever enough was allocated, which is at another time on each rank, and
-    all ranks wait for the one that does. What was there before the first step is frozen: it is not
-    looked through again.
+    By default Python collects after a certain number of allocations. Each rank reaches that number
+    at another time, and all ranks wait for the one that collects. Objects that exist before the
+    first step are frozen: the collector does not inspect them again.
 
     Args:
-        interval: steps between collections; None leaves the time to Python.
+        interval: Steps between collections; None leaves the time to Python.
     """
 
     may_change_on_resume = True
@@ -29,7 +29,7 @@ class GarbageCollection:
 
     @contextlib.contextmanager
     def scheduled(self) -> Iterator[Callable[[int], None]]:
-        """Take over from Python; yield a function to call after every step, with its number."""
+        """Take over from Python; yield a function to call after every step with its number."""
         if self.interval is None:
             yield lambda step: None
             return

@@ -1,4 +1,4 @@
-"""What is known of the device: peak arithmetic, memory bandwidth, and memory in use."""
+"""Look up the device's peak arithmetic and memory bandwidth, and measure its memory in use."""
 
 import re
 import resource
@@ -10,12 +10,13 @@ import torch
 
 
 class Peaks(NamedTuple):
-    """What a device can do at most, without sparsity.
+    """Limits of a device, without sparsity.
 
     Attributes:
         flops: FLOP/s of matrix products in bfloat16.
-        float8_flops: those in float8, or None where there is no such arithmetic.
-        bandwidth: bytes per second between the device and its memory.
+        float8_flops: FLOP/s of matrix products in float8, or None if the device has no such
+            arithmetic.
+        bandwidth: Bytes per second between the device and its memory.
     """
 
     flops: float
@@ -23,8 +24,9 @@ class Peaks(NamedTuple):
     bandwidth: float
 
 
-# By the name that the driver gives, all of it: "NVIDIA GH200 480GB" is no "NVIDIA H200", and a MIG
-# slice, whose name is longer, has but a part of its device. From the vendors' data sheets.
+# Keys match the driver's whole name: "NVIDIA GH200 480GB" is no "NVIDIA H200", and a MIG slice,
+# whose name is longer, has only a part of its device. The numbers come from the vendors' data
+# sheets.
 _DEVICES = {
     r"(NVIDIA )?A100-(SXM4|SXM|PCIE|PCI)-40GB": Peaks(312e12, None, 1.555e12),
     r"(NVIDIA )?A100-(SXM4|SXM)-80GB": Peaks(312e12, None, 2.039e12),
@@ -43,26 +45,27 @@ _DEVICES = {
 
 
 def peaks_of(name: str) -> Peaks | None:
-    """Those of the device that the driver calls `name`; None where it is not known."""
+    """Return the peaks of the device that the driver calls `name`, or None if it is unknown."""
     return next((p for pattern, p in _DEVICES.items() if re.fullmatch(pattern, name)), None)
 
 
 def device_peaks(device: torch.device) -> Peaks | None:
-    """Those of `device`; None where it is not known, as no CPU is."""
+    """Return the peaks of `device`, or None if it is unknown, as every CPU is."""
     return peaks_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def measured_flops(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.1) -> float:
-    """FLOP/s of the fastest of several square matrix products, which together take so long.
+    """Measure FLOP/s of the fastest of several square matrix products.
 
-    Less than the data sheet's peak, and on a CPU that others use less than it could do alone.
+    Together they take `seconds`. The result is below the data sheet's peak. On a CPU that others
+    use, it is below the CPU's own limit.
     """
     cuda = device.type == "cuda"
     n = 8192 if cuda else 512
-    own = torch.Generator(device).manual_seed(0)  # the run's random numbers stay what they are
+    own = torch.Generator(device).manual_seed(0)  # leaves the run's random numbers unchanged
     a, b = (torch.rand(n, n, device=device, dtype=dtype, generator=own) for _ in range(2))
     best, end = float("inf"), 0.0
-    torch.mm(a, b)  # the first one sets the library up
+    torch.mm(a, b)  # the first product sets the library up
     begin = time.perf_counter()
     while end - begin < seconds:
         if cuda:
@@ -77,7 +80,7 @@ def measured_flops(device: torch.device, dtype: torch.dtype, *, seconds: float =
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: allocated on a GPU, resident in the process on a CPU."""
+    """Return the most bytes held so far: allocated on a GPU, resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,7 +1,7 @@
-"""The training loop.
+"""Run the training loop.
 
-`steps` is the textbook's loop. `rows` does around each of its steps what a run does: metrics,
-evaluations, checkpoints, profiles. `train` is a whole run.
+`steps` is the textbook's loop. `rows` adds the run's work around each step: metrics, evaluations,
+checkpoints, profiles. `train` is a whole run.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nanigpt.training.trainer import Prepared, Trainer
 
 
-_BY_HAND = RunInfo()  # a trainer without a config
+_BY_HAND = RunInfo()  # for a trainer without a config
 
 
 def train(prepared: "Prepared", info: RunInfo = _BY_HAND) -> Progress:
@@ -39,10 +39,10 @@ def train(prepared: "Prepared", info: RunInfo = _BY_HAND) -> Progress:
 
 
 def rows(session: Session, prepared: "Prepared", info: RunInfo = _BY_HAND) -> Iterator[Row]:
-    """Train the steps that are left; yield the row of each after all that a run does with it."""
+    """Train the remaining steps; yield each step's row after the run's other work for that step."""
     trainer, run, world = prepared.trainer, prepared.run, prepared.world
     parallel, progress, metrics = session.parallel, session.progress, trainer.metrics
-    with contextlib.ExitStack() as until_the_end:  # of training, or what interrupts it
+    with contextlib.ExitStack() as until_the_end:  # of training, or until an interruption
         opened = until_the_end.enter_context
         collect_garbage = opened(trainer.garbage_collection.scheduled())
         profiler = opened(trainer.profiling.open(run, parallel.layout, step=progress.step))
@@ -50,11 +50,11 @@ def rows(session: Session, prepared: "Prepared", info: RunInfo = _BY_HAND) -> It
         parallel.phase = profiler.enter
         info = _told(info, session, prepared)
         metrics.open(trainer.trackers, info, world, work=prepared.work, clock=profiler.clock)
-        opened(contextlib.closing(metrics))  # rows and terminal are whole
+        opened(contextlib.closing(metrics))  # writes all rows, and leaves the terminal whole
         compilations = Compilations() if trainer.parallelizer.compile is not None else None
 
         for row in stepping:
-            if compilations is not None:  # the second step may find what the first has changed
+            if compilations is not None:  # the second step may find changes by the first
                 row["compilations"] = compilations.after("training step", settled=2)
             if profiler.is_due(progress.step):
                 with metrics.paused():
@@ -66,7 +66,7 @@ def rows(session: Session, prepared: "Prepared", info: RunInfo = _BY_HAND) -> It
                     row["compilations"] = compilations.after("evaluation", settled=1)
             metrics.record(row, flush=bool(due))
             if trainer.checkpointer.is_due(progress.step, trainer.steps):
-                metrics.flush()  # a checkpoint promises that every earlier step has its row
+                metrics.flush()  # a checkpoint promises a row for every earlier step
                 model, optimizer = parallel.model, session.optimizer
                 with metrics.paused():
                     trainer.checkpointer.save(run, world, model, optimizer, progress)
@@ -78,10 +78,10 @@ def rows(session: Session, prepared: "Prepared", info: RunInfo = _BY_HAND) -> It
 def steps(
     session: Session, *, before: Callable[[int], None] = lambda step: None
 ) -> Generator[Row, None, None]:
-    """Train the steps that are left; yield the row of each, whose losses are on the device.
+    """Train the remaining steps; yield the row of each, whose losses are on the device.
 
     Args:
-        before: called with the number of each step, counted from 1, before it begins.
+        before: Function to call with the number of each step, counted from 1, before it begins.
     """
     trainer, progress, optimizer = session.trainer, session.progress, session.optimizer
     length = trainer.sequence_length
@@ -105,12 +105,13 @@ def train_step(session: Session, microbatches: Iterable[Batch]) -> Row:
     """Take one optimizer step.
 
     Returns:
-        Global mean losses, gradient norm, and what experts had to do, on the device.
+        Global mean losses, gradient norm, and the load of experts, on the device.
     """
     task, parallel, optimizer = session.trainer.task, session.parallel, session.optimizer
     shards = [parallel.shard(batch) for batch in microbatches]
     parallel.phase("other")
-    # Known before the first backward pass: each microbatch counts by its own weight.
+    # The weight is known before the first backward pass, so each microbatch counts by its own
+    # weight.
     weight = parallel.layout.sum(torch.stack([task.weight(shard) for shard in shards]).sum())
     losses = parallel.forward_backward(task, shards, weight)
     parallel.phase("optimizer")
@@ -125,7 +126,7 @@ def train_step(session: Session, microbatches: Iterable[Batch]) -> Row:
 def evaluate(
     trainer: "Trainer", parallel: ParallelModel, names: Iterable[str] | None = None
 ) -> dict[str, float]:
-    """Run the evaluations of these names, or all; each number's name begins with theirs."""
+    """Run the evaluations with these names, or all; prefix the numbers with these names."""
     found: dict[str, float] = {}
     for name in trainer.evaluations if names is None else names:
         numbers = trainer.evaluations[name].run(parallel, trainer.task, trainer.data)
@@ -140,7 +141,7 @@ def due_evaluations(trainer: "Trainer", step: int) -> list[str]:
 
 
 def batches(session: Session) -> contextlib.AbstractContextManager[Iterator[list[Batch]]]:
-    """Open the microbatches of each step that is left, read ahead of it."""
+    """Open the microbatches of each remaining step, and read them ahead of it."""
     trainer, progress, world = session.trainer, session.progress, session.world
     size, first = trainer.global_batch_size, progress.samples
     samples = range(first, first + (trainer.steps - progress.step) * size, size)

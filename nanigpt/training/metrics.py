@@ -1,4 +1,4 @@
-"""Numbers of a run: collected every step, timed, and handed to trackers."""
+"""Collect and time the numbers of every step, and hand them to trackers."""
 
 import contextlib
 import time
@@ -19,12 +19,12 @@ from nanigpt.training.trackers.tracker import Row, RunInfo, Tracker
 
 @dataclass(frozen=True)
 class Work:
-    """What a step has to do, over all ranks.
+    """Work of one step, over all ranks.
 
     Attributes:
-        unit: what is counted: tokens or samples.
-        size: how many of them.
-        flops: training FLOPs of one of them, for MFU; None where they are not known.
+        unit: Unit of the count: tokens or samples.
+        size: Number of units.
+        flops: Training FLOPs of one unit, for MFU; None if unknown.
     """
 
     unit: Literal["tokens", "samples"]
@@ -33,17 +33,18 @@ class Work:
 
 
 class Metrics:
-    """Collects the numbers of every step, and hands them to trackers every `log_interval` steps.
+    """Collector of every step's numbers. It hands them to trackers every `log_interval` steps.
 
     In between, losses and norms stay on the device, so that no step waits for the one before.
 
     Args:
-        log_interval: steps between reads.
-        tokens_per_expert: keep how many tokens each expert of each layer had, a large table.
-        peak_flops: FLOP/s of the device that MFU is a fraction of, whatever the arithmetic is. None
-            takes the dense bf16 peak of its data sheet, and reports no MFU where the device is not
-            known; `measured` is the speed of a large matrix product when training starts, in
-            float32 on a CPU and in bfloat16 on a GPU.
+        log_interval: Steps between reads.
+        tokens_per_expert: Whether to keep the number of tokens of each expert in each layer, a
+            large table.
+        peak_flops: FLOP/s of the device that MFU is a fraction of, for any arithmetic. None takes
+            the dense bf16 peak of its data sheet, and reports no MFU if the device is unknown;
+            `measured` is the speed of a large matrix product when training starts, in float32 on a
+            CPU and in bfloat16 on a GPU.
     """
 
     may_change_on_resume = True
@@ -77,8 +78,8 @@ class Metrics:
         """Open the trackers on the main process, and start to time.
 
         Args:
-            work: what a step has to do.
-            clock: of the steps' phases, if they are timed.
+            work: Work of one step.
+            clock: Clock of the steps' phases, if they are timed.
         """
         self._world = world
         self._steps = info.steps
@@ -97,14 +98,14 @@ class Metrics:
             self._trackers = opened.pop_all()
         self._wait()
         if clock is not None:
-            clock.read(1)  # what was before the first step
+            clock.read(1)  # drops the time before the first step
         self._since = time.perf_counter()
 
     def record(self, row: Row, *, flush: bool = False) -> None:
         """Add the row of one step.
 
         Args:
-            flush: write it now, though no `log_interval` is over.
+            flush: Whether to write the row now, before `log_interval` is over.
         """
         if not self.tokens_per_expert:
             row.pop("tokens_per_expert", None)
@@ -115,7 +116,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out of the throughput what is not training, such as an evaluation."""
+        """Leave work other than training, such as an evaluation, out of the throughput."""
         self._wait()
         paused = time.perf_counter()
         if self._clock is not None:
@@ -123,13 +124,13 @@ class Metrics:
         try:
             yield
             self._wait()
-        finally:  # also of an interrupted one: rows that wait are still written
+        finally:  # after an interruption, too: waiting rows are still written
             if self._clock is not None:
                 self._clock.enter("other")
             self._since += time.perf_counter() - paused
 
     def flush(self) -> None:
-        """Write what was recorded. Speed is that of all steps since the last flush."""
+        """Write the recorded rows. The speed covers all steps since the last flush."""
         if not self._rows:
             return
         self._wait()
@@ -153,7 +154,7 @@ class Metrics:
                 tracker.write([dict(row) for row in rows])
 
     def check(self) -> None:
-        """Refuse an impossible MFU; called when nothing that was computed can be lost any more.
+        """Refuse an impossible MFU; call this only when no computed result can be lost any more.
 
         Raises:
             UsageError: MFU was over 100%; the rows are written, without it.
@@ -162,7 +163,7 @@ class Metrics:
             raise UsageError(self._wrong)
 
     def close(self) -> None:
-        """Write what is left, and close every tracker."""
+        """Write the remaining rows, and close every tracker."""
         with self._trackers:
             self.flush()
 
@@ -203,7 +204,7 @@ def _number(value: float | torch.Tensor) -> Any:
 
 @contextlib.contextmanager
 def _named(tracker: Tracker, method: str) -> Iterator[None]:
-    """Name the tracker in an error of its own, which may be anything."""
+    """Name the tracker in an error of its own, which may be any exception."""
     try:
         yield
     except UsageError:

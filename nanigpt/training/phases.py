@@ -1,11 +1,12 @@
-"""Which part of a step takes how long."""
+"""Time the parts of a step."""
 
 import time
 
 import torch
 
-# Waiting for batches and copying them; the model and its loss; gradients, with the sums over ranks
-# that end them; clipping them, the update and experts' balance; and whatever is none of these.
+# `data` waits for batches and copies them. `forward` computes the model and its loss. `backward`
+# computes gradients and ends with their sums over ranks. `optimizer` clips gradients, updates
+# parameters and balances experts. `other` is all remaining time.
 PHASES = ("data", "forward", "backward", "optimizer", "other")
 # A pipeline's rank waits for the others between its microbatches, and passes activations on.
 PIPELINE = "pipeline"
@@ -13,12 +14,13 @@ _PAUSED = "paused"
 
 
 class PhaseTimers:
-    """Times the phases of every step, as columns of the metrics.
+    """Timers of every step's phases, which become columns of the metrics.
 
-    They are `ms_data`, `ms_forward`, `ms_backward`, `ms_optimizer`, `ms_pipeline` if there are
-    pipeline stages, and `ms_other`, and add up to `ms_per_step`. Communication that a phase waits
-    for is in it; a `Trace` tells the two apart. On CUDA the device is timed, by events in its queue
-    that are read when the metrics are written, so that no step waits. On a CPU the host is timed.
+    The columns are `ms_data`, `ms_forward`, `ms_backward`, `ms_optimizer`, `ms_pipeline` if there
+    are pipeline stages, and `ms_other`. They add up to `ms_per_step`. A phase includes the
+    communication that it waits for; a `Trace` separates the two. On CUDA the timers measure the
+    device, by events in its queue that are read when the metrics are written, so that no step
+    waits. On a CPU they measure the host.
     """
 
     def clock(self, device: torch.device) -> "PhaseClock":
@@ -27,7 +29,7 @@ class PhaseTimers:
 
 
 class PhaseClock:
-    """Every moment belongs to the phase that was entered last."""
+    """Clock that assigns every moment to the phase that was entered last."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -39,14 +41,14 @@ class PhaseClock:
         self._marks.append((phase, self._now()))
 
     def pause(self) -> None:
-        """Leave out what follows, until `enter` is called again."""
+        """Leave out the time that follows, until the next call of `enter`."""
         self.enter(_PAUSED)
 
     def read(self, steps: int) -> dict[str, float]:
-        """Milliseconds of each phase per step, since this was called last; the device is idle."""
+        """Return milliseconds of each phase per step since the last call; wait for the device."""
         self.enter(self._marks[-1][0])
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the mark that was just made
+            torch.cuda.synchronize(self._device)  # waits for the mark above
         total = dict.fromkeys(PHASES, 0.0)
         for (phase, start), (_, end) in zip(self._marks, self._marks[1:], strict=False):
             total[phase] = total.get(phase, 0.0) + _milliseconds(start, end)

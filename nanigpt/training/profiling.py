@@ -1,4 +1,4 @@
-"""What a run can tell of its own speed and memory. Each part is off unless it is in the DAG."""
+"""Profile a run's speed and memory. Each part is off unless it is in the DAG."""
 
 import contextlib
 import logging
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class _Window:
-    """Some steps in a row.
+    """Window of consecutive steps.
 
     Args:
-        start: the first step, counted from 1.
-        steps: how many.
+        start: First step, counted from 1.
+        steps: Number of steps.
 
     Attributes:
-        ending: of the names of files that are written.
+        ending: Ending of the names of written files.
     """
 
     ending: str
@@ -53,20 +53,21 @@ class _Window:
 
 
 class Trace(_Window):
-    """Traces some steps with torch.profiler.
+    """Trace of some steps by torch.profiler.
 
-    Writes `profile/steps_A_to_B_rankR.json.gz`, which Perfetto and chrome://tracing show, and with
-    it `profile/steps_A_to_B.txt`: of the main rank, how its time divides into phases and
-    communication along each mesh axis, and how much of the latter no computation hides. These are
-    in the metrics, too, of the last of the steps: `ms_communication_tp` and so on, exposed ones.
+    It writes `profile/steps_A_to_B_rankR.json.gz`, which Perfetto and chrome://tracing show. It
+    also writes `profile/steps_A_to_B.txt`, which covers the main rank: the division of its time
+    into phases and communication along each mesh axis, and the part of the communication that no
+    computation hides. The metrics of the window's last step have these numbers, too:
+    `ms_communication_tp` and so on are exposed communication.
 
     Args:
-        start: the first step, counted from 1.
-        steps: how many.
-        record_shapes: keep the shapes of operators' inputs.
-        profile_memory: keep allocations.
-        with_stack: keep the Python lines that called operators.
-        all_ranks: write a trace of every rank, not only the main one's.
+        start: First step, counted from 1.
+        steps: Number of steps.
+        record_shapes: Whether to keep the shapes of operators' inputs.
+        profile_memory: Whether to keep allocations.
+        with_stack: Whether to keep the Python lines that called operators.
+        all_ranks: Whether to write a trace of every rank, not only of the main one.
     """
 
     ending = ".json.gz"
@@ -92,15 +93,15 @@ class Trace(_Window):
 
 
 class MemorySnapshot(_Window):
-    """Records what CUDA memory is allocated, where, and by which lines, during some steps.
+    """Record of allocated CUDA memory during some steps, with its place and Python lines.
 
-    Writes `profile/steps_A_to_B_rankR.pickle`, for https://pytorch.org/memory_viz; also where a
-    step within fails, as for want of memory.
+    It writes `profile/steps_A_to_B_rankR.pickle`, for https://pytorch.org/memory_viz, even if a
+    step in the window fails, for example when memory runs out.
 
     Args:
-        start: the first step, counted from 1.
-        steps: how many.
-        max_entries: allocations that are kept, the latest ones.
+        start: First step, counted from 1.
+        steps: Number of steps.
+        max_entries: Number of allocations to keep, the latest ones.
     """
 
     ending = ".pickle"
@@ -122,12 +123,12 @@ class MemorySnapshot(_Window):
 
 
 class Profiling:
-    """The profilers of a run.
+    """Set of a run's profilers.
 
     Args:
-        phases: times the phases of each step, or None.
-        trace: traces some steps, or None.
-        memory: records the memory of some steps, or None.
+        phases: Timers of each step's phases, or None.
+        trace: Trace of some steps, or None.
+        memory: Record of memory during some steps, or None.
     """
 
     may_change_on_resume = True
@@ -144,7 +145,7 @@ class Profiling:
         self.memory = memory
 
     def problems(self, steps: int) -> list[Problem]:
-        """Return which windows end after the last of `steps` steps."""
+        """Return a problem for each window that ends after the last of `steps` steps."""
         return [
             Problem(
                 f"{name}.start",
@@ -158,7 +159,7 @@ class Profiling:
         ]
 
     def device_problems(self, kind: str) -> list[Problem]:
-        """Return what of it a device of this kind, `cpu` or `cuda`, does not have."""
+        """Return a problem for each part that a device of kind `cpu` or `cuda` does not support."""
         if self.memory is None or kind == "cuda":
             return []
         expected = f"None on a {kind}, because the snapshot is of CUDA memory"
@@ -166,7 +167,7 @@ class Profiling:
 
     @contextlib.contextmanager
     def open(self, run: RunDirectory, layout: Layout, *, step: int = 0) -> Iterator["Profiler"]:
-        """Profiles what comes after `step` until this is left; what is recorded then is written."""
+        """Profile the steps after `step` until the context ends; then write the records."""
         windows = [window for window in (self.trace, self.memory) if window is not None]
         for window in windows:
             if window.start <= step and layout.world.is_main and not window.was_written(run):
@@ -182,10 +183,10 @@ class Profiling:
 
 
 class Profiler:
-    """What is told of a run while it goes on. Of no profiler it does nothing.
+    """Profiler of a run in progress. Without any parts, it does nothing.
 
     Attributes:
-        clock: of phases, or None.
+        clock: Clock of phases, or None.
     """
 
     def __init__(self, clock: PhaseClock | None, recordings: list["_Recording"]):
@@ -206,7 +207,7 @@ class Profiler:
                 recording.start()
 
     def is_due(self, step: int) -> bool:
-        """Whether something ends with this step, and is to be written."""
+        """Return whether a recording ends with this step and must be written."""
         return any(r.running and r.window.last == step for r in self._recordings)
 
     def write(self, step: int) -> dict[str, float]:
@@ -225,7 +226,7 @@ class Profiler:
 
 
 class _Recording:
-    """A window while the run goes on."""
+    """Window of a run in progress."""
 
     def __init__(self, window: Any, run: RunDirectory, layout: Layout):
         self.window = window
@@ -239,7 +240,7 @@ class _Recording:
         """Begin a phase of a step."""
 
     def stop(self, *, whole: bool) -> dict[str, float]:
-        """Write what was recorded; `whole` says whether all steps of the window were."""
+        """Write the recording; `whole` says whether it covers all steps of the window."""
         self.running = False
         return {}
 
@@ -267,7 +268,7 @@ class _TraceRecording(_Recording):
         self._span: torch.profiler.record_function | None = None
         self._axes = axes_of_groups(self.layout)
         self._profile.start()
-        # NCCL's kernels say whose they are, what is sent over gloo does not.
+        # NCCL's kernels name their process group, but communication over gloo does not.
         labelled = self.world.size > 1 and device.type == "cpu"
         self._labels = Labels(self._axes) if labelled else contextlib.nullcontext()
         self._labels.__enter__()
@@ -309,7 +310,7 @@ class _TraceRecording(_Recording):
 class _MemoryRecording(_Recording):
     def start(self) -> None:
         super().start()
-        # Python's lines alone: to find those of C++, writing would take minutes.
+        # Record Python's lines only: writing would take minutes if it had to find C++ lines, too.
         torch.cuda.memory._record_memory_history(
             max_entries=self.window.max_entries, stacks="python"
         )

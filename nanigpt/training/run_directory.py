@@ -1,4 +1,4 @@
-"""Where everything of one run lies."""
+"""Name the files of a run."""
 
 from pathlib import Path
 
@@ -22,10 +22,10 @@ class RunDirectory:
         self.path = Path(path)
 
     def lock(self) -> None:
-        """Make the directory, and keep other processes from training in it while this one lives.
+        """Create the directory, and keep other processes from training in it while this one lives.
 
         Raises:
-            UsageError: another process trains there, or it cannot be written.
+            UsageError: Another process trains there, or the directory cannot be written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ class RunDirectory:
 
     @property
     def started(self) -> bool:
-        """Whether anything was trained here."""
+        """Return whether any training has started here."""
         return self.metrics.exists() or self.checkpoints.exists()
 
     @property

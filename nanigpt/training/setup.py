@@ -1,4 +1,4 @@
-"""From a trainer's parts to a run that is ready on this process."""
+"""Turn a trainer's parts into a run that is ready on this process."""
 
 import logging
 from dataclasses import dataclass, field
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Session:
-    """A run in training.
+    """State of a run in training.
 
     Attributes:
-        peaks: learning rates of the optimizer's groups that the schedule scales.
-        progress: how far the run is.
+        peaks: Learning rates of the optimizer's groups, which the schedule scales.
+        progress: Progress of the run.
     """
 
     trainer: "Trainer"
@@ -45,9 +45,9 @@ class Session:
 
 
 def set_up_model(trainer: "Trainer", world: World) -> ParallelModel:
-    """Split the model, give it memory, and fill it; in this order no rank holds it whole."""
+    """Split the model, then allocate and fill its memory, so that no rank holds it whole."""
     compile = trainer.parallelizer.compile
-    # The loss is a part of a model that is compiled as a whole.
+    # If the whole model is compiled, the loss is a part of it.
     compiled = None
     if compile is not None and compile.loss and compile.scope == "blocks":
         compiled = compile.function
@@ -57,7 +57,7 @@ def set_up_model(trainer: "Trainer", world: World) -> ParallelModel:
         trainer.parallelizer.mesh.layout(world),
         local_batch=trainer.local_batch(world.size),
     )
-    # Shards that are offloaded are copied to the device when they are used.
+    # Offloaded shards are copied to the device when they are used.
     offloaded = trainer.parallelizer.fsdp.cpu_offload and world.size > 1
     materialize(parallel.model, world.device, parameters="cpu" if offloaded else None)
     initialize(parallel.model, seed=trainer.seed)
@@ -71,10 +71,10 @@ def new_session(trainer: "Trainer", world: World) -> Session:
 
 
 def resume(prepared: "Prepared") -> Session:
-    """Set up model and optimizer as the newest checkpoint has them, or as before the first step.
+    """Set up model and optimizer from the newest checkpoint, or as before the first step.
 
     Raises:
-        MisfitError: the checkpoint is of another model or optimizer.
+        MisfitError: The checkpoint belongs to another model or optimizer.
     """
     trainer, run, world = prepared.trainer, prepared.run, prepared.world
     session = new_session(trainer, world)
@@ -84,7 +84,7 @@ def resume(prepared: "Prepared") -> Session:
         session.progress = resumed
     elif prepared.weights is not None:
         prepared.weights.load(model)
-    prepared.weights = None  # or its files would stay open
+    prepared.weights = None  # otherwise its files would stay open
     if session.progress.step and session.progress.text != trainer.data.digest and world.is_main:
         log.warning("the data are not those of the checkpoint: resuming on other samples")
     session.progress.text = trainer.data.digest
@@ -95,7 +95,7 @@ def restore(trainer: "Trainer", run: RunDirectory, world: World) -> tuple[Parall
     """Set up the model of the newest checkpoint, to evaluate or sample.
 
     Raises:
-        UsageError: the run has no checkpoint yet.
+        UsageError: The run has no checkpoint yet.
     """
     parallel = set_up_model(trainer, world)
     progress = trainer.checkpointer.load_latest(run, world, parallel.model)
@@ -105,7 +105,7 @@ def restore(trainer: "Trainer", run: RunDirectory, world: World) -> tuple[Parall
 
 
 def step_work(trainer: "Trainer") -> Work:
-    """Count what a step has to do, while the model is in one place and the data are set up."""
+    """Count the work of a step, while the model is in one place and the data are set up."""
     model, length, size = trainer.model, trainer.sequence_length, trainer.global_batch_size
     counted: Any = getattr(model, "flops_per_token", None)
     if length is not None and counted is not None:
@@ -117,7 +117,7 @@ def step_work(trainer: "Trainer") -> Work:
 
 
 def describe(prepared: "Prepared", layout: Layout, progress: Progress) -> list[str]:
-    """Say in a few lines what is about to be trained."""
+    """Describe the coming training in a few lines."""
     trainer, world = prepared.trainer, prepared.world
     ranks = f"{world.size} x {world.device.type}" + (f" ({layout})" if world.size > 1 else "")
     length = trainer.sequence_length

@@ -1,4 +1,4 @@
-"""Where the time of a trace goes: phases, and communication that no computation hides.
+"""Divide the time of a trace into phases and communication that no computation hides.
 
 Times are microseconds of the trace's clock; intervals are sorted, disjoint pairs of them.
 """
@@ -19,12 +19,13 @@ Interval = tuple[float, float]
 
 @dataclass
 class Communication:
-    """Of one rank along one mesh axis, per step.
+    """Communication of one rank along one mesh axis, per step.
 
     Attributes:
-        total: ms between the start of a collective and its end; a rank waits in it for the others.
-        exposed: ms of them in which nothing is computed.
-        calls: how many.
+        total: Milliseconds between the start of a collective and its end, including the rank's wait
+            for the others.
+        exposed: Milliseconds of `total` during which nothing is computed.
+        calls: Number of calls.
         mib: MiB that the rank gives.
     """
 
@@ -36,13 +37,14 @@ class Communication:
 
 @dataclass
 class Summary:
-    """How the time of some steps divides, in ms per step.
+    """Division of the time of some steps, in ms per step.
 
     Attributes:
-        wall: all of it, of the host on a CPU, of the device on CUDA.
-        phases: each without the exposed communication within; `other` is the residual. Together
-            with that communication they are `wall`.
-        communication: by mesh axis. What several axes expose at once is counted of one alone.
+        wall: Total time, of the host on a CPU, of the device on CUDA.
+        phases: Time of each phase without its exposed communication; `other` is the residual.
+            Phases and exposed communication add up to `wall`.
+        communication: Communication by mesh axis. If several axes expose the same time, only one of
+            them counts it.
     """
 
     wall: float
@@ -50,7 +52,7 @@ class Summary:
     communication: dict[str, Communication]
 
     def metrics(self) -> dict[str, float]:
-        """Exposed communication, as columns of the metrics."""
+        """Return exposed communication, as columns of the metrics."""
         return {f"ms_communication_{axis}": c.exposed for axis, c in self.communication.items()}
 
     def __str__(self) -> str:
@@ -71,16 +73,16 @@ def read_trace(path: str) -> list[dict[str, Any]]:
 
 
 def summarize(events: Iterable[dict[str, Any]], *, steps: int, axes: dict[str, str]) -> Summary:
-    """Divides the time of a trace of so many steps, whose phases are spans `phase NAME`.
+    """Divide the time of a trace of `steps` steps, whose phases are spans `phase NAME`.
 
-    On CUDA a collective is a kernel of NCCL, and any other kernel or copy is computation, of the
-    phase in which the host launched it; time in which the device does neither is `other`. On a CPU
-    a collective is what gloo says, and its labels; computation is an operator of the main thread
-    that calls no other one. Time between operators is thus no computation: what the host needs to
-    call them counts as exposed while a collective is under way.
+    On CUDA a collective is a kernel of NCCL. Any other kernel or copy is computation, and belongs
+    to the phase in which the host launched it; time in which the device does neither is `other`. On
+    a CPU gloo's spans and their labels mark a collective; computation is an operator of the main
+    thread that calls no other operator. Time between operators is therefore no computation: while a
+    collective is under way, the host's time to call operators counts as exposed.
 
     Args:
-        axes: the mesh axes of NCCL's process groups, by name.
+        axes: Mesh axes of NCCL's process groups, by name.
     """
     events = sorted(events, key=lambda e: (e["ts"], -e["dur"]))
     on_device = any(e.get("cat") == "kernel" for e in events)
@@ -91,7 +93,7 @@ def summarize(events: Iterable[dict[str, Any]], *, steps: int, axes: dict[str, s
     ]
     wall = max(end for _, end in everything) - min(start for start, _ in everything)
     hidden = _union(computation)
-    claimed: list[Interval] = []  # each moment is of one part
+    claimed: list[Interval] = []  # each moment belongs to one part
     told: dict[str, Communication] = {}
     for axis, spans in sorted(communication.items()):
         busy = _union((start, end) for start, end, _, _ in spans)
@@ -133,7 +135,7 @@ def _of_host(events: list[dict[str, Any]]) -> tuple[Phases, Spans, list[Interval
             labels.append((e["ts"], _end(e), axis))
             spans[axis].append((e["ts"], _end(e), 1, float(size)))
         elif e["name"].startswith("gloo:"):
-            # Started by the call that is under way, ended by a thread of the process group.
+            # The call under way starts it, and a thread of the process group ends it.
             for start, end, axis in reversed(labels):
                 if start <= e["ts"] <= end:
                     spans[axis].append((e["ts"], min(_end(e), finish), 0, 0.0))
@@ -168,7 +170,7 @@ def _of_device(
             axis = axes.get(given.get("Process Group Name", ""), "world")
             spans[axis].append((e["ts"], _end(e), 1, _message(given)))
             continue
-        # Whatever thread launched it: autograd has one of its own, which knows no phases.
+        # This holds for any launching thread: autograd has its own thread, which knows no phases.
         i = bisect.bisect_right(starts, launched.get(given.get("correlation"), -1)) - 1
         phase = marks[i]["name"].removeprefix("phase ") if i >= 0 else "other"
         phases[phase].append((e["ts"], _end(e)))
@@ -186,7 +188,7 @@ _SIZES = {"Float": 4, "BFloat16": 2, "Half": 2, "Long": 8, "Int": 4, "Double": 8
 
 
 def _message(given: dict[str, Any]) -> float:
-    """Bytes that NCCL was given; float8 and bool have one each."""
+    """Return the bytes that NCCL was given; a float8 or bool element has one byte."""
     return given.get("In msg nelems", 0) * _SIZES.get(given.get("dtype", ""), 1)
 
 
@@ -205,7 +207,7 @@ def _union(intervals: Iterable[Interval]) -> list[Interval]:
 
 
 def _minus(intervals: list[Interval], others: list[Interval]) -> list[Interval]:
-    """Return the parts of disjoint intervals that lie in none of some others."""
+    """Return the parts of disjoint intervals that lie outside all of some others."""
     left, i = [], 0
     for start, end in intervals:
         while i < len(others) and others[i][1] <= start:

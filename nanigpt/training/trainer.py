@@ -1,4 +1,4 @@
-"""The root of every run's DAG: what a run consists of, and whether its parts fit together."""
+"""Define the root of every run's DAG: the parts of a run, and checks that they fit together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,26 +36,28 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """Trains a model: everything that a run consists of, under one node.
+    """Trainer of a model: all parts of a run, under one node.
 
     Args:
-        model: module whose forward pass is that of `nanigpt.models.protocol`.
-        data: samples to train on.
-        task: what the model is trained to do.
-        optimizer: makes the optimizer from named parameters, which exist only once the model is
-            sharded; in a DAG an `fdl.Partial`.
-        schedule: factor on the peak learning rate, from the number of the step, counted from 0, and
-            the number of steps.
-        evaluations: what is evaluated during training, by the name that its numbers begin with.
-        trackers: where metrics go.
-        steps: optimizer steps.
-        global_batch_size: samples per optimizer step, over all ranks.
-        local_batch_size: samples in one forward pass of one rank; the rest of the global batch is
-            accumulated over several. None takes a rank's whole share at once.
-        max_grad_norm: gradients of a larger global norm are scaled down to it.
-        seed: seed of initial weights and sample order.
+        model: Module with the forward pass of `nanigpt.models.protocol`.
+        data: Samples to train on.
+        task: Training task of the model.
+        optimizer: Function that makes the optimizer from named parameters, which exist only once
+            the model is sharded; in a DAG an `fdl.Partial`.
+        schedule: Function that returns the factor on the peak learning rate, given the number of
+            the step, counted from 0, and the number of steps.
+        evaluations: Evaluations during training, by the prefix of their numbers' names.
+        trackers: Destinations of the metrics.
+        steps: Number of optimizer steps.
+        global_batch_size: Samples per optimizer step, over all ranks.
+        local_batch_size: Samples in one forward pass of one rank. Each rank accumulates gradients
+            over several passes until the global batch is complete. None takes a rank's whole share
+            at once.
+        max_grad_norm: Largest global norm of gradients. Gradients of a larger norm are scaled down
+            to it.
+        seed: Seed of initial weights and sample order.
         device: `cpu`, `cuda` or `auto`.
-        initial_weights: a folder of Hugging Face weights that training starts from, or None for
+        initial_weights: Folder of Hugging Face weights that training starts from, or None for
             random ones.
     """
 
@@ -117,24 +119,24 @@ class Trainer:
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of a sample; None where samples are no sequences."""
+        """Return the number of tokens in a sample, or None if samples are not sequences."""
         return getattr(self.data, "sequence_length", None)
 
     def run(self, run: RunDirectory, world: World) -> Progress:
         """Train to the last step, from the newest checkpoint of `run` if there is one.
 
         Raises:
-            UsageError: parts of the run do not fit; nothing was trained.
+            UsageError: Parts of the run do not fit; nothing was trained.
         """
         return train(self.prepare(world, run))
 
     def prepare(self, world: World, run: RunDirectory) -> "Prepared":
-        """Check the run and make its data ready on every rank, before anything is written.
+        """Check the run and prepare its data on every rank, before anything is written.
 
         Raises:
-            UsageError: model and batch cannot be divided, the device, a package or a file is
+            UsageError: Model and batch cannot be divided, the device, a package or a file is
                 missing, the data does not fit the model, the optimizer refuses its arguments, or
-                the initial weights are of another model.
+                the initial weights belong to another model.
         """
         self.check(world.size, world.device.type)
         refuse_all(self.data_problems())
@@ -152,14 +154,14 @@ class Trainer:
         refuse_all(self.problems(ranks, device))
 
     def problems(self, ranks: int, device: str | None = None) -> list[Problem]:
-        """Return why the run cannot be trained on some ranks; reads no file.
+        """Return the reasons why the run cannot train on `ranks` ranks; read no file.
 
         Args:
-            device: kind of the ranks' devices, or None if it is not known.
+            device: Kind of the ranks' devices, or None if unknown.
         """
         mesh = self.parallelizer.mesh
         found = [replace(problem, component=mesh) for problem in mesh.problems(ranks)]
-        if found:  # the rest is wrong on any number of ranks
+        if found:  # the other problems hold for any number of ranks
             ranks = mesh.least
             if mesh.problems(ranks):
                 return found
@@ -189,11 +191,11 @@ class Trainer:
         return found + self._optimizer_problems()
 
     def data_problems(self) -> list[Problem]:
-        """Return why data do not fit the model; reads small files, such as a tokenizer's."""
+        """Return why the data do not fit the model; read small files, such as a tokenizer's."""
         return self.task.data_problems(self.model, self.data)
 
     def local_batch(self, ranks: int) -> int:
-        """Return how many samples one of `ranks` ranks computes at a time."""
+        """Return the number of samples that one of `ranks` ranks computes at a time."""
         return self.local_batch_size or max(self.global_batch_size // self._readers(ranks), 1)
 
     def accumulation_steps(self, ranks: int) -> int:
@@ -201,12 +203,12 @@ class Trainer:
         return self.global_batch_size // (self.local_batch(ranks) * self._readers(ranks))
 
     def _readers(self, ranks: int) -> int:
-        """Ranks that read different samples."""
+        """Return the number of ranks that read different samples."""
         sizes = self.parallelizer.mesh.sizes(ranks)
         return sizes["dp_replicate"] * sizes["dp_shard"]
 
     def _misfits(self) -> list[Problem]:
-        """Return the arguments that do not go together on any number of ranks."""
+        """Return a problem for arguments that do not fit together on any number of ranks."""
         found = []
         warmup = getattr(self.schedule, "warmup_steps", 0)
         if warmup >= self.steps:
@@ -222,13 +224,13 @@ class Trainer:
         return found + self.profiling.problems(self.steps)
 
     def _optimizer_problems(self) -> list[Problem]:
-        """Return why the optimizer refuses its arguments, or what its selectors do not select."""
+        """Return problems with the optimizer's arguments and with selectors without a match."""
         try:
             with on_behalf_of(self.optimizer):
                 require_matches(self.optimizer(self.model.named_parameters()))
         except ComponentError as error:
             return list(error.problems)
-        except ValueError as error:  # an optimizer of another package
+        except ValueError as error:  # raised by an optimizer of another package
             return [Problem("", ..., f"other arguments: {error}", component=self.optimizer)]
         return []
 
@@ -248,12 +250,12 @@ class Trainer:
 
 @dataclass
 class Prepared:
-    """A run that was checked, with all that it reads.
+    """Checked run with all data that it reads.
 
     Attributes:
-        counts: parameters of the whole model.
-        work: what a step has to do.
-        weights: initial weights to load, or None.
+        counts: Parameter counts of the whole model.
+        work: Work of a step.
+        weights: Initial weights to load, or None.
     """
 
     trainer: Trainer

@@ -1,1 +1,1 @@
-"""Trackers: where the rows of a run's metrics go."""
+"""Trackers: destinations for the rows of a run's metrics."""

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a progress bar on a terminal, plain lines in a log."""
+"""Show a run to a person: a progress bar on a terminal, plain lines in a log."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from nanigpt.training.trackers.tracker import Row, RunInfo
 
 
 class Console:
-    """Prints a line for the last of the rows that are written together, and the time left."""
+    """Tracker that prints a line for the last row of each write, and the time left."""
 
     def open(self, info: RunInfo, /) -> None:
         self._info = info
@@ -63,7 +63,7 @@ class Console:
 
 
 def _numbers(row: Row, info: RunInfo) -> list[str]:
-    """Losses, gradient norm, learning rate, speed and memory, as far as the row has them."""
+    """Format losses, gradient norm, learning rate, speed and memory, if the row has them."""
     formats = {name: f"{name.replace('_', ' ')} {{:.4f}}" for name in info.losses}
     formats |= {
         "grad_norm": "grad norm {:.3f}",

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line for each step."""
+"""Write metrics.jsonl, one line for each step."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 class JsonLines:
-    """Writes metrics.jsonl into the run's folder. Sweeps and reports read it."""
+    """Tracker that writes metrics.jsonl into the run's folder. Sweeps and reports read it."""
 
     def open(self, info: RunInfo, /) -> None:
         path = RunDirectory(info.directory).metrics
@@ -30,7 +30,7 @@ class JsonLines:
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Keep the whole rows of `metrics.jsonl` up to `step`."""
+    """Keep only the whole rows of `metrics.jsonl` up to `step`."""
     if not path.exists():
         return
     kept, lines = [], path.read_text().splitlines()
@@ -39,7 +39,7 @@ def drop_rows_after(path: Path, step: int) -> None:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
         except (json.JSONDecodeError, KeyError, TypeError):
-            # The last line is cut where a run was killed while writing; no other should be.
+            # Only the last line may be cut, by a kill while it was written.
             if number < len(lines):
                 log.warning("%s: line %d is no row of a step; dropped", path, number)
     write_atomically(path, "".join(kept))

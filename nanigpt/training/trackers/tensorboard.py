@@ -1,4 +1,4 @@
-"""TensorBoard events."""
+"""Write TensorBoard events."""
 
 import importlib.util
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from nanigpt.training.trackers.tracker import Row, RunInfo
 
 
 class TensorBoard:
-    """Writes the numbers of every step as TensorBoard events into the run's folder."""
+    """Tracker that writes the numbers of every step as TensorBoard events into the run's folder."""
 
     def problems(self) -> list[Problem]:
         if importlib.util.find_spec("tensorboard") is not None:

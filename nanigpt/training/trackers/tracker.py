@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is told of a run."""
+"""Define the interface of trackers, and the facts of a run that they receive."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,18 +11,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What trackers are told of a run.
+    """Facts of a run for trackers.
 
     Attributes:
-        directory: folder of the run.
-        step: steps done before; the next row is that of `step + 1`.
-        steps: steps of the whole run.
-        config: values of the resolved config by path. Empty where the trainer was built by hand.
-        fingerprint: hash of the config, or "".
-        command: arguments of the command line.
-        losses: names of the task's losses in a row.
-        evaluations: names that the evaluations' numbers begin with: `val` for `val_loss`.
-        summary: lines about model, data and ranks, to print when training starts.
+        directory: Folder of the run.
+        step: Steps done before; the next row belongs to step `step + 1`.
+        steps: Steps of the whole run.
+        config: Values of the resolved config by path. Empty if the trainer was built by hand.
+        fingerprint: Hash of the config, or "".
+        command: Arguments of the command line.
+        losses: Names of the task's losses in a row.
+        evaluations: Prefixes of the evaluations' numbers: `val` for `val_loss`.
+        summary: Lines about model, data and ranks, to print when training starts.
     """
 
     directory: Path = Path()
@@ -37,17 +37,17 @@ class RunInfo:
 
 
 class Tracker(Protocol):
-    """Receives the rows of a run. Only the main process calls it.
+    """Receiver of a run's rows. Only the main process calls it.
 
-    It may also have `problems(self, /) -> list[Problem]`, which is called on every rank before
-    anything is written, such as to tell that a package is missing.
+    It may also have `problems(self, /) -> list[Problem]`. Every rank calls that method before
+    anything is written, for example to report that a package is missing.
     """
 
     def open(self, info: RunInfo, /) -> None:
-        """Start to track. Rows of steps after `info.step` are of a run that was killed."""
+        """Start to track. Existing rows after `info.step` belong to a run that was killed."""
 
     def write(self, rows: Sequence[Row], /) -> None:
         """Take the rows of some steps, in their order."""
 
     def close(self) -> None:
-        """Finish. It is called once for every `open`, also where training was interrupted."""
+        """Finish. The run calls this once for every `open`, even after an interruption."""

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Send metrics to Weights & Biases."""
 
 import importlib.util
 import json
@@ -15,21 +15,21 @@ from nanigpt.training.trackers.tracker import Row, RunInfo
 
 
 class WandB:
-    """Sends rows, the resolved config and its fingerprint to Weights & Biases.
+    """Tracker that sends rows, the resolved config and its fingerprint to Weights & Biases.
 
-    The run's id is drawn once and kept in `wandb.json` in the run's folder, with the last step that
-    was sent. A run that is resumed goes on under its id, and sends no step twice: steps that it
-    repeats are the same bit for bit.
+    The tracker draws the run's id once and keeps it in `wandb.json` in the run's folder, with the
+    last step that was sent. A resumed run continues under its id, and sends no step twice: repeated
+    steps are the same bit for bit.
 
     Weights & Biases reads its own environment variables, such as WANDB_MODE=offline, WANDB_PROJECT,
-    WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID and WANDB_DIR. Arguments that are given go before them.
+    WANDB_ENTITY, WANDB_NAME, WANDB_RUN_ID and WANDB_DIR. Given arguments take precedence over them.
 
     Args:
-        project: project of the run; None takes WANDB_PROJECT, or else `nanigpt`.
-        entity: user or team that owns the project; None takes WANDB_ENTITY, or else your default.
-        name: name of the run; None takes WANDB_NAME, or else the name of the run's folder.
-        group: group of runs that this one belongs to, or None.
-        tags: labels of the run.
+        project: Project of the run; None takes WANDB_PROJECT, or else `nanigpt`.
+        entity: User or team that owns the project; None takes WANDB_ENTITY, or else your default.
+        name: Name of the run; None takes WANDB_NAME, or else the name of the run's folder.
+        group: Group of runs that this one belongs to, or None.
+        tags: Labels of the run.
     """
 
     def __init__(
