@@ -209,7 +209,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         (["trian"], "nanigpt: unknown command 'trian'; did you mean 'train'?"),
         (["train", "--config=config:llama3_debg"], "nanigpt: --config=config:llama3_debg: unknown recipe 'llama3_debg'; did you mean 'llama3_debug'"),
         (["train", "--config=set:optimizer.lrr=1"], "nanigpt: --config=set:optimizer.lrr=1: optimizer (adamw) has no 'lrr'; did you mean 'lr'?"),
-        (["train", "--config=set:data.corpus.path=/nowhere"], "nanigpt: data.corpus.path: no file matches '/nowhere'"),
+        (["train", "--config=set:data.corpus.path=/nowhere"], "nanigpt: data.corpus.path='/nowhere': expected a file, a folder or a glob"),
         (["train", "--rum=x"], "nanigpt: train: Unknown command line flag 'rum'. Did you mean: run"),
         (["eval", "--run=/nowhere/run"], "nanigpt: --run: /nowhere/run: no run there"),
     ],
