@@ -7,7 +7,7 @@ from fiddle import selectors
 
 from nanigpt.config.registry import fiddler
 from nanigpt.errors import UsageError
-from nanigpt.models.float8 import ExpertRecipe, Recipe, multiple
+from nanigpt.models.float8_recipe import ExpertRecipe, Recipe, multiple
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.precision.float8 import Float8

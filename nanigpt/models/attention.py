@@ -13,10 +13,10 @@ from nanigpt.models.attention_core import AttentionCore, Eager, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.self_attention import SelfAttention
-from nanigpt.models.sizes import misfits, size
 from nanigpt.models.soft_cap import check_soft_cap
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
+from nanigpt.models.widths import misfits, size
 from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 
 

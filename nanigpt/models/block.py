@@ -13,9 +13,9 @@ from nanigpt import tags
 from nanigpt.models.dropout import Dropout
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.moe.mixture import Load
-from nanigpt.models.sizes import size
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
+from nanigpt.models.widths import size
 from nanigpt.problems import refuse, refuse_all
 
 RecomputationMode = Literal["none", "full", "selective", "budget"]

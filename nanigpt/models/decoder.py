@@ -17,9 +17,9 @@ from nanigpt.models.embedding import TiedHead
 from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.multi_token import MultiTokenPrediction
 from nanigpt.models.protocol import Finish
-from nanigpt.models.sizes import misfits, size
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
+from nanigpt.models.widths import misfits, size
 from nanigpt.problems import Problem, refuse, refuse_all
 
 __all__ = ["Decoder", "RecomputationMode", "TransformerBlock"]

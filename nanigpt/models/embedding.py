@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
-from nanigpt.models.float8 import Product, Recipe
+from nanigpt.models.float8_recipe import Product, Recipe
 from nanigpt.models.init import Initializer
 from nanigpt.models.linear import Linear
 from nanigpt.models.soft_cap import check_soft_cap, soft_cap

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nanigpt.models.activation import GELU, Activation, GatedActivation, SwiGLU
-from nanigpt.models.sizes import misfits, size
+from nanigpt.models.widths import misfits, size
 from nanigpt.problems import refuse_all
 
 

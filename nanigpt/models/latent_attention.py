@@ -19,8 +19,8 @@ from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.models.self_attention import SelfAttention
-from nanigpt.models.sizes import misfits
 from nanigpt.models.visibility import Places, Visibility
+from nanigpt.models.widths import misfits
 from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 
 

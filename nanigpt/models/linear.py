@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt import tags
-from nanigpt.models.float8 import Product, Recipe, check_recipe, unprepared
+from nanigpt.models.float8_recipe import Product, Recipe, check_recipe, unprepared
 from nanigpt.models.init import Initializer
 from nanigpt.problems import require_positive
 

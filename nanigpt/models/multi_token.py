@@ -15,8 +15,8 @@ from torch import nn
 from nanigpt import tags
 from nanigpt.models.embedding import Embedding
 from nanigpt.models.linear import Linear
-from nanigpt.models.sizes import misfits, size
 from nanigpt.models.visibility import Places
+from nanigpt.models.widths import misfits, size
 from nanigpt.problems import refuse, refuse_all
 
 

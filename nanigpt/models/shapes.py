@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from nanigpt.models.reset import on_meta
-from nanigpt.models.sizes import size
+from nanigpt.models.widths import size
 from nanigpt.problems import Problem
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from nanigpt.models.float8 import multiple
+from nanigpt.models.float8_recipe import multiple
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.parameters import Places

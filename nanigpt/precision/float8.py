@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nanigpt.errors import UsageError
 from nanigpt.logs import import_torchao
-from nanigpt.models.float8 import Product, multiple, with_local
+from nanigpt.models.float8_recipe import Product, multiple, with_local
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts, GroupedProduct
 from nanigpt.models.parameters import Places

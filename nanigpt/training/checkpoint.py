@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from nanigpt.errors import MisfitError
-from nanigpt.models.float8 import ordinary
+from nanigpt.models.float8_recipe import ordinary
 from nanigpt.parallel.world import World
 from nanigpt.problems import refuse, require_positive
 from nanigpt.tags import Unit

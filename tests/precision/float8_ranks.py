@@ -11,7 +11,7 @@ import fiddle as fdl
 import torch
 
 from nanigpt.config.build import build
-from nanigpt.models.float8 import ordinary
+from nanigpt.models.float8_recipe import ordinary
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.tasks.cross_entropy import CrossEntropy
 from nanigpt.training.checkpoint import Progress, model_state

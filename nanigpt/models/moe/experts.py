@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.activation import GatedActivation, SwiGLU
-from nanigpt.models.float8 import ExpertRecipe, Product, check_recipe, unprepared
+from nanigpt.models.float8_recipe import ExpertRecipe, Product, check_recipe, unprepared
 from nanigpt.models.init import Initializer
 from nanigpt.models.moe.dispatch import Dispatcher, LocalDispatcher
 from nanigpt.problems import Fix, refuse, require_choice, require_positive

@@ -12,7 +12,7 @@ from nanigpt.models.counts import active_weights
 from nanigpt.models.moe.dispatch import count
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.router import Router
-from nanigpt.models.sizes import misfits, size
+from nanigpt.models.widths import misfits, size
 from nanigpt.problems import refuse_all
 
 
