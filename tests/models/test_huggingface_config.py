@@ -410,15 +410,7 @@ def test_every_argument_of_the_modules_is_accounted_for():
     linear = {"wq", "wk", "wv", "wo", "w1", "w2", "w3"}
     blocks = {"attention_norm", "attention", "feed_forward_norm", "feed_forward"}
     told = {"n_heads", "n_kv_heads", "head_dim", "rope"}
-    refused = {
-        "q_norm",
-        "k_norm",
-        "window",
-        "chunk",
-        "sink",
-        "temperature",
-        "score_soft_cap",
-    }  # or told
+    refused = {"q_norm", "k_norm", "window", "chunk", "sink", "temperature", "score_soft_cap"}
     # `core` and recomputation are ways to compute the same, as is `float8`; weights are there, so
     # that it does not matter how they began.
     assert arguments(Decoder) == {"embedding", "layers", "norm", "head", "multi_token", "positions"}
@@ -448,10 +440,5 @@ def test_every_argument_of_the_modules_is_accounted_for():
     assert arguments(RotaryEmbedding) == {"head_dim", "max_sequence_length", "theta", "scaling"}
     frequencies = {"factor", "original_max_positions"}
     assert arguments(Llama3Scaling) == frequencies | {"low_freq_factor", "high_freq_factor"}
-    assert arguments(YarnScaling) == frequencies | {
-        "beta_fast",
-        "beta_slow",
-        "attention_factor",
-        "mscale_all_dim",
-        "truncate",
-    }
+    of_yarn = {"beta_fast", "beta_slow", "attention_factor", "mscale_all_dim", "truncate"}
+    assert arguments(YarnScaling) == frequencies | of_yarn
