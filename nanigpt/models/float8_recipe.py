@@ -35,7 +35,9 @@ def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> No
 def unprepared(recipe: str) -> Any:
     """Return a product that refuses to compute, for a layer that has not got its own yet."""
 
-    def fail(*_: Any) -> torch.Tensor:
+    def fail(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
+        if x.is_meta:  # a check of shapes, which need no numbers
+            return x.new_empty(*x.shape[:-1], weight.shape[-2])
         raise RuntimeError(
             f"float8={recipe!r}, but nothing computes it yet: call "
             "nanigpt.precision.float8.Float8(...).apply(model) first, as a Parallelizer does"

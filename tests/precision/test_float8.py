@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from nanigpt.cli.main import main
 from nanigpt.config.build import build
 from nanigpt.errors import UsageError
+from nanigpt.models.init import FanInNormal
 from nanigpt.models.linear import Linear
 from nanigpt.models.moe.experts import Experts
 from nanigpt.parallel.compile import Compile
@@ -387,3 +388,9 @@ def test_gpus_compute_experts_as_emulation_does():
         results.append((y, *torch.autograd.grad(y.float().square().sum(), (x, w))))
     for got, want in zip(*results, strict=True):
         assert (got - want).norm() / want.norm() < 0.02
+
+
+def test_shapes_are_checked_before_a_layer_has_its_product():
+    """A model with a module of another package runs on meta in `check`, also its float8 layers."""
+    layer = Linear(in_dim=32, out_dim=64, initializer=FanInNormal(), float8="tensorwise")
+    assert layer(torch.empty(2, 3, 32, device="meta")).shape == (2, 3, 64)
