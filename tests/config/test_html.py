@@ -213,7 +213,7 @@ def test_folding_copying_and_links_in_a_browser(tmp_path):
     found = browse(html(compose(["config:llama3_1b"])), script, tmp_path)
     assert found["opened"] == [
         "model.embedding", "model.layers[0:16]", "model.norm", "model.head",
-        "model.multi_token",
+        "model.positions", "model.multi_token",
     ]  # fmt: skip
     assert found["closed"] == []
     assert found["all"] == f"{found['expanded']} rows"
