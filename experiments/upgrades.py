@@ -21,6 +21,8 @@ from nanigpt.training.trackers.tensorboard import TensorBoard
 from nanigpt.training.trainer import Trainer
 
 MOVED = {
+    "nanigpt.models.decoder.TransformerBlock": "nanigpt.models.block.TransformerBlock",
+    "nanigpt.models.moe.activation": "nanigpt.models.activation",
     "nanigpt.training.loss": "nanigpt.tasks.cross_entropy",
     "nanigpt.training.sample": "nanigpt.tasks.sampler",
 }

@@ -404,7 +404,7 @@ def test_a_name_that_no_row_can_have_is_refused_before_any_trial(sweep, name):
 
 
 def test_any_number_of_a_row_may_be_the_objective(sweep):
-    """What no row of the first trial has is told with the names that are like it."""
+    """A name that no row of the first trial has is refused, with similar names."""
     status, out, _ = sweep(_RATES + "[1e-4,1e-3]", "--objective=loss")
     assert status == 0 and "loss" in out
     status, _, err = sweep(_RATES + "[1e-4,1e-3,1e-2]", "--objective=los")

@@ -181,7 +181,7 @@ def local_model(**sizes: object) -> fdl.Config:
 def learned_model(
     *, vocab_size: int, sequence_length: int, compute_dtype: torch.dtype
 ) -> fdl.Config:
-    """What GPT-2 has and Gemma 2 has, and a parallel block; no two layers have norms alike."""
+    """Combine parts of GPT-2 and Gemma 2 with a parallel block; every layer has other norms."""
     dim, scales = 32, {"init_scale": 1.0, "output_scale": nodes.residual_scale(4)}
 
     def norm() -> fdl.Config:

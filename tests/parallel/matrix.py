@@ -252,7 +252,7 @@ CASES: dict[int, dict[str, list[str]]] = {
 
 
 def random_cases(ranks: int, number: int, seed: int) -> dict[str, list[str]]:
-    """Return meshes of so many ranks, drawn at random, each for a family drawn at random."""
+    """Draw meshes of `ranks` ranks at random, and a family for each."""
     draw = random.Random(seed)
     axes = {
         "dp_replicate": "fiddler:hsdp({})",
