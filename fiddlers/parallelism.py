@@ -6,8 +6,8 @@ Each sets one axis of the mesh. They combine, and `dp_shard` takes the remaining
 import fiddle as fdl
 
 from nanigpt import tags
+from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.registry import fiddler
-from nanigpt.config.tagged import set_tag
 from nanigpt.parallel.context import Method
 from nanigpt.parallel.fsdp import Reshard
 from nanigpt.training.trainer import Trainer

@@ -7,8 +7,8 @@ import torch
 from fiddle import daglish, selectors
 
 from nanigpt import tags
+from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.registry import fiddler
-from nanigpt.config.tagged import set_tag
 from nanigpt.errors import UsageError
 from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder

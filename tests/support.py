@@ -12,8 +12,8 @@ from pathlib import Path
 import fiddle as fdl
 import pytest
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.config.registry import recipes
 from nanigpt.models.init import initialize, materialize
 from nanigpt.parallel.world import start_world

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from absl import flags
 
-from nanigpt.config.assembly import Assembly
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import config_flag, define_config_flag
+from nanigpt.config.check.assembly import Assembly
+from nanigpt.config.compose.flag import config_flag, define_config_flag
+from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import parameter_counts
 from nanigpt.problems import Problem

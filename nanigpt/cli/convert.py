@@ -14,9 +14,9 @@ from torch import nn
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import build_trainer, checked_trainer, on_any_world, restore
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import config_flag, define_config_flag
-from nanigpt.config.run_config import claim_run
+from nanigpt.config.compose.flag import config_flag, define_config_flag
+from nanigpt.config.record.fingerprint import fingerprint
+from nanigpt.config.record.run_config import claim_run
 from nanigpt.data.protocol import DataSource
 from nanigpt.data.tokenizer import ByteTokenizer, Tokenizer
 from nanigpt.errors import UsageError

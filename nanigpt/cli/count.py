@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from nanigpt.cli.trainer import checked_trainer
-from nanigpt.config.flag import compose, config_flag, define_config_flag
+from nanigpt.config.compose.flag import compose, config_flag, define_config_flag
 from nanigpt.config.registry import family, recipes
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import compute_dtype, max_sequence_length, parameter_counts

@@ -14,8 +14,8 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.config.diff import FORMATS, render
-from nanigpt.config.flag import compose
+from nanigpt.config.compose.flag import compose
+from nanigpt.config.view.diff import FORMATS, render
 from nanigpt.errors import UsageError
 
 TAKES_ARGUMENTS = True

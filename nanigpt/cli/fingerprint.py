@@ -5,8 +5,8 @@ nanigpt fingerprint --config=config:llama3_8b --config=tag:LearningRate=1e-4
 
 from absl import flags
 
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import define_config_flag
+from nanigpt.config.compose.flag import define_config_flag
+from nanigpt.config.record.fingerprint import fingerprint
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -111,7 +111,7 @@ def _help_line(command: str) -> str:
 def _command_help(command: ModuleType, values: flags.FlagValues, config: Any) -> str:
     parts = [(command.__doc__ or "").strip(), f"Flags\n{_flag_help(values)}"] if values.help else []
     if config is not None:
-        from nanigpt.config.guide import guide
+        from nanigpt.config.view.listing import guide
 
         parts.append(guide(values.config))
     return "\n\n".join(parts)
@@ -127,7 +127,7 @@ def _flag_help(values: flags.FlagValues) -> str:
 
 
 def _help() -> str:
-    from nanigpt.config.guide import guide
+    from nanigpt.config.view.listing import guide
 
     commands = "\n".join(f"  {name:<44}  {text}" for name, text in COMMANDS.items())
     usage = "usage: nanigpt COMMAND [--flag=value ...]    nanigpt COMMAND --help"

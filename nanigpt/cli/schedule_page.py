@@ -3,7 +3,7 @@
 from html import escape
 from string import Template
 
-from nanigpt.config.html import asset, page
+from nanigpt.config.view.html import asset, page
 from nanigpt.parallel.schedule import Timeline
 from nanigpt.parallel.schedule_picture import natural_width, summary, to_svg
 

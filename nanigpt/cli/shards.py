@@ -12,7 +12,7 @@ from absl import flags
 
 from nanigpt.cli.table import add_row, new_table, print_table
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import config_flag, define_config_flag
+from nanigpt.config.compose.flag import config_flag, define_config_flag
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import parameter_counts
 

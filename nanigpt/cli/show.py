@@ -12,8 +12,8 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.config.flag import define_config_flag
-from nanigpt.config.show import FORMATS, render
+from nanigpt.config.compose.flag import define_config_flag
+from nanigpt.config.view.show import FORMATS, render
 from nanigpt.errors import UsageError
 
 

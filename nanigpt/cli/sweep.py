@@ -26,8 +26,8 @@ from nanigpt.cli.sweeping.runner import Runner, TpeTrials, to_run
 from nanigpt.cli.sweeping.slurm import submit, write_array
 from nanigpt.cli.sweeping.tpe import Search
 from nanigpt.cli.trainer import build_trainer
-from nanigpt.config.flag import compose, config_flag, define_config_flag, recipe_name
-from nanigpt.config.sweep import Space, extremes, parse_axis, points
+from nanigpt.config.compose.flag import compose, config_flag, define_config_flag, recipe_name
+from nanigpt.config.compose.sweep import Space, extremes, parse_axis, points
 from nanigpt.errors import UsageError
 
 _SHOWN = 10  # problems

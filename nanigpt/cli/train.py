@@ -12,10 +12,10 @@ from absl import flags
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
 from nanigpt.cli.trainer import assemble_trainer
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import config_flag, define_config_flag, recipe_name
-from nanigpt.config.leaves import flat
-from nanigpt.config.run_config import choose_run, claim_run
+from nanigpt.config.compose.flag import config_flag, define_config_flag, recipe_name
+from nanigpt.config.flatten import flat
+from nanigpt.config.record.fingerprint import fingerprint
+from nanigpt.config.record.run_config import choose_run, claim_run
 from nanigpt.errors import MisfitError, RankError
 from nanigpt.files import write_atomically
 from nanigpt.parallel.world import start_world

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from absl import flags
 
-from nanigpt.config.assembly import Assembly
-from nanigpt.config.check import problems
-from nanigpt.config.run_config import load_run
-from nanigpt.config.tagged import set_tag
+from nanigpt.config.check.assembly import Assembly
+from nanigpt.config.check.static import problems
+from nanigpt.config.compose.tagged import set_tag
+from nanigpt.config.record.run_config import load_run
 from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import MESH_AXES
 from nanigpt.parallel.parallel_model import ParallelModel

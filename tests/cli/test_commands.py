@@ -12,9 +12,9 @@ import torch
 
 from nanigpt.cli.main import main
 from nanigpt.cli.trainer import recorded_config
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.record import dump
-from nanigpt.config.run_config import load_run
+from nanigpt.config.record.file import dump
+from nanigpt.config.record.fingerprint import fingerprint
+from nanigpt.config.record.run_config import load_run
 from nanigpt.errors import UsageError
 from tests.data.test_tokenizer import train_bpe
 from tests.support import (

@@ -7,8 +7,8 @@ import torch
 
 from nanigpt.cli import convert
 from nanigpt.cli.main import main
-from nanigpt.config.build import build
-from nanigpt.config.run_config import load_run
+from nanigpt.config.check.build import build
+from nanigpt.config.record.run_config import load_run
 from nanigpt.data.tokenizer import HuggingFaceTokenizer
 from nanigpt.models.huggingface.writer import save_pretrained
 from tests.data.test_tokenizer import train_bpe

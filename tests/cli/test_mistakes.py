@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from nanigpt.cli.main import main
-from nanigpt.config.flag import compose
-from nanigpt.config.record import dump
+from nanigpt.config.compose.flag import compose
+from nanigpt.config.record.file import dump
 
 TEXT = (Path(__file__).parent / "mistakes.txt").read_text()
 CASES = [case.partition("\n") for case in TEXT.removeprefix("$ ").split("\n$ ")]

@@ -12,8 +12,8 @@ import pytest
 from nanigpt.cli.main import main
 from nanigpt.cli.sweeping import pool
 from nanigpt.cli.sweeping.tpe import Observation, Search
-from nanigpt.config.run_config import load_run
-from nanigpt.config.sweep import Integers, LogUniform
+from nanigpt.config.compose.sweep import Integers, LogUniform
+from nanigpt.config.record.run_config import load_run
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny
 
 _RATES = "--sweep=tag:LearningRate="

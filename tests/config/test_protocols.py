@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanigpt.config.assembly import Assembly
+from nanigpt.config.check.assembly import Assembly
 from nanigpt.config.protocols import class_lacks, object_lacks, partial_lacks
 from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import adamw

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanigpt.config.assembly import Assembly
+from nanigpt.config.check.assembly import Assembly
 from nanigpt.data.corpus import TRAIN, VALIDATION, TextCorpus
 from nanigpt.data.dataset import PackedDataset
 from nanigpt.data.shuffle import permute

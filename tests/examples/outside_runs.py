@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.parallel.world import start_world, stop_world
 from nanigpt.training.run_directory import RunDirectory
 

@@ -19,8 +19,8 @@ RUNS = '''"""Run by test_extending.py: [torchrun -m] runs FOLDER"""
 import sys
 from pathlib import Path
 import my_project
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.parallel.world import start_world, stop_world
 from nanigpt.training.run_directory import RunDirectory
 

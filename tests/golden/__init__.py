@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 
 from nanigpt.cli.count import costs_of_recipes, table
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.config.registry import recipes
-from nanigpt.config.show import render
+from nanigpt.config.view.show import render
 from nanigpt.models.init import named_state
 from nanigpt.optim.adamw import parameter_groups
 

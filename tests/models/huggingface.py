@@ -11,7 +11,7 @@ from experiments import nodes
 from experiments.deepseek import deepseek_v3_model
 from experiments.llama3 import llama3_model
 from experiments.qwen3 import qwen3_model
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.decoder import Decoder

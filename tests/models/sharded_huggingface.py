@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.huggingface import views
 from nanigpt.models.huggingface.mapping import weights
 from nanigpt.models.huggingface.reader import Pretrained

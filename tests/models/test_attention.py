@@ -9,7 +9,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama4 import modeling_llama4 as llama4
 
 from experiments import nodes
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.attention_core import Eager, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.init import FanInNormal, TruncatedNormal, initialize, materialize

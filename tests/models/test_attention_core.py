@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanigpt.config.flag import compose
+from nanigpt.config.compose.flag import compose
 from nanigpt.models import attention_core
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
 from nanigpt.models.visibility import Places, Visibility
@@ -272,7 +272,7 @@ def test_compiled_blocks_get_block_masks_as_inputs(block_masks, documents):
 def test_documents_do_not_see_each_other(tmp_path):
     """The logits of a document in a packed sequence are those that it has alone, but for RoPE, whose
     scores depend on differences of positions only."""
-    from nanigpt.config.build import build
+    from nanigpt.config.check.build import build
 
     cfg = tiny("set:data.mask_documents=True")
     data = build(cfg.data)
@@ -289,7 +289,7 @@ def test_documents_do_not_see_each_other(tmp_path):
 
 
 def test_batches_number_their_documents(tmp_path):
-    from nanigpt.config.build import build
+    from nanigpt.config.check.build import build
 
     path = tmp_path / "short.jsonl"
     path.write_text("".join(f'{{"text": "document {i}"}}\n' for i in range(300)))

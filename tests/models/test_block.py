@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from experiments import nodes
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.block import ParallelBlock, TransformerBlock
 from nanigpt.models.huggingface.families import family_of

@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from experiments.llama3 import llama3_model
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.init import initialize, materialize
 
@@ -131,7 +131,7 @@ def test_bf16_compute_keeps_fp32_weights_and_gradients():
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(path, value, named):
-    from nanigpt.config.overrides import apply_override
+    from nanigpt.config.compose.overrides import apply_override
 
     cfg = llama3_model(
         dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=64, vocab_size=50, sequence_length=8

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.dropout import Dropout
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.init import initialize, materialize

@@ -10,8 +10,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBl
 from experiments.gpt_oss import gpt_oss_model
 from experiments.llama4 import llama4_model
 from experiments.qwen3 import qwen3_model
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.models.init import initialize, materialize
 from nanigpt.models.moe.mixture import MixtureOfExperts
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from experiments import nodes
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import GELU, ClampedSwiGLU, ReLUSquared, SiLU, SwiGLU
 from nanigpt.models.counts import active_weights

@@ -4,7 +4,7 @@ import fiddle as fdl
 import pytest
 import torch
 
-from nanigpt.config.flag import compose
+from nanigpt.config.compose.flag import compose
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.generate import generate
 from nanigpt.models.init import Constant

@@ -6,7 +6,7 @@ import inspect
 import fiddle as fdl
 import pytest
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import ClampedSwiGLU, SwiGLU
 from nanigpt.models.attention import Attention

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments import nodes
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.huggingface.deepseek_v3 import DEEPSEEK_V3

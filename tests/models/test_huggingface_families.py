@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.errors import UsageError
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fiddlers.objective import multi_token
-from nanigpt.config.build import build
-from nanigpt.config.check import problems
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.check.static import problems
+from nanigpt.config.compose.flag import compose
 from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.errors import UsageError
 from nanigpt.models.feed_forward import FeedForward

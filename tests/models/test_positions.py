@@ -4,7 +4,7 @@ import fiddle as fdl
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.init import TruncatedNormal, initialize, materialize
 from nanigpt.models.positions import LearnedPositions

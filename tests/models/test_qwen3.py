@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from experiments.qwen3 import qwen3_model
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.models.init import initialize, materialize
 from tests.models.test_decoder import published_name
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nanigpt import tags
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.config.registry import recipes
 from nanigpt.models.init import Constant
 from tests.support import built_model, each_recipe, tiny
@@ -123,8 +123,8 @@ def test_debug_scale_leaves_groups_enough_experts():
 def test_405b_builds_on_meta_within_2_gb():
     """tools/bench/startup.py measures how long it takes."""
     code = """
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 model = build(compose(["config:llama3_405b"])).model
 # Not ru_maxrss, which a child inherits from the process that started it.
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

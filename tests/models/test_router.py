@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from experiments import nodes
 from experiments.qwen3 import qwen3_model
 from nanigpt.cli.main import main
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal, initialize, materialize

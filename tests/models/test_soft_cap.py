@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import Eager, FlexAttention
 from nanigpt.models.embedding import Embedding, Head, TiedHead

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.muon import muon
 from nanigpt.parallel.world import start_world, stop_world

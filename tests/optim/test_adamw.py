@@ -4,8 +4,8 @@ import re
 
 import torch
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.optim.adamw import adamw, parameter_groups
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nanigpt.cli.main import main
-from nanigpt.config.assembly import Assembly
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.assembly import Assembly
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.groups import (

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.errors import UsageError
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.muon import muon, orthogonalize

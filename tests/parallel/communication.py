@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor.debug import CommDebugMode
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.loop import microbatches, train_step
 from nanigpt.training.setup import Session, set_up_model

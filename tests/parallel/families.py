@@ -11,7 +11,7 @@ from experiments.gpt_oss import gpt_oss_model
 from experiments.llama3 import llama3_model
 from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
-from nanigpt.config.flag import compose
+from nanigpt.config.compose.flag import compose
 from nanigpt.models.activation import GELU, ReLUSquared
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.block import ParallelBlock, TransformerBlock

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.loop import evaluate

@@ -10,7 +10,7 @@ import traceback
 import torch
 from torch.distributed.tensor import DTensor
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import start_world, stop_world
 from nanigpt.training.loop import train_step
 from nanigpt.training.setup import Session, set_up_model

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.training.setup import set_up_model

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_extras import AttentionSink
 from nanigpt.models.init import Constant

@@ -6,7 +6,7 @@ import torch
 
 from experiments.pretraining import pretraining
 from experiments.qwen3 import qwen3_model
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.init import initialize, materialize
 from nanigpt.models.moe.dispatch import (
     Dispatched,

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from nanigpt.cli.main import main
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.config.registry import recipes
 from nanigpt.errors import UsageError
 from nanigpt.parallel.mesh import Mesh

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import SelectiveCheckpointContext, checkpoint
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.parallel.compile import Compile, _graphs
 from nanigpt.parallel.mesh import AXES

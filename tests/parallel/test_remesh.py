@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from nanigpt.config.flag import compose
+from nanigpt.config.compose.flag import compose
 from tests.support import TINY, flags, here, metrics, succeed, torchrun, train
 
 SHORT = (

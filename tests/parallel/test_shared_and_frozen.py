@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.attention_core import Eager
 from nanigpt.models.init import initialize, materialize

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 from nanigpt.parallel.simulate import shards
 from tests.support import flags, nanigpt, succeed
 

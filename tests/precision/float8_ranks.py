@@ -10,7 +10,7 @@ from pathlib import Path
 import fiddle as fdl
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.models.float8_recipe import ordinary
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.tasks.cross_entropy import CrossEntropy

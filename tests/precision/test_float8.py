@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from nanigpt.cli.main import main
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.init import FanInNormal
 from nanigpt.models.linear import Linear

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nanigpt.cli.main import main
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from tests.support import each_recipe, flags, tiny
 
@@ -46,7 +46,7 @@ def test_sizes_and_recipes_are_checked(edit, message):
 def narrow(edit):
     """Of projections 24 and 72 wide."""
     from experiments.llama3 import llama3_model
-    from nanigpt.config.flag import compose
+    from nanigpt.config.compose.flag import compose
 
     cfg = tiny()
     cfg.model = llama3_model(

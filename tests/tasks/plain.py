@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from experiments.pretraining import training
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.data.batch import Batch
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.tasks.task import Task

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.data.batch import IGNORED, Batch, TokenBatch
 from nanigpt.parallel.world import start_world
 from nanigpt.training.loop import evaluate, train_step

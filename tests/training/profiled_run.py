@@ -5,7 +5,7 @@ Usage: torchrun --nproc-per-node=2 -m tests.training.profiled_run DIRECTORY EDIT
 
 import sys
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import start_world, stop_world
 from nanigpt.training.run_directory import RunDirectory
 from tests.support import tiny

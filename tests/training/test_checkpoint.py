@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.init import initialize, materialize
 from nanigpt.parallel.world import start_world

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import start_world
 from nanigpt.training import loop
 from nanigpt.training.phases import PHASES

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nanigpt.config.build import build
-from nanigpt.config.flag import compose
+from nanigpt.config.check.build import build
+from nanigpt.config.compose.flag import compose
 
 
 @pytest.fixture

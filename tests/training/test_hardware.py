@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.training.hardware import device_peaks, measured_flops, peaks_of
 from nanigpt.training.run_directory import RunDirectory

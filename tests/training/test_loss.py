@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.errors import UsageError
 from nanigpt.models.init import Constant, TruncatedNormal

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import start_world
 from nanigpt.training import loop
 from nanigpt.training.run_directory import RunDirectory
@@ -102,7 +102,7 @@ def test_an_error_of_the_data_ends_the_run(tmp_path):
 
 PLAIN_RUN = """
 import sys
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.parallel.world import start_world
 from nanigpt.training import loop
 from nanigpt.training.run_directory import RunDirectory

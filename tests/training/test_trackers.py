@@ -9,7 +9,7 @@ import fiddle as fdl
 import pytest
 
 from nanigpt.cli.main import main
-from nanigpt.config.fingerprint import fingerprint
+from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.data.corpus import TextCorpus
 from nanigpt.parallel.world import World, start_world
 from nanigpt.training import loop
@@ -196,7 +196,7 @@ def with_two_evaluations(folder) -> fdl.Config:
 
 
 def test_a_second_evaluation_has_a_name_a_dataset_and_an_interval_of_its_own(tmp_path, capsys):
-    from nanigpt.config.record import dump
+    from nanigpt.config.record.file import dump
 
     cfg = with_two_evaluations(tmp_path)
     rows = train(cfg, tmp_path / "run")
@@ -221,7 +221,7 @@ def test_an_evaluation_asks_only_for_what_it_needs(tmp_path, monkeypatch, capsys
     directives = [*TINY, "fiddler:steps(2)", *QUICK]
     run = tmp_path / "run"
     assert main(["train", *flags(*directives), f"--run={run}"]) == 0
-    from nanigpt.config.record import dump
+    from nanigpt.config.record.file import dump
 
     (run / "config.json").write_text(dump(tiny(*directives[2:], "set:optimizer.state=8bit")))
     capsys.readouterr()

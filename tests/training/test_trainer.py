@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.parallel.world import start_world
 from nanigpt.training import loop

@@ -21,13 +21,13 @@ def tools() -> harness.Figures:
     import tempfile
     from pathlib import Path
 
-    from nanigpt.config.build import check
-    from nanigpt.config.diff import render as render_diff
-    from nanigpt.config.fingerprint import fingerprint
-    from nanigpt.config.flag import compose
-    from nanigpt.config.record import dump, load
+    from nanigpt.config.check.build import check
+    from nanigpt.config.compose.flag import compose
+    from nanigpt.config.record.file import dump, load
+    from nanigpt.config.record.fingerprint import fingerprint
     from nanigpt.config.registry import find_recipe
-    from nanigpt.config.show import render
+    from nanigpt.config.view.diff import render as render_diff
+    from nanigpt.config.view.show import render
 
     seconds = {}
 

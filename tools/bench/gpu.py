@@ -71,8 +71,8 @@ def run(recipe: str, directives: list[str], batch: int, length: int, device: str
     """Train some steps in this process, and print the figures."""
     import torch
 
-    from nanigpt.config.build import build
-    from nanigpt.config.flag import compose
+    from nanigpt.config.check.build import build
+    from nanigpt.config.compose.flag import compose
     from nanigpt.parallel.world import start_world
     from nanigpt.training.hardware import device_peaks
     from nanigpt.training.loop import rows

@@ -30,7 +30,7 @@ AfterStep = Callable[..., None]  # is given the step's loss, where there is one 
 
 def config(size: str):
     """Return a run of our Trainer that only trains."""
-    from nanigpt.config.flag import compose
+    from nanigpt.config.compose.flag import compose
 
     cfg = compose(["config:llama3_debug", *(LARGE if size == "large" else SMALL)])
     # One step more than is measured, since the last step is followed by a validation.
@@ -46,7 +46,7 @@ def prepare(folder: Path, size: str) -> None:
     """Write the initial weights in the format of transformers, and the batches of the run."""
     import torch
 
-    from nanigpt.config.build import build
+    from nanigpt.config.check.build import build
     from nanigpt.models.huggingface.writer import save_pretrained
     from nanigpt.models.init import initialize, materialize
 
@@ -77,7 +77,7 @@ def measure(
 
 def ours(size: str, after_step: AfterStep) -> None:
     """Train with our Trainer, including data, schedule and metrics."""
-    from nanigpt.config.build import build
+    from nanigpt.config.check.build import build
     from nanigpt.parallel.world import start_world
     from nanigpt.training.loop import rows
     from nanigpt.training.run_directory import RunDirectory
@@ -104,7 +104,7 @@ def bare(size: str, *, own_model: bool) -> Iterator:
     folder = Path(os.environ[FOLDER])
     batches = torch.load(folder / "batches.pt")
     if own_model:
-        from nanigpt.config.build import build
+        from nanigpt.config.check.build import build
         from nanigpt.models.init import initialize, materialize
 
         model = build(config(size).model)

@@ -16,8 +16,8 @@ WARM_UP, STEPS = 3, 3
 def train(mode: str, *, warm_up: int = WARM_UP, measured: int = STEPS) -> harness.Figures:
     import time
 
-    from nanigpt.config.build import build
-    from nanigpt.config.flag import compose
+    from nanigpt.config.check.build import build
+    from nanigpt.config.compose.flag import compose
     from nanigpt.parallel.world import start_world
     from nanigpt.training.loop import steps
     from nanigpt.training.setup import new_session

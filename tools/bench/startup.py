@@ -33,8 +33,8 @@ def checked() -> None:
 
 
 def largest() -> None:
-    from nanigpt.config.build import build
-    from nanigpt.config.flag import compose
+    from nanigpt.config.check.build import build
+    from nanigpt.config.compose.flag import compose
 
     assert build(compose(["config:llama3_405b"])).model.n_parameters() == 405_853_388_800
 

@@ -1,7 +1,7 @@
 """Checks of the command to launch, so that a mistake never waits in a queue."""
 
 from nanigpt.cli.trainer import build_trainer, checked_trainer, recorded_config
-from nanigpt.config.flag import config_flag
+from nanigpt.config.compose.flag import config_flag
 from nanigpt.errors import UnknownName, UsageError
 from nanigpt.words import one_of
 

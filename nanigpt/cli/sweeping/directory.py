@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nanigpt.cli.trainer import checked_trainer
-from nanigpt.config.fingerprint import fingerprint
-from nanigpt.config.flag import compose
-from nanigpt.config.record import differences, dump, load
+from nanigpt.config.compose.flag import compose
+from nanigpt.config.record.file import differences, dump, load
+from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
 from nanigpt.files import write_atomically
 from nanigpt.training.run_directory import RunDirectory

@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanigpt.config.sweep import Integers, LogUniform, Space, Uniform
+from nanigpt.config.compose.sweep import Integers, LogUniform, Space, Uniform
 from nanigpt.config.values import parse_value
 
 

@@ -1,0 +1,1 @@
+"""Whether a config can be built: types, missing arguments, and what components refuse."""

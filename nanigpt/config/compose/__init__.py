@@ -1,0 +1,1 @@
+"""Command lines to configs: directives, overrides, and the axes of a sweep."""

@@ -1,0 +1,232 @@
+"""The `--config` flag: directives in command-line order, all or nothing."""
+
+import os
+import shlex
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+from absl import flags
+from fiddle.absl_flags import FiddleFlag
+
+from nanigpt.config import registry
+from nanigpt.config.compose.call import Call
+from nanigpt.config.compose.overrides import apply_override, apply_tag
+from nanigpt.config.record.file import load
+from nanigpt.config.record.provenance import called_by, set_by
+from nanigpt.config.record.run_config import load_run
+from nanigpt.errors import UnknownName, UsageError
+from nanigpt.words import one_of
+
+_BASES = ("config", "config_file", "run")
+_EDITS = ("fiddler", "set", "tag")
+_HELP = "help"
+
+
+class ConfigFlag(FiddleFlag):
+    """The flag `--config` with its directives.
+
+    Bases are `config:RECIPE`, `config_file:PATH` and `run:DIR`. Edits are `fiddler:NAME(args)`,
+    `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry. After a failed
+    directive, reading the value fails again, so that no config is half edited.
+
+    Args:
+        *args: Arguments of `FiddleFlag`.
+        default_directive: The base if the first directive is an edit.
+        **kwargs: Further arguments of `FiddleFlag`.
+    """
+
+    _remaining_directives: list[str]
+    _value: fdl.Buildable | None
+
+    def __init__(self, *args: Any, default_directive: str | None = None, **kwargs: Any):
+        self._default_directive = default_directive
+        super().__init__(*args, default_module=registry, **kwargs)
+
+    @property
+    def directives(self) -> list[str]:
+        """All directives, the default base included."""
+        given = [d for d in self.all_arguments if d != _HELP]
+        first = given[0].partition(":")[0] if given else "set"
+        if self._default_directive and first in _EDITS:
+            return [self._default_directive, *given]
+        return given
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether `--config=help` is among them."""
+        return _HELP in self.all_arguments
+
+    @property
+    def value(self) -> fdl.Buildable | None:
+        if self._remaining_directives or (self._value is None and self._default_directive):
+            # Nothing but `help` describes no config.
+            self._value = compose(self.directives) if self.directives else None
+            self._remaining_directives = []
+        return self._value
+
+    @value.setter
+    def value(self, value: fdl.Buildable | None) -> None:
+        self._value = value
+
+
+def define_config_flag(values: flags.FlagValues, *, default_directive: str | None = None) -> None:
+    """Define `--config` among `values`."""
+    flag = ConfigFlag(
+        name="config",
+        default=None,
+        default_directive=default_directive,
+        parser=flags.ArgumentParser(),
+        serializer=None,
+        help_string=(
+            "Start from config:RECIPE, config_file:PATH or run:DIR, and apply fiddler:NAME(args), "
+            "set:PATH=VALUE and tag:TAG=VALUE in this order. Repeat the flag for each. "
+            "--config=help lists the names."
+        ),
+    )
+    flags.DEFINE_flag(flag, flag_values=values)
+
+
+def config_flag(values: flags.FlagValues) -> ConfigFlag:
+    """Return the flag that `define_config_flag` defined."""
+    flag = values["config"]
+    assert isinstance(flag, ConfigFlag)
+    return flag
+
+
+def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buildable:
+    """Compose the config that directives describe: one base, then edits in order.
+
+    Args:
+        directives: The directives.
+        cfg: A base from Python, which is edited in place. If given, all directives are edits.
+
+    Raises:
+        UsageError: A directive is wrong. The message begins with it, and ends with a suggestion.
+    """
+    if not directives and cfg is None:
+        directives = [""]
+    base = None if cfg is None else "a config"
+    for i, directive in enumerate(directives):
+        try:
+            cfg = _apply(cfg, directive, base or (directives[0] if i else None))
+        except UsageError as error:
+            advice = _try(directives[:i], directive, error)
+            told = str(error).removeprefix(f"{directive.partition(':')[2]}: ")
+            raise UsageError(f"--config={directive}: {told}\n  try: {advice}") from error
+    return cfg
+
+
+def recipe_name(directives: list[str]) -> str:
+    """Return a name for runs of these directives: the recipe's or the recorded run's."""
+    expression = directives[0].partition(":")[2]
+    if _kind(directives[0]) == "config":
+        return Call.parse(expression).name
+    path = Path(expression).expanduser().resolve()
+    if _kind(directives[0]) == "run":
+        return path.name
+    return path.parent.name if path.name == "config.json" and path.parent.name else path.stem
+
+
+def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.Buildable:
+    """Return the config after one directive, which must be a base if there is no `base` yet."""
+    kind, expression = _kind(directive), directive.partition(":")[2]
+    if kind in _BASES and base is not None:
+        raise UsageError(f"a second base after {base!r}; keep one of the two")
+    if kind not in _BASES and base is None:
+        raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
+    if kind == "config":
+        return _recipe(expression)
+    if kind in ("config_file", "run"):
+        return _recorded(kind, expression)
+    if kind == "fiddler":
+        with called_by(f"--config={directive}"):
+            _apply_fiddler(cfg, expression)
+    else:
+        with set_by(f"--config={directive}"):
+            (apply_tag if kind == "tag" else apply_override)(cfg, expression)
+    return cfg
+
+
+def _recorded(kind: str, expression: str) -> fdl.Buildable:
+    if not expression:
+        raise UsageError("the path is empty; expected config_file:runs/NAME/config.json or run:DIR")
+    path = os.path.expanduser(expression)  # no shell does it behind a colon
+    if kind == "run":
+        if Path(path).is_file():
+            raise UnknownName(
+                f"{path} is a file, not the directory of a run", "run", near=["config_file"]
+            )
+        return load_run(path)
+    if (Path(path) / "config.json").is_file():
+        raise UnknownName(f"{path} is the directory of a run", "config_file", near=["run"])
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a directory, not a file")
+    return load(path)
+
+
+def _kind(directive: str) -> str:
+    kind, colon, _ = directive.partition(":")
+    known = [*_BASES, *_EDITS]
+    if colon and kind in known:
+        return kind
+    expected = f"expected {one_of(f'{k}:...' for k in known)}"
+    raise UnknownName(expected, kind, known) if colon else UsageError(expected)
+
+
+def _try(before: list[str], directive: str, error: UsageError) -> str:
+    """Return a flag with a similar name that works, or a command that lists the names."""
+    if isinstance(error, UnknownName):
+        head, found, tail = directive.rpartition(error.name)
+        for name in error.near if found else ():
+            instead = f"{head}{name}{tail}"
+            if _is_right([*before, instead]):
+                return shlex.join([f"--config={instead}"])
+    kind, _, expression = directive.partition(":")
+    flags_before = [f"--config={d}" for d in before]
+    if before and kind == "set":
+        return shlex.join(["nanigpt", "show", *flags_before, "--format=flat"])
+    if kind in ("run", "config_file") and expression:
+        path = Path(expression).expanduser()
+        if not (path / "config.json").exists() and not path.is_file():
+            return shlex.join(["ls", str(path if path.is_dir() else path.parent)])
+    return shlex.join(["nanigpt", "show", *flags_before, "--config=help"])
+
+
+def _is_right(directives: list[str]) -> bool:
+    try:
+        cfg = None
+        for i, directive in enumerate(directives):
+            cfg = _apply(cfg, directive, directives[0] if i else None)
+    except UsageError:
+        return False
+    return True
+
+
+def _recipe(expression: str) -> fdl.Buildable:
+    call = Call.parse(expression)
+    cfg = _call("recipe", call, registry.find_recipe(call.name))
+    if not isinstance(cfg, fdl.Buildable):
+        raise UsageError(f"recipe {call.name} returned {type(cfg).__name__}, not a config")
+    return cfg
+
+
+def _apply_fiddler(cfg: fdl.Buildable, expression: str) -> None:
+    call = Call.parse(expression)
+    if _call("fiddler", call, registry.find_fiddler(call.name), cfg) is not None:
+        raise UsageError(f"fiddler {call.name} returned a value; expected an edit in place")
+
+
+def _call(kind: str, call: Call, function: Callable, *first: Any) -> Any:
+    try:
+        return call.apply(function, *first)
+    except UsageError:
+        raise
+    except Exception as error:  # it is written by users, and may not fit this config
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{kind} {call.name} failed at {Path(line.filename).name}:{line.lineno}: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Configs for readers: text, Python, graphs, pages, differences, and notebooks."""
