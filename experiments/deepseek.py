@@ -11,9 +11,9 @@ scaling. The published weights were extended afterwards; this sets their scaling
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
+from nanigpt.experiments import nodes
+from nanigpt.experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward

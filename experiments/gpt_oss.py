@@ -14,9 +14,9 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.config.registry import recipe
+from nanigpt.experiments import nodes
+from nanigpt.experiments.pretraining import debugging, pretraining_at_4096
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink

@@ -8,8 +8,8 @@ whole blocks.
 
 import fiddle as fdl
 
-from experiments.llama3 import llama3_8b, llama3_70b, llama3_405b
 from nanigpt.config.registry import recipe
+from nanigpt.experiments.llama3 import llama3_8b, llama3_70b, llama3_405b
 from nanigpt.parallel.compile import Compile
 from nanigpt.training.trainer import Trainer
 

@@ -9,9 +9,9 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
+from nanigpt.experiments import nodes
+from nanigpt.experiments.pretraining import debugging, pretraining
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding

@@ -16,9 +16,9 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.pretraining import debugging, pretraining
 from nanigpt.config.registry import recipe
+from nanigpt.experiments import nodes
+from nanigpt.experiments.pretraining import debugging, pretraining
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionTemperature
 from nanigpt.models.block import TransformerBlock

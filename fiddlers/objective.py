@@ -5,10 +5,10 @@ import copy
 import fiddle as fdl
 from fiddle import daglish
 
-from experiments import nodes
 from nanigpt.config.registry import fiddler
 from nanigpt.config.sharing import Sharing
 from nanigpt.errors import UsageError
+from nanigpt.experiments import nodes
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 

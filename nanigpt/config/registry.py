@@ -1,9 +1,9 @@
 """Recipes, fiddlers and component factories by name.
 
-`@recipe`, `@fiddler` and `@component` register the functions of the packages `experiments` and
-`fiddlers`, and of every module that another installed distribution names under the entry point
-group `nanigpt`. A name from the command line is looked up here and nowhere else: nothing is
-imported by a name that a user typed.
+`@recipe`, `@fiddler` and `@component` register the functions of the packages `nanigpt.experiments`
+and `nanigpt.fiddlers`, and of every module that another installed distribution names under the
+entry point group `nanigpt`. A name from the command line is looked up here and nowhere else:
+nothing is imported by a name that a user typed.
 
 A module of recipes tells the family of its models by a constant: `FAMILY = "Llama 3"`.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from nanigpt.errors import UnknownName
 
-_PACKAGES = ("experiments", "fiddlers")
+_PACKAGES = ("nanigpt.experiments", "nanigpt.fiddlers")
 _ENTRY_POINTS = "nanigpt"
 
 _recipes: dict[str, Callable] = {}
@@ -92,7 +92,7 @@ def components() -> dict[str, Callable]:
 def extension_packages() -> frozenset[str]:
     """Top-level packages that recipes come from: this project's, and those of entry points."""
     entries = importlib.metadata.entry_points(group=_ENTRY_POINTS)
-    return frozenset({"nanigpt", *_PACKAGES, *(e.module.partition(".")[0] for e in entries)})
+    return frozenset({"nanigpt", *(e.module.partition(".")[0] for e in entries)})
 
 
 def family(function: Callable) -> str:

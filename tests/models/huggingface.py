@@ -7,11 +7,11 @@ import fiddle as fdl
 import torch
 from torch import nn
 
-from experiments import nodes
-from experiments.deepseek import deepseek_v3_model
-from experiments.llama3 import llama3_model
-from experiments.qwen3 import qwen3_model
 from nanigpt.config.check.build import build
+from nanigpt.experiments import nodes
+from nanigpt.experiments.deepseek import deepseek_v3_model
+from nanigpt.experiments.llama3 import llama3_model
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.decoder import Decoder

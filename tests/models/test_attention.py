@@ -8,8 +8,8 @@ import torch
 from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.llama4 import modeling_llama4 as llama4
 
-from experiments import nodes
 from nanigpt.config.check.build import build
+from nanigpt.experiments import nodes
 from nanigpt.models.attention_core import Eager, ScaledDotProduct
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.init import FanInNormal, TruncatedNormal, initialize, materialize

@@ -4,9 +4,9 @@ import fiddle as fdl
 import pytest
 import torch
 
-from experiments import nodes
 from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
+from nanigpt.experiments import nodes
 from nanigpt.models.block import ParallelBlock, TransformerBlock
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.init import FanInNormal, initialize, materialize

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from experiments.llama3 import llama3_model
 from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
+from nanigpt.experiments.llama3 import llama3_model
 from nanigpt.models.init import initialize, materialize
 
 NAMES = {

@@ -7,11 +7,11 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.llama4.modeling_llama4 import Llama4TextMoe
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from experiments.gpt_oss import gpt_oss_model
-from experiments.llama4 import llama4_model
-from experiments.qwen3 import qwen3_model
 from nanigpt.config.check.build import build
 from nanigpt.config.compose.flag import compose
+from nanigpt.experiments.gpt_oss import gpt_oss_model
+from nanigpt.experiments.llama4 import llama4_model
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.init import initialize, materialize
 from nanigpt.models.moe.mixture import MixtureOfExperts
 

@@ -6,10 +6,10 @@ import fiddle as fdl
 import pytest
 import torch
 
-from experiments import nodes
 from nanigpt.config.check.build import build
 from nanigpt.config.compose.flag import compose
 from nanigpt.errors import UsageError
+from nanigpt.experiments import nodes
 from nanigpt.models.activation import GELU, ClampedSwiGLU, ReLUSquared, SiLU, SwiGLU
 from nanigpt.models.counts import active_weights
 from nanigpt.models.huggingface.families import family_of

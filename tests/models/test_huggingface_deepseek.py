@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments import nodes
 from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
+from nanigpt.experiments import nodes
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.huggingface.deepseek_v3 import DEEPSEEK_V3
 from nanigpt.models.huggingface.families import family_of

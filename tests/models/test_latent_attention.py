@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek
 
-from experiments import nodes
-from experiments.deepseek import deepseek_v3_model
 from nanigpt.config.check.build import build
+from nanigpt.experiments import nodes
+from nanigpt.experiments.deepseek import deepseek_v3_model
 from nanigpt.models.attention_core import Eager, FlexAttention, ScaledDotProduct
 from nanigpt.models.generate import generate
 from nanigpt.models.huggingface.mapping import RotaryPairs

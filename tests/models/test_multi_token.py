@@ -4,12 +4,12 @@ import fiddle as fdl
 import pytest
 import torch
 
-from fiddlers.objective import multi_token
 from nanigpt.config.check.build import build
 from nanigpt.config.check.static import problems
 from nanigpt.config.compose.flag import compose
 from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.errors import UsageError
+from nanigpt.fiddlers.objective import multi_token
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.multi_token import PredictionDepth
 from nanigpt.models.visibility import Places

@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers
 
-from experiments.qwen3 import qwen3_model
 from nanigpt.config.check.build import build
 from nanigpt.config.compose.flag import compose
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.init import initialize, materialize
 from tests.models.test_decoder import published_name
 

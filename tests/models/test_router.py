@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from experiments import nodes
-from experiments.qwen3 import qwen3_model
 from nanigpt.cli.main import main
 from nanigpt.config.check.build import build
+from nanigpt.experiments import nodes
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal, initialize, materialize

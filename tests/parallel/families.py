@@ -5,13 +5,13 @@ from pathlib import Path
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.deepseek import deepseek_v3_model
-from experiments.gpt_oss import gpt_oss_model
-from experiments.llama3 import llama3_model
-from experiments.pretraining import pretraining
-from experiments.qwen3 import qwen3_model
 from nanigpt.config.compose.flag import compose
+from nanigpt.experiments import nodes
+from nanigpt.experiments.deepseek import deepseek_v3_model
+from nanigpt.experiments.gpt_oss import gpt_oss_model
+from nanigpt.experiments.llama3 import llama3_model
+from nanigpt.experiments.pretraining import pretraining
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.activation import GELU, ReLUSquared
 from nanigpt.models.attention_extras import AttentionSink, AttentionTemperature
 from nanigpt.models.block import ParallelBlock, TransformerBlock

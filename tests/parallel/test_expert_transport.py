@@ -4,9 +4,9 @@ import fiddle as fdl
 import pytest
 import torch
 
-from experiments.pretraining import pretraining
-from experiments.qwen3 import qwen3_model
 from nanigpt.config.check.build import build
+from nanigpt.experiments.pretraining import pretraining
+from nanigpt.experiments.qwen3 import qwen3_model
 from nanigpt.models.init import initialize, materialize
 from nanigpt.models.moe.dispatch import (
     Dispatched,

@@ -45,8 +45,8 @@ def test_sizes_and_recipes_are_checked(edit, message):
 
 def narrow(edit):
     """Of projections 24 and 72 wide."""
-    from experiments.llama3 import llama3_model
     from nanigpt.config.compose.flag import compose
+    from nanigpt.experiments.llama3 import llama3_model
 
     cfg = tiny()
     cfg.model = llama3_model(

@@ -12,9 +12,9 @@ import fiddle as fdl
 import torch
 from torch import nn
 
-from experiments.pretraining import training
 from nanigpt.config.check.build import build
 from nanigpt.data.batch import Batch
+from nanigpt.experiments.pretraining import training
 from nanigpt.parallel.world import World, start_world, stop_world
 from nanigpt.tasks.task import Task
 from nanigpt.training.run_directory import RunDirectory

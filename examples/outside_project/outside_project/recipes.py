@@ -3,9 +3,9 @@
 import fiddle as fdl
 import torch
 
-from experiments import nodes
-from experiments.pretraining import debugging, training
 from nanigpt.config.registry import recipe
+from nanigpt.experiments import nodes
+from nanigpt.experiments.pretraining import debugging, training
 from nanigpt.models.block import TransformerBlock
 from nanigpt.training.trainer import Trainer
 from outside_project.denoiser import Denoiser

@@ -17,8 +17,8 @@ from nanigpt.config.view.show import render
 from nanigpt.errors import UsageError
 from tests.config.components import Color, Part, Whole, whole
 from tests.config.dags import tags_of
-from tests.config.signatures import Variadic
 from tests.config.record.test_fuzz import canonical, execute
+from tests.config.signatures import Variadic
 from tests.support import each_recipe
 
 
