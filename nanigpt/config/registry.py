@@ -11,8 +11,10 @@ A module of recipes tells the family of its models by a constant: `FAMILY = "Lla
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import pkgutil
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +22,10 @@ from nanigpt.errors import UnknownName
 
 _PACKAGES = ("nanigpt.experiments", "nanigpt.fiddlers")
 _ENTRY_POINTS = "nanigpt"
+
+# The code of all registered functions by its id, for a history of values to know their lines. Code
+# objects hash slowly.
+entrances: dict[int, types.CodeType] = {}
 
 _recipes: dict[str, Callable] = {}
 _fiddlers: dict[str, Callable] = {}
@@ -136,6 +142,8 @@ def _register(table: dict[str, Callable], kind: str, function: Callable) -> Call
             f"two {kind}s are named {name!r}: in {other.__module__} and in {function.__module__}"
         )
     table[name] = function
+    if isinstance(plain := inspect.unwrap(function), types.FunctionType):
+        entrances[id(plain.__code__)] = plain.__code__
     return function
 
 

@@ -23,6 +23,20 @@ def references(root: Any) -> collections.Counter[int]:
     return counts
 
 
+def nodes(root: Any) -> Iterator[fdl.Buildable]:
+    """Yield each node of a DAG once."""
+    met = {id(root)}
+    open_parts = [root]
+    while open_parts:
+        part = open_parts.pop()
+        if isinstance(part, fdl.Buildable):
+            yield part
+        for below in _held(part):
+            if id(below) not in met:
+                met.add(id(below))
+                open_parts.append(below)
+
+
 def _held(value: Any) -> Iterator[Any]:
     """Yield the nodes, lists and dicts that a value holds directly or in tuples."""
     if isinstance(value, fdl.Buildable):

@@ -10,7 +10,7 @@ import fiddle as fdl
 from nanigpt.config.check.mend import flags_that_set
 from nanigpt.config.fold import Path, fold, path_text
 from nanigpt.config.locate import owner
-from nanigpt.config.record.provenance import explain
+from nanigpt.config.record.provenance import origin
 from nanigpt.problems import show
 
 
@@ -81,7 +81,7 @@ def _who(cfg: fdl.Buildable, finding: Finding) -> tuple[str, ...]:
     origins = []
     for path in blamed:
         if place := owner(cfg, path):
-            origins.append(explain(*place).partition(", was ")[0])
+            origins.append(origin(*place))
     directives = [origin for origin in origins if origin.startswith("--config=")]
     if not directives and (finding.blamed is None or finding.text.startswith("=")):
         directives = [origin for origin in origins[:1] if origin]

@@ -142,7 +142,7 @@ def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.B
     if kind in ("config_file", "run"):
         return _recorded(kind, expression)
     if kind == "fiddler":
-        with called_by(f"--config={directive}"):
+        with called_by(f"--config={directive}", cfg):
             _apply_fiddler(cfg, expression)
     else:
         with set_by(f"--config={directive}"):

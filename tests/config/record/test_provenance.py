@@ -1,6 +1,8 @@
 """Who set what."""
 
 import copy
+import re
+from pathlib import Path
 
 import fiddle as fdl
 
@@ -8,6 +10,8 @@ from nanigpt.config.compose.flag import compose
 from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.record.file import dump
 from nanigpt.config.record.provenance import explain
+from nanigpt.config.view.show import render
+from nanigpt.experiments import llama3
 from tests.config.components import Part, Rate, whole
 
 HERE = "tests/config/record/test_provenance.py"
@@ -56,7 +60,7 @@ def test_directives_are_told():
         ]
     )
     lr = explain(cfg.optimizer, "lr")
-    assert lr.startswith("--config=tag:LearningRate=1e-4, was 0.001 in experiments/pretraining.py:")
+    assert lr.startswith("--config=tag:LearningRate=1e-4, was 0.001 in experiments/llama3.py:")
     steps = explain(cfg, "steps")
     assert steps.startswith("--config=fiddler:steps(50) (fiddlers/scale.py:")
     assert ", was 700 in experiments/" in steps
@@ -64,10 +68,67 @@ def test_directives_are_told():
         "--config=set:optimizer.betas[1]=0.99, was (0.9, 0.95) by default"
     )
     assert explain(cfg, "schedule").startswith(
-        "--config=set:schedule=@linear(warmup_steps=3), was Cosine in experiments/pretraining.py:"
+        "--config=set:schedule=@linear(warmup_steps=3), was Cosine in experiments/llama3.py:"
     )
     assert explain(cfg.model.layers[2], "activation_checkpointing") == (
         "--config=set:model.layers[*].activation_checkpointing=full, was 'none' by default"
+    )
+
+
+def test_the_line_of_a_recipe_comes_before_those_that_it_calls():
+    source = Path(llama3.__file__).read_text().splitlines()
+    start = next(i for i, line in enumerate(source) if line.startswith("def llama3_8b"))
+    calls = {}
+    for number, line in enumerate(source[start:], start + 1):
+        for name in ("llama3_model", "pretraining"):
+            if f"{name}(" in line:
+                calls.setdefault(name, number)
+    for cfg in (compose(["config:llama3_8b"]), llama3.llama3_8b()):
+        width, rate = (
+            explain(cfg.model.layers[3].attention.wq, "in_dim"),
+            explain(cfg.optimizer, "lr"),
+        )
+        assert width.startswith(
+            f"experiments/llama3.py:{calls['llama3_model']} through experiments/"
+        )
+        assert rate.startswith(f"experiments/llama3.py:{calls['pretraining']} through experiments/")
+
+
+def test_the_whole_history_is_told():
+    cfg = compose(
+        ["config:llama3_debug", "fiddler:steps(50)", "set:steps=40", "tag:Steps=40", "set:steps=30"]
+    )
+    parts = explain(cfg, "steps").split(", was ")
+    starts = ["--config=set:steps=30", "40 by --config=tag:Steps=40", "40 by --config=set:steps=40"]
+    starts += [
+        "50 by --config=fiddler:steps(50) (fiddlers/scale.py:",
+        "700 in experiments/llama3.py:",
+    ]
+    assert len(parts) == len(starts)
+    assert all(part.startswith(start) for part, start in zip(parts, starts, strict=True)), parts
+
+
+def test_readme_shows_the_history_as_it_is_printed():
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    shown = next(line for line in readme.splitlines() if "<- --config=tag:LearningRate" in line)
+    cfg = compose(["config:llama3_8b", "tag:LearningRate=1e-3"])
+    printed = [line for line in render(cfg, why=True).splitlines() if " lr = " in line]
+    numberless = [re.sub(r"py:\d+", "py:N", line.strip()) for line in (shown, *printed)]
+    assert numberless[0] == numberless[1]
+
+
+def test_a_copy_by_a_fiddler_keeps_the_origin():
+    cfg = compose(["config:llama3_debug", "tag:LearningRate=2e-4", "fiddler:muon"])
+    assert explain(cfg.optimizer, "lr").endswith(
+        ", a copy of what --config=tag:LearningRate=2e-4 set"
+    )
+    assert "copy" not in explain(cfg.optimizer, "weight_decay")
+    assert explain(cfg.optimizer.others, "lr").startswith(
+        "--config=tag:LearningRate=2e-4, was 0.001"
+    )
+    cfg = compose(["config:llama3_debug", "tag:Steps=77", "fiddler:multi_token(2)", "set:steps=9"])
+    assert explain(cfg, "steps").startswith(
+        "--config=set:steps=9, was 77 by --config=tag:Steps=77,"
     )
 
 
