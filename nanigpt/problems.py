@@ -6,6 +6,7 @@ problem reads well by itself: `lr=-1: expected more than 0`.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -124,14 +125,21 @@ def refuse_all(problems: Iterable[Problem]) -> None:
         raise ComponentError(*found)
 
 
+def require_finite(**values: float) -> None:
+    """Raise a ComponentError that names each argument that is infinite, or no number."""
+    refuse_all(Problem(k, v, "a finite number") for k, v in values.items() if not math.isfinite(v))
+
+
 def require_positive(**values: float) -> None:
-    """Raise a ComponentError that names each argument that is not more than 0."""
+    """Raise a ComponentError that names each argument that is infinite, or not more than 0."""
     refuse_all(Problem(k, v, "more than 0") for k, v in values.items() if not v > 0)
+    require_finite(**values)
 
 
 def require_not_negative(**values: float) -> None:
-    """Raise a ComponentError that names each argument that is below 0, or no number."""
+    """Raise a ComponentError that names each argument that is infinite, or below 0."""
     refuse_all(Problem(k, v, "0 or more") for k, v in values.items() if not v >= 0)
+    require_finite(**values)
 
 
 def require_choice(choices: Iterable[Any], **values: Any) -> None:

@@ -39,7 +39,7 @@ class TruncatedNormal:
     """
 
     def __init__(self, *, std: float, cutoff: float = 3.0):
-        _require_positive(std=std, cutoff=cutoff)
+        require_positive(std=std, cutoff=cutoff)
         self.std = std
         self.cutoff = cutoff
 
@@ -56,7 +56,7 @@ class FanInNormal:
     """
 
     def __init__(self, *, scale: float = 1.0, cutoff: float = 3.0):
-        _require_positive(scale=scale, cutoff=cutoff)
+        require_positive(scale=scale, cutoff=cutoff)
         self.scale = scale
         self.cutoff = cutoff
 
@@ -170,10 +170,6 @@ def _with_computed_buffers(model: nn.Module) -> set[nn.Module]:
     """Return the modules whose buffers `reset_buffers` of the module or an outer one computes."""
     computing = (module for module in model.modules() if hasattr(module, "reset_buffers"))
     return {below for module in computing for below in module.modules()}
-
-
-def _require_positive(**values: float) -> None:
-    refuse_all(Problem(n, v, "a positive number") for n, v in values.items() if not v > 0)
 
 
 def _stream_seed(seed: int, name: str) -> int:

@@ -159,7 +159,7 @@ class RotaryEmbedding(nn.Module):
         super().__init__()
         if head_dim <= 0 or head_dim % 2:
             refuse("head_dim", head_dim, "a positive even number, since RoPE rotates pairs")
-        require_positive(max_sequence_length=max_sequence_length)
+        require_positive(max_sequence_length=max_sequence_length, theta=theta)
         self.head_dim = head_dim
         self.max_sequence_length = max_sequence_length
         self.theta = theta

@@ -15,6 +15,7 @@ from nanigpt.problems import (
     refuse,
     require_choice,
     require_not_negative,
+    require_positive,
 )
 
 State = Literal["float32", "bfloat16", "8bit"]
@@ -49,7 +50,8 @@ def adamw(
     Raises:
         ComponentError: An argument is out of range, or torchao is not installed.
     """
-    require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
+    require_not_negative(lr=lr, weight_decay=weight_decay)
+    require_positive(eps=eps)
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         refuse("betas", betas, "two numbers from 0 to below 1")
     require_choice(get_args(State), state=state)

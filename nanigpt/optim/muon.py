@@ -21,7 +21,14 @@ from nanigpt.optim.groups import (
 )
 from nanigpt.optim.upstream import without_dynamo
 from nanigpt.optim.whole_matrices import on_whole_matrices
-from nanigpt.problems import Fix, on_behalf_of, refuse, require_choice, require_not_negative
+from nanigpt.problems import (
+    Fix,
+    on_behalf_of,
+    refuse,
+    require_choice,
+    require_not_negative,
+    require_positive,
+)
 
 AdjustLR = Literal["match_rms_adamw", "original"]
 
@@ -67,7 +74,8 @@ def muon(
         ComponentError: An argument is out of range, or `select` selects a parameter that is no
             matrix.
     """
-    require_not_negative(lr=lr, weight_decay=weight_decay, eps=eps)
+    require_not_negative(lr=lr, weight_decay=weight_decay)
+    require_positive(eps=eps)
     if ns_steps < 1:
         refuse("ns_steps", ns_steps, "at least 1")
     if not 0 <= momentum < 1:

@@ -57,8 +57,7 @@ class PipelineParallel:
             refuse("schedule", schedule, f"one of {expected}")
         if microbatches is not None and microbatches < 1:
             refuse("microbatches", microbatches, "at least 1, or None")
-        if embedding_blocks < 0:
-            refuse("embedding_blocks", embedding_blocks, "0 or more")
+        require_not_negative(embedding_blocks=embedding_blocks)
         self.schedule = schedule
         self.microbatches = microbatches
         self.stages_per_rank = stages_per_rank
