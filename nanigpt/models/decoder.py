@@ -71,7 +71,7 @@ class Decoder(DecoderCosts):
             refuse("layers", [], "at least one block")
         dim, vocab_size = _table_size(embedding)
         if dim is None or vocab_size is None:
-            wanted = "an embedding that says dim and vocab_size, or has one weight of this shape"
+            wanted = "an embedding with dim and vocab_size, or with one weight [vocab_size, dim]"
             refuse("embedding", type(embedding), wanted)
         sizes: dict[str, int | None] = {
             "norm.dim": size(norm, "dim"),
@@ -96,7 +96,7 @@ class Decoder(DecoderCosts):
         rows = {"head.out_dim": (size(head, "out_dim"), vocab_size)}
         wrong += misfits(rows, {"embedding.vocab_size": vocab_size})
         if isinstance(head, TiedHead) and head.weight is not getattr(embedding, "weight", None):
-            wrong.append(Problem("head", head, "one that is tied to the decoder's own embedding"))
+            wrong.append(Problem("head", head, "a head that is tied to the decoder's embedding"))
         refuse_all(wrong)
         self.embedding = embedding
         self.layers = nn.ModuleList(layers)

@@ -143,8 +143,8 @@ def require_matches(optimizer: torch.optim.Optimizer) -> None:
     found = {g["select"] for g in every if "select" in g and g["params"]}
     unmatched = [g["unmatched"] for g in every if "unmatched" in g and g.get("select") not in found]
     expected = (
-        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq', of "
-        "trained parameters that no group before it selects, but none is left for it"
+        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq'; it "
+        "must match a trained parameter that no earlier group selects"
     )
     parts = [text.partition("=") for text in unmatched]
     refuse_all(Problem(name, ast.literal_eval(value), expected) for name, _, value in parts)

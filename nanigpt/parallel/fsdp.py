@@ -68,8 +68,8 @@ class FullyShardedDataParallel:
         if self.param_dtype == computed:
             return found
         expected = (
-            f"{computed}, the model's compute dtype, or losses would depend on the number of "
-            "processes"
+            f"{computed}, the model's compute dtype; otherwise losses would depend on the number "
+            "of processes"
         )
         fix = Fix(None, "param_dtype", computed)
         return [*found, Problem("param_dtype", self.param_dtype, expected, fix)]

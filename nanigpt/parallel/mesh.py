@@ -84,7 +84,7 @@ class Mesh:
         self.ep = ep
         self.axes = dict(zip(AXES, (pp, dp_replicate, dp_shard, cp, tp), strict=True))
         refuse_all(
-            Problem(axis, size, "at least 1, or -1 for what the other axes leave")
+            Problem(axis, size, "at least 1, or -1 for all ranks that the other axes leave")
             for axis, size in self.axes.items()
             if size < 1 and size != -1
         )
@@ -92,7 +92,7 @@ class Mesh:
             refuse("ep", ep, "at least 1")
         inferred = [axis for axis, size in self.axes.items() if size == -1]
         if len(inferred) > 1:
-            refuse(inferred[1], -1, f"-1 for one axis at most, and {inferred[0]} is -1")
+            refuse(inferred[1], -1, f"-1 for at most one axis, but {inferred[0]} is -1 too")
 
     @property
     def least(self) -> int:
@@ -120,8 +120,8 @@ class Mesh:
         sizes = self._inferred(world_size)
         if sizes["dp_shard"] * sizes["cp"] % self.ep:
             expected = (
-                f"a divisor of dp_shard={sizes['dp_shard']} x cp={sizes['cp']}, among whose ranks "
-                "experts are divided"
+                f"a divisor of dp_shard={sizes['dp_shard']} x cp={sizes['cp']}, because these "
+                "ranks divide the experts"
             )
             return [Problem("ep", self.ep, expected)]
         return []

@@ -75,7 +75,7 @@ class PipelinedModel(ParallelModel):
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         lost = [name for name, p in trained if p.grad is None]
         if lost:  # the norm and the optimizer would ignore them
-            raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
+            raise RuntimeError(f"the schedule computed no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
         return losses
 

@@ -99,7 +99,7 @@ class Recomputation:
         for name, block in _blocks(model):
             mode = recomputation(block)
             if mode == "budget" and not plan.compiled:
-                expected = "'selective' without a compiler, which is what keeps to a budget"
+                expected = "'selective' without a compiler, because only compilers support a budget"
                 fix = Fix(block, "activation_checkpointing", "selective")
                 found.append(Problem("activation_checkpointing", mode, expected, fix, block))
             elif mode == "selective":

@@ -36,7 +36,7 @@ Kind = Literal["F", "B", "I", "W"]
 _TIMES: dict[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 _UNIT = "a forward pass of one microbatch through a rank's stages"
-_UNIT_OF_COSTS = "that of the stage costs"
+_UNIT_OF_COSTS = "the unit of the stage costs"
 
 
 @dataclass(frozen=True)
@@ -299,7 +299,7 @@ def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[lis
                 raise ValueError(f"stage {stage} is on ranks {homes[stage]} and {rank}")
             if microbatch >= microbatches:
                 raise ValueError(
-                    f"{stage}{kind}{microbatch} is of microbatch {microbatch}; "
+                    f"{stage}{kind}{microbatch} belongs to microbatch {microbatch}; "
                     f"expected 0 to {microbatches - 1}"
                 )
             found[stage, microbatch][kind] += 1

@@ -62,7 +62,7 @@ class TensorParallel:
             refuse(
                 "asynchronous",
                 True,
-                "sequence_parallel=True, which it overlaps",
+                "False, or sequence_parallel=True: it overlaps the communication of sequences",
                 Fix(None, "sequence_parallel", True),
             )
         self.sequence_parallel = sequence_parallel
@@ -211,7 +211,9 @@ def _float8_problems(model: nn.Module, n: int) -> Iterator[Problem]:
             argument = _SPLIT_SIZE[part.style][0]
             sizes.append((multiple(layer.float8), (layer, argument, getattr(layer, argument))))
     for m, size in sizes:
-        yield from indivisible([size], n * m, f"tp={n} x {m}, which float8 wants of a part")
+        yield from indivisible(
+            [size], n * m, f"tp={n} x {m}, because float8 needs multiples of {m}"
+        )
 
 
 def path(*parts: str) -> str:

@@ -67,7 +67,7 @@ class Folder:
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             # `normalized` computes with values of the file, which may have any type.
             raise UsageError(
-                f"{self.path / 'config.json'} describes no model of {family.model_type} "
+                f"{self.path / 'config.json'} does not describe a model of {family.model_type} "
                 f"({type(error).__name__}: {error})"
             ) from error
 
@@ -200,7 +200,7 @@ def _problems(
     described = folder.normalized(family)
     if described is None:
         kind = folder.config.get("model_type")
-        yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
+        yield f"config.json has model_type={kind!r}, expected {family.model_type!r}"
     else:
         yield from differences(family.fields(model), described)
     aliases = _aliases(family, model)
@@ -223,7 +223,7 @@ def _problems(
             yield f"unexpected {name} {list(folder.tensor(name).shape)}"
     for name, original in aliases.items():
         if {name, original} <= folder.names and not _same(folder, name, original):
-            yield f"{name} differs from {original}, the model has one weight for both"
+            yield f"{name} differs from {original}, but the model has one weight for both"
 
 
 def _aliases(family: Family, model: Decoder) -> dict[str, str]:

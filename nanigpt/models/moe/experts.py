@@ -79,8 +79,8 @@ class Experts(nn.Module):
         require_choice(get_args(Kernel), kernel=kernel)
         if kernel == "grouped" and (dim % 8 or hidden_dim % 8):
             expected = (
-                f"another kernel with dim={dim}, hidden_dim={hidden_dim}: only multiples of 8 "
-                "have rows of whole units of 16 bytes"
+                f"another kernel with dim={dim}, hidden_dim={hidden_dim}, because 'grouped' needs "
+                "multiples of 8"
             )
             fix = Fix(None, "kernel", "auto")
             refuse("kernel", kernel, expected, fix, given=("dim", "hidden_dim"))
