@@ -96,7 +96,7 @@ class Mesh:
 
     @property
     def least(self) -> int:
-        """The smallest world that the axes fit. If no axis is -1, it is the only one."""
+        """Return the smallest world that the axes fit; without a -1, no other world fits."""
         known = self._known
         if -1 not in (self.axes["dp_shard"], self.axes["cp"]):
             return known
@@ -196,12 +196,15 @@ class Layout:
 
     @property
     def data_size(self) -> int:
-        """Number of ranks that read different samples."""
+        """Return the number of ranks that read different samples."""
         return self.sizes["dp_replicate"] * self.sizes["dp_shard"]
 
     @property
     def data_rank(self) -> int:
-        """Index of this rank among them. Ranks that differ only in pp, cp or tp have the same."""
+        """Return the index of this rank among the ranks that read different samples.
+
+        Ranks that differ only in pp, cp or tp have the same index.
+        """
         return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
 
     def along(self, *axes: str) -> "DeviceMesh":

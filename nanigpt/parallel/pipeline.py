@@ -121,7 +121,7 @@ class PipelineParallel:
 
     @property
     def splits_backward(self) -> bool:
-        """Whether gradients of weights and of inputs are computed separately."""
+        """Return whether gradients of weights and of inputs are computed separately."""
         return self.schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "CSV")
 
     def timetable(self, ranks: int, local_batch: int) -> Timetable:
@@ -216,7 +216,7 @@ class Stages:
 
     @property
     def has_copy(self) -> bool:
-        """Whether the head's weight is a copy of the weight of another rank's embedding."""
+        """Return whether the head's weight is a copy of the weight of another rank's embedding."""
         return self.tied and self.has_last and not self.has_first
 
     def tie(self) -> None:

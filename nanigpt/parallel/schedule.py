@@ -1,7 +1,7 @@
-"""Pipeline schedules before a run: the stages of each rank, the order and times of its work.
+"""Compute pipeline schedules before a run: each rank's stages, and the order and times of its work.
 
-The orders are the orders that `torch.distributed.pipelining` executes, or come from a file. Nothing
-here needs a process group.
+The orders are those that `torch.distributed.pipelining` executes, or come from a file. Nothing here
+needs a process group.
 """
 
 import math
@@ -99,7 +99,7 @@ class Timeline:
 
     @property
     def idle(self) -> list[float]:
-        """The idle fraction of each rank's time."""
+        """Return the idle fraction of each rank's time."""
         spans = {(slot.rank, slot.start, slot.end) for slot in self.slots}
         busy = [0.0] * self.timetable.ranks
         for rank, start, end in sorted(spans):
@@ -108,7 +108,7 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """The idle fraction of the time of all ranks together."""
+        """Return the idle fraction of the time of all ranks together."""
         return sum(self.idle) / self.timetable.ranks
 
 

@@ -125,7 +125,7 @@ class TensorParallel:
 
     @contextlib.contextmanager
     def splitting(self) -> Iterator[None]:
-        """Split sequences and logits without gradients too, as evaluation needs it."""
+        """Split sequences and logits even without gradients, as evaluation requires."""
         self._splitting = True
         try:
             yield
@@ -133,7 +133,7 @@ class TensorParallel:
             self._splitting = False
 
     def parts(self, layout: Layout) -> int:
-        """Return the number of ranks that a sequence is split over between modules now."""
+        """Return the number of ranks that now share a sequence between modules."""
         return layout.sizes["tp"] if self.sequence_parallel and self._splits() else 1
 
     def _splits(self) -> bool:

@@ -95,8 +95,8 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         """Return the scalar to differentiate.
 
         Args:
-            means: `finish`'s sums over the weight of the global batch. The objective must be linear
-                in them, because it is differentiated for each microbatch.
+            means: The sums of `finish`, divided by the weight of the global batch. The objective
+                must be linear in them, because it is differentiated for each microbatch.
         """
         return means.sum()
 

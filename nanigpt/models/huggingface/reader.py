@@ -73,7 +73,7 @@ class Folder:
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of weights; a quantized one has several tensors."""
+        """Return the names of weights; a quantized weight has several tensors."""
         q = self._quantization
         return self._tensors if q is None else q.weights(self._tensors)
 
@@ -227,9 +227,9 @@ def _problems(
 
 
 def _aliases(family: Family, model: Decoder) -> dict[str, str]:
-    """Map their names for our weights that have a second name to those for the first name.
+    """Map their names for second names of our weights to their names for the first names.
 
-    Files may have both.
+    Files may have tensors under both names.
     """
     first = {weight: name for name, weight in weights(model).items()}
     pairs = [(name, first[w]) for name, w in named_weights(model) if name != first[w]]
