@@ -111,7 +111,7 @@ class PipelineParallel:
         """Return why gradients of weights and of inputs cannot be computed separately.
 
         If the input of a stage needs no gradient, the backward pass has no gradient to begin with,
-        and upstream finds no weights.
+        and PyTorch finds no weights.
         """
         first = [decoder.embedding, *(decoder.layers[i] for i in self.split(decoder, stages)[0])]
         if any(p.requires_grad for module in first for p in module.parameters()):

@@ -204,7 +204,7 @@ def _contexts(
 
 
 class _Lasting(dict[Any, Any]):
-    """Results that stay after a read. Upstream would replace them by a note of the read."""
+    """Results that stay after a read. PyTorch would replace them by a note of the read."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.setdefault(key, value)

@@ -269,7 +269,7 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone_without_warning(world: World) -> Iterator[bool]:
-    """Yield whether this process is the only one; silence upstream's warning about that."""
+    """Yield whether this process is the only one; silence PyTorch's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield world.size == 1

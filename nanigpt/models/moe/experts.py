@@ -175,7 +175,7 @@ class Experts(nn.Module):
         weights: list[torch.Tensor],
         biases: list[torch.Tensor | None],
     ) -> torch.Tensor:
-        if x_RD.is_meta:  # nobody knows how many rows each has, and shapes are the same anyhow
+        if x_RD.is_meta:  # numbers of rows are unknown, and do not change shapes
             rows = [x_RD.shape[0], *[0] * (rows_E.shape[0] - 1)]
         else:
             rows = rows_E.tolist()
