@@ -55,31 +55,31 @@ def warmup_stable_decay(
 
 @component
 def silu() -> fdl.Config[SiLU]:
-    """SiLU as the activation of an MLP, or SwiGLU of a gated network."""
+    """Use SiLU as the activation of an MLP, or SwiGLU in a gated network."""
     return fdl.Config(SiLU)
 
 
 @component
 def gelu(approximate: Approximation = "none") -> fdl.Config[GELU]:
-    """GELU as the activation of an MLP, or GeGLU of a gated network."""
+    """Use GELU as the activation of an MLP, or GeGLU in a gated network."""
     return fdl.Config(GELU, approximate=approximate)
 
 
 @component
 def relu_squared() -> fdl.Config[ReLUSquared]:
-    """Use the square of ReLU as the activation of an MLP, or as the gate of a gated network."""
+    """Use the square of ReLU as the activation of an MLP, or as the gate in a gated network."""
     return fdl.Config(ReLUSquared)
 
 
 @component
 def clamped_swiglu(alpha: float = 1.702, limit: float = 7.0) -> fdl.Config[ClampedSwiGLU]:
-    """GPT-OSS's activation of experts, or of another gated network."""
+    """Use GPT-OSS's activation, in experts or in another gated network."""
     return fdl.Config(ClampedSwiGLU, alpha=alpha, limit=limit)
 
 
 @component
 def dropout(p: float) -> fdl.Config[Dropout]:
-    """Dropout of what a layer adds to the residual stream: `set:model.layers[*].dropout=...`."""
+    """Drop features that a layer adds to the residual stream: `set:model.layers[*].dropout=...`."""
     return fdl.Config(Dropout, p=p)
 
 

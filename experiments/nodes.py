@@ -61,7 +61,7 @@ def norm(dim: int, **arguments: Any) -> fdl.Config[RMSNorm]:
 
 
 def layer_norm(dim: int, *, bias: bool = True, **arguments: Any) -> fdl.Config[LayerNorm]:
-    """LayerNorm whose gain starts at 1, and whose bias, if it has one, at 0."""
+    """Return LayerNorm. Its gain starts at 1, and its bias, if it has one, starts at 0."""
     cfg = fdl.Config(LayerNorm, dim=dim, initializer=fdl.Config(Constant, value=1.0), **arguments)
     if bias:
         cfg.bias = zero()

@@ -1,4 +1,4 @@
-"""The parts of pretraining recipes that all families share: everything around the model."""
+"""The parts of pretraining recipes that all families share, which are all parts but the model."""
 
 from typing import Any
 
@@ -45,10 +45,10 @@ def pretraining(
     warmup_steps: int = 2000,
     sequence_length: int = 8192,
 ) -> fdl.Config[Trainer]:
-    """Return a run of `model` on the embedded corpus as bytes, which an edit may replace.
+    """Return a run of `model` on the bytes of the embedded corpus, which an edit may replace.
 
-    AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1, linear warm-up and
-    cosine decay to a tenth.
+    It uses AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1, linear
+    warm-up, and cosine decay to a tenth.
     """
     data = fdl.Config(
         PackedDataset,

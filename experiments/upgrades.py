@@ -1,8 +1,9 @@
-"""What became of the names and arguments of earlier versions, so that their records still load.
+"""Give names and arguments of earlier versions their new places, so that old records still load.
 
-A record has the classes and arguments of its day. `MOVED` gives the new place of a class or module
-that was moved. A function with `@upgrade` edits a record in place, as Fiddle read it: it still has
-arguments that its class has no more. The function leaves what is up to date as it is.
+A record names the classes and arguments that existed when it was written. `MOVED` gives the new
+place of a class or module that was moved. A function with `@upgrade` edits a record in place after
+Fiddle has read it. The record may then have arguments that its class no longer has. The function
+does not change parts that are up to date.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ moved(MOVED)
 
 @upgrade
 def trainer_has_a_task(cfg: fdl.Buildable) -> None:
-    """`Trainer(loss, sampler)` became `Trainer(task=LanguageModeling(loss, sampler))`."""
+    """Replace `Trainer(loss, sampler)` by `Trainer(task=LanguageModeling(loss, sampler))`."""
     for trainer in _nodes(cfg, Trainer):
         if "loss" in trainer.__arguments__:
             loss, sampler = _take(trainer, "loss"), _take(trainer, "sampler")
@@ -41,7 +42,7 @@ def trainer_has_a_task(cfg: fdl.Buildable) -> None:
 
 @upgrade
 def evaluations_have_names(cfg: fdl.Buildable) -> None:
-    """`Trainer(evaluation)` became `Trainer(evaluations={"val": ...})`."""
+    """Replace `Trainer(evaluation)` by `Trainer(evaluations={"val": ...})`."""
     for evaluation in _nodes(cfg, Evaluation):
         if "n_sequences" in evaluation.__arguments__:
             evaluation.n_samples = _take(evaluation, "n_sequences")
@@ -52,7 +53,7 @@ def evaluations_have_names(cfg: fdl.Buildable) -> None:
 
 @upgrade
 def metrics_go_to_trackers(cfg: fdl.Buildable) -> None:
-    """`Metrics(tensorboard)` became `Trainer(trackers)`."""
+    """Replace `Metrics(tensorboard)` by `Trainer(trackers)`."""
     for metrics in _nodes(cfg, Metrics):
         with_tensorboard = True
         if "tensorboard" in metrics.__arguments__:

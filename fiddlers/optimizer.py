@@ -68,5 +68,5 @@ def _adamw(cfg: fdl.Config[Trainer]) -> Any:
     found = list(selectors.select(cfg, adamw, check_nonempty=False))
     if not found:
         name = fdl.get_callable(cfg.optimizer).__name__
-        raise UsageError(f"optimizer is {name}: expected adamw, or muon with it")
+        raise UsageError(f"optimizer is {name}: expected adamw, or muon that contains adamw")
     return found[0]

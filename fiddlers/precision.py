@@ -33,7 +33,7 @@ def float8(
     """
     if experts and recipe not in get_args(ExpertRecipe):
         raise UsageError(
-            f"float8(recipe={recipe!r}, experts=True): experts have the recipes "
+            f"float8(recipe={recipe!r}, experts=True): experts support the recipes "
             f"{' and '.join(get_args(ExpertRecipe))}"
         )
     n = multiple(recipe)

@@ -38,7 +38,7 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
     sequences and few steps, computes in float32, and needs one rank. All widths are divided by one
     number, so heads and their groups stay those of the recipe.
     """
-    # The heads of latent attention are as wide as their RoPE, all others say their width.
+    # The heads of latent attention are as wide as their RoPE, all others declare their width.
     heads = [
         *selectors.select(cfg, RotaryEmbedding, check_nonempty=False),
         *selectors.select(cfg, Attention, check_nonempty=False),
@@ -81,7 +81,7 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
 def _few(layers: list[fdl.Config]) -> list[fdl.Config]:
     """Return the first layer of each kind, or the first two if there is only one kind.
 
-    The first two would not do in general: they may be dense, and mixtures of experts follow.
+    In general, the first two are not enough: they may be dense, before mixtures of experts.
     """
     first: dict[Any, fdl.Config] = {}
     for layer in layers:

@@ -18,20 +18,20 @@ class UsageError(ValueError):
 
 
 class RankError(UsageError):
-    """A mistake that only this process of several meets, so that each must print its own."""
+    """A mistake that only some processes may meet, so that each process prints its own message."""
 
 
 class MisfitError(UsageError):
-    """A checkpoint is of another model or optimizer than the config: nothing was trained."""
+    """A checkpoint belongs to another model or optimizer than the config. Nothing was trained."""
 
 
 class UnknownName(UsageError):
-    """A name that is none of those known.
+    """A name that is not among the known names.
 
     Attributes:
-        problem: what is wrong, without the names that would be right.
-        name: what was given.
-        near: the known names that are like it, best first.
+        problem: The mistake, without the names that would be right.
+        name: The given name.
+        near: The known names that resemble it, best first.
     """
 
     def __init__(

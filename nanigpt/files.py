@@ -9,7 +9,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once and durably: readers, and a kill, find the old or the new one."""
+    """Replace a file atomically and durably: it is always the old or the new file, as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "w") as stream:

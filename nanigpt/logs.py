@@ -1,4 +1,4 @@
-"""Other libraries' messages, which users need not read."""
+"""Hide messages of other libraries that users need not read."""
 
 import contextlib
 import logging

@@ -64,7 +64,7 @@ class Problem:
 
     @property
     def fixes(self) -> tuple[Fix, ...]:
-        """The values to set, where `fix` is not words."""
+        """Return the values to set; none if `fix` is text or None."""
         if isinstance(self.fix, Fix):
             return (self.fix,)
         return self.fix if isinstance(self.fix, tuple) else ()
@@ -73,11 +73,15 @@ class Problem:
         return f"{self.message()}; try {self.words()}" if self.words() else self.message()
 
     def words(self) -> str:
-        """Return the fix as words; none where there is no fix."""
+        """Return the fix as text, which is empty if there is no fix."""
         return self.fix if isinstance(self.fix, str) else " and ".join(map(str, self.fixes))
 
     def message(self, argument: str | None = None) -> str:
-        """Return the problem without its fix, under another name of the argument if given."""
+        """Return the text of the problem without its fix.
+
+        Args:
+            argument: Name to write in place of the argument's own name.
+        """
         argument = self.argument if argument is None else argument
         subject = argument
         if self.value is not ...:
@@ -86,10 +90,10 @@ class Problem:
 
 
 class ComponentError(UsageError):
-    """A component refuses its arguments.
+    """Error of a component that refuses its arguments.
 
     Attributes:
-        problems: what it refuses, at least one.
+        problems: The problems of the arguments, at least one.
     """
 
     def __init__(self, *problems: Problem):
@@ -102,7 +106,7 @@ class ComponentError(UsageError):
         return "; ".join(dict.fromkeys(map(str, self.problems)))
 
     def within(self, where: str) -> UsageError:
-        """Return an error whose message is preceded by where it arose."""
+        """Return an error whose message begins with the place where it arose."""
         return UsageError(f"{where}: {self}")
 
 
@@ -151,10 +155,9 @@ def require_choice(choices: Iterable[Any], **values: Any) -> None:
 
 @contextlib.contextmanager
 def on_behalf_of(component: object) -> Iterator[None]:
-    """Attribute problems that name no component to this one, such as a function's to its partial.
+    """Attribute problems that name no component to this one.
 
-    A function that is called with further arguments, such as an optimizer's, has no object that
-    could report for it.
+    A function, such as the one that makes an optimizer, cannot name the partial that calls it.
     """
     try:
         yield
@@ -167,7 +170,7 @@ def on_behalf_of(component: object) -> Iterator[None]:
 
 
 def show(value: Any) -> str:
-    """Write a value as a message has it: an object without a short form by its class."""
+    """Return the text of a value in messages; for an object without a short form, its class."""
     if isinstance(value, type) or (callable(value) and hasattr(value, "__name__")):
         return value.__name__
     text = repr(value)

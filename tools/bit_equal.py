@@ -134,7 +134,7 @@ def compare(stored: dict, found: dict, here: dict[str, str], *, all_recipes: boo
 
 
 def dump(content: dict) -> str:
-    """JSON with a line for each step."""
+    """Return JSON with a line for each step."""
     recipes = ",\n".join(
         f'  "{name}": [\n' + ",\n".join(f"   {json.dumps(row)}" for row in rows) + "\n  ]"
         for name, rows in content["recipes"].items()

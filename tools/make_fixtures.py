@@ -56,7 +56,7 @@ def llama3_tied() -> fdl.Config:
 
 
 def llama3_wide() -> fdl.Config:
-    """Matrices large enough to be cut into blocks of 8 bits."""
+    """Return a model whose matrices are large enough for blocks of 8-bit state."""
     return llama3_model(**SIZES | {"vocab_size": 512}, n_layers=1, hidden_dim=32)
 
 
@@ -187,7 +187,7 @@ def write(name: str) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     asked.write_text(dump(cfg))
     directives = [f"--config={d}" for d in (f"config_file:{asked}", *edits)]
-    # As `--run` torchrun takes it for an option of its own.
+    # torchrun would take `--run` for its own option.
     nanigpt("train", *directives, f"--run_dir={run}", processes=processes)
     asked.unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -40,7 +40,7 @@ class Batch:
         return self.replace(**moved)
 
     def sequence_length(self) -> int | None:
-        """Return the length of the sequence, or None where no column holds one."""
+        """Return the length of the sequence, or None if no column holds one."""
         columns = self.columns()
         dims = self.sequence_dims.items()
         return next((columns[name].shape[dim] for name, dim in dims if name in columns), None)

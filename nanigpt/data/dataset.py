@@ -47,7 +47,7 @@ class PackedDataset:
     def setup(self) -> None:
         """Tokenize the corpus once, or find the tokens of an earlier run.
 
-        Afterwards `digest` tells texts apart.
+        Afterwards, `digest` differs between different texts.
 
         Raises:
             ComponentError: The corpus cannot be read, or does not fill one sequence for each split.

@@ -40,9 +40,9 @@ class Loader:
     def open(
         self, read: Read, samples: range, device: torch.device
     ) -> Iterator[Iterator[list[Batch]]]:
-        """Yield the batches of every step, in order; on exit the thread has ended.
+        """Yield the batches of every step, in order; end the thread on exit.
 
-        An error of `read` is raised in the step whose batches it was to return.
+        If `read` fails, the step that needs its batches raises the error.
 
         Args:
             samples: Number of each step's first sample.

@@ -95,8 +95,8 @@ class Attention(SelfAttention):
         }
         if sink is not None and isinstance(core, VarLen):
             expected = (
-                "another core than VarLen with a sink, since its kernel gives no gradient of the "
-                "sums that a sink is added to"
+                "a core other than VarLen with a sink, because VarLen's kernel computes no "
+                "gradient for a sink"
             )
             refuse("core", core, expected, Fix(None, "core", None), given=("sink",))
         check_soft_cap("score_soft_cap", score_soft_cap)

@@ -92,7 +92,7 @@ def declared_flops(module: nn.Module) -> int:
 
 
 def undeclared(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules, at or below one, that do not declare their multiplications."""
+    """Yield the outermost modules, from `module` down, whose multiplications are not declared."""
     if declared(module, "active_weights"):
         return
     if not (declared(module, "multiplies_below") or isinstance(module, _CONTAINERS)):
@@ -180,7 +180,7 @@ def _plain_attention(model: nn.Module) -> Iterator[None]:
 
 
 def _saying(module: nn.Module) -> Iterator[Any]:
-    """Yield the outermost modules, at or below one, that declare their multiplications."""
+    """Yield the outermost modules, from `module` down, whose multiplications are declared."""
     if declared(module, "active_weights"):
         yield module
     elif declared(module, "multiplies_below") or isinstance(module, _CONTAINERS):

@@ -8,8 +8,8 @@ from torch import nn
 def declared(module: nn.Module, name: str) -> Any:
     """Return the value that a module declares under `name`, or None.
 
-    A statement describes a forward pass. A subclass with its own forward pass does not inherit the
-    statement of a class above it about another one: it makes its own statement, or none.
+    A statement describes a forward pass. So a subclass with its own forward pass does not inherit
+    statements of its base classes. It makes its own statement, or none.
     """
     if name in vars(module):
         return vars(module)[name]

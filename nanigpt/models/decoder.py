@@ -71,7 +71,7 @@ class Decoder(DecoderCosts):
             refuse("layers", [], "at least one block")
         dim, vocab_size = _table_size(embedding)
         if dim is None or vocab_size is None:
-            wanted = "an embedding that says dim and vocab_size, or has one weight of this shape"
+            wanted = "an embedding with dim and vocab_size, or with one weight [vocab_size, dim]"
             refuse("embedding", type(embedding), wanted)
         sizes: dict[str, int | None] = {
             "norm.dim": size(norm, "dim"),
@@ -96,7 +96,7 @@ class Decoder(DecoderCosts):
         rows = {"head.out_dim": (size(head, "out_dim"), vocab_size)}
         wrong += misfits(rows, {"embedding.vocab_size": vocab_size})
         if isinstance(head, TiedHead) and head.weight is not getattr(embedding, "weight", None):
-            wrong.append(Problem("head", head, "one that is tied to the decoder's own embedding"))
+            wrong.append(Problem("head", head, "a head that is tied to the decoder's embedding"))
         refuse_all(wrong)
         self.embedding = embedding
         self.layers = nn.ModuleList(layers)
@@ -129,7 +129,7 @@ class Decoder(DecoderCosts):
         return vocab_size
 
     def blocks(self) -> list[TransformerBlock | None]:
-        """Return the blocks of all layers, then those of `multi_token`; None is on another rank."""
+        """Return the blocks of all layers and `multi_token`; None stands for another rank's."""
         depths = [] if self.multi_token is None else self.multi_token.depths
         return [*self.layers, *(depth.block for depth in depths)]
 
@@ -252,9 +252,10 @@ class Decoder(DecoderCosts):
     def shard_groups(self) -> list[list[nn.Module]]:
         """Return groups of modules whose parameters are gathered together, in forward order.
 
-        Modules in no group belong to the whole model: a tied weight is used first and last. If
-        further tokens are predicted, embedding and head are gathered for each use, as their own
-        groups; the modules of one group must be used equally often, so the norm is in no group.
+        A module in no group belongs to the whole model, such as a tied weight, which is used both
+        first and last. If further tokens are predicted, embedding and head are separate groups,
+        which are gathered for each use. The norm is then in no group, because the modules of one
+        group must be used equally often.
         """
         blocks = [[block] for block in self.layers if block is not None]
         if self.multi_token is not None:

@@ -107,7 +107,7 @@ class DecoderCosts(nn.Module):
     def _measured(
         self, modules: list[nn.Module], length: int, *, ahead: bool = False
     ) -> dict[nn.Module, int]:
-        """Measure FLOPs per token of the modules, at or below some, that do not declare them.
+        """Measure FLOPs per token of modules in `modules` and below that do not declare them.
 
         Args:
             ahead: Whether to run the prediction of further tokens, too.
@@ -123,6 +123,6 @@ def _learns(module: nn.Module | None) -> bool:
 
 
 def _attentions(module: nn.Module) -> list[Any]:
-    """Return the modules at or below one that declare the cost of their scores."""
+    """Return the modules, from `module` down, that declare the cost of their scores."""
     outside = {m for foreign in undeclared(module) for m in foreign.modules()}
     return [m for m in module.modules() if hasattr(m, "score_flops") and m not in outside]

@@ -30,7 +30,7 @@ class Dropout(nn.Module):
     Attributes:
         rows: Count of the sequences that this rank has had, a persistent buffer.
         stream: Random number of this module, a buffer.
-        place: Number that tells apart ranks that see other tokens under equal numbers.
+        place: Number that differs between ranks that see different tokens under equal numbers.
         part: Number of the equal part of the sequence that this rank has between modules.
     """
 
@@ -67,7 +67,7 @@ class Dropout(nn.Module):
         return first
 
     def take_back(self) -> None:
-        """Uncount the rows of the last `draw`, which belonged to no training step."""
+        """Subtract the rows of the last `draw` from the count: no training step used them."""
         if self.p:
             self.rows -= self._drawn
             self._drawn = 0

@@ -43,7 +43,7 @@ class Embedding(nn.Module):
         super().__init__()
         require_positive(vocab_size=vocab_size, dim=dim)
         if compute_dtype not in (torch.float32, torch.bfloat16):
-            expected = "float32 or bfloat16, since nothing scales losses as float16 needs"
+            expected = "float32 or bfloat16, because float16 would need loss scaling"
             refuse(
                 "compute_dtype", compute_dtype, expected, Fix(None, "compute_dtype", torch.bfloat16)
             )

@@ -33,7 +33,7 @@ def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> No
 
 
 def unprepared(recipe: str) -> Any:
-    """Return a product that refuses to compute, for a layer that has not got its own yet."""
+    """Return a product that refuses to compute, for a layer whose own product is not set yet."""
 
     def fail(x: torch.Tensor, weight: torch.Tensor, *_: Any) -> torch.Tensor:
         if x.is_meta:  # a check of shapes, which need no numbers

@@ -37,10 +37,10 @@ def generate(
         top_k: Sample only from the k most likely tokens; None samples from all.
         seed: Seed of the random stream.
         stop_id: Token that ends the text when it is sampled. It is not yielded.
-        n_tokens: Ids from this one on are never sampled, since a vocabulary may be padded beyond
-            the tokenizer's.
-        use_cache: Keep keys and values of past positions. Without, each step recomputes all. A
-            model whose layers keep none (`keeps_caches`) goes without.
+        n_tokens: Number of ids that may be sampled. The model may have more, since a vocabulary may
+            be padded beyond the tokenizer's.
+        use_cache: Keep keys and values of past positions. Otherwise each step recomputes all
+            positions. A model whose layers keep no cache (`keeps_caches`) ignores this.
 
     Raises:
         ComponentError: An argument is out of range, or the text would exceed the model's context.

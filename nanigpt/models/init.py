@@ -80,7 +80,7 @@ def materialize(
 ) -> None:
     """Give every parameter and buffer uninitialised memory on `device`, in place.
 
-    A tensor under several names (a tied head) stays one tensor: upstream's `to_empty` makes a new
+    A tensor under several names (a tied head) stays one tensor: PyTorch's `to_empty` makes a new
     one for each name. Attributes that were set on a parameter stay, too.
 
     Args:
@@ -167,7 +167,7 @@ def _initializer(module: nn.Module, local: str) -> Initializer | None:
 
 
 def _with_computed_buffers(model: nn.Module) -> set[nn.Module]:
-    """Return the modules whose buffers `reset_buffers` of the module or an outer one computes."""
+    """Return the modules whose buffers are computed by their own or an outer `reset_buffers`."""
     computing = (module for module in model.modules() if hasattr(module, "reset_buffers"))
     return {below for module in computing for below in module.modules()}
 

@@ -97,7 +97,7 @@ class LatentAttention(SelfAttention):
             made = f"wq alone, or wq_a, q_norm and wq_b, not {', '.join(given) or 'nothing'}"
             refuse("", ..., f"queries to be made by {made}")
         if wkv_b.bias is not None:
-            why = "None, since decoding multiplies with parts of the weight alone"
+            why = "None, because decoding multiplies by parts of the weight and adds no bias"
             refuse("wkv_b.bias", ..., why, Fix(None, "wkv_b.bias", None))
         self.n_heads = n_heads
         self.nope_head_dim = nope_head_dim

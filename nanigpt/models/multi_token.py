@@ -127,7 +127,7 @@ class MultiTokenPrediction(nn.Module):
         """Return the input of the head for each depth.
 
         The last k positions of depth k have no token to look ahead to. They get the first tokens
-        instead. No earlier position sees the result, and it must not be learned. A mixture of
+        instead. No earlier position sees the results, and no loss may use them. A mixture of
         experts counts these positions like all others.
 
         Args:

@@ -64,7 +64,7 @@ class LearnedPositions(nn.Module):
 
 
 def _beside(positions_BL: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the positions, whole on all ranks, as a tensor of the weight's kind."""
+    """Return the positions as a DTensor, whole on all ranks, if the weight is a DTensor."""
     if not hasattr(weight, "placements"):
         return positions_BL
     from torch.distributed.tensor import DTensor, Replicate

@@ -72,7 +72,7 @@ class Resets:
             refuse("", ..., f"a reset_parameters() that runs, but it raised {told}", component=root)
 
     def _find_written(self, root: nn.Module, device: str) -> set[tuple[int, str]]:
-        """Run every `reset_parameters` below `root` on a device, and note what is written."""
+        """Run every `reset_parameters` below `root` on a device; note the tensors it writes to."""
         modules = [m for m in root.modules() if m in self._chains]
         with _whole(root, device), _Writes() as writes:
             before = {(id(m), n): t for m in modules for n, t in _own(m)}

@@ -67,10 +67,11 @@ class VarLen:
         batch, length, n_heads, head_dim = q_BLHK.shape
         if keys is not None or k_BLGK.shape[1] != length:
             raise ValueError(
-                f"VarLen: {length} queries, {k_BLGK.shape[1]} keys: expected those of one place"
+                f"VarLen: {length} queries, {k_BLGK.shape[1]} keys: expected queries and keys of "
+                "the same positions"
             )
         if sink_H is not None:
-            raise ValueError("VarLen: expected no sink, of which its kernel gives no gradient")
+            raise ValueError("VarLen: expected no sink: its kernel computes no gradient for a sink")
         if queries is None or queries.prepared is None:
             queries = self.prepare(
                 queries, visibility=visibility, batch=batch, length=length, device=q_BLHK.device

@@ -80,6 +80,6 @@ CAUSAL = Visibility()
 
 
 def last_of(length: int, size: int, device: torch.device) -> tuple[Places, Places]:
-    """Return places of queries, the last `length` of `size` positions, and of all keys."""
+    """Return the places of queries (the last `length` of `size` positions) and of all keys."""
     position_S = torch.arange(size, device=device).unsqueeze(0)
     return Places(position_S[:, size - length :]), Places(position_S)

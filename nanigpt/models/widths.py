@@ -23,12 +23,12 @@ def size(module: nn.Module | None, name: str) -> int | None:
 def misfits(
     expected: Mapping[str, tuple[int | None, int | None]], given: Mapping[str, int | None]
 ) -> list[Problem]:
-    """Return a problem for each `name: (size, expected size)` that differ.
+    """Return a problem for each size that is not the expected one.
 
     A size that a module does not declare (None) always fits, since `check` runs the module instead.
 
     Args:
-        expected: Sizes by name.
+        expected: Pairs of a size and the expected size, by name.
         given: Arguments from which the expected sizes follow.
     """
     why = ", ".join(f"{name}={value}" for name, value in given.items())

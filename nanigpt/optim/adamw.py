@@ -57,7 +57,7 @@ def adamw(
     require_choice(get_args(State), state=state)
     require_choice(get_args(Kernel), kernel=kernel)
     if kernel != "fused" and state != "float32":
-        expected = f"'fused' with state={state!r}, which has an update of its own"
+        expected = f"'fused' with state={state!r}, which does not use PyTorch's kernels"
         refuse("kernel", kernel, expected, Fix(None, "kernel", "fused"), given=("state",))
     if state == "bfloat16" and max(betas) > 0.99:
         refuse(
@@ -80,7 +80,7 @@ def adamw(
         import_torchao()
         from nanigpt.optim.eight_bit import EightBitAdamW
     except ImportError as error:
-        expected = f"another state where torchao cannot be imported ({error})"
+        expected = f"another state, because torchao cannot be imported ({error})"
         advice = "pip install 'nanigpt[float8]', or state='bfloat16'"
         raise ComponentError(Problem("state", state, expected, advice)) from error
     return without_dynamo(EightBitAdamW)(every, lr=lr, betas=betas, eps=eps)

@@ -27,7 +27,7 @@ NamedParameters = Iterable[tuple[str, torch.nn.Parameter]]
 
 
 class ParameterGroup:
-    """Parameters with values of their own. If several groups select one, the first has it.
+    """Parameters with values of their own. A parameter belongs to the first group that selects it.
 
     Args:
         select: One selector, or several that add up.
@@ -52,12 +52,12 @@ class ParameterGroup:
 
     @property
     def label(self) -> str:
-        """The selectors as a part of a metric's name, such as `layers_attention`."""
+        """Return the selectors as a part of a metric's name, such as `layers_attention`."""
         return "_".join(re.findall("[A-Za-z0-9]+", "_".join(selectors(self.select))))
 
 
 def selectors(select: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Return selectors as a tuple, also where there is one."""
+    """Return selectors as a tuple, even if there is only one."""
     return (select,) if isinstance(select, str) else tuple(select)
 
 
@@ -92,7 +92,7 @@ def parameter_groups(
     The first group has the parameters that no other selects. Matrices decay; vectors do not, unless
     their group says so. Parameters of different device meshes are in different groups, since one
     kernel cannot update DTensors of several meshes. A group that selects none of these parameters
-    is there too, but empty, since another rank may have some.
+    is also returned, but empty, since another rank may have some of its parameters.
 
     Args:
         named_parameters: Names and parameters of a model.
@@ -143,8 +143,8 @@ def require_matches(optimizer: torch.optim.Optimizer) -> None:
     found = {g["select"] for g in every if "select" in g and g["params"]}
     unmatched = [g["unmatched"] for g in every if "unmatched" in g and g.get("select") not in found]
     expected = (
-        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq', of "
-        "trained parameters that no group before it selects, but none is left for it"
+        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq'; it "
+        "must match a trained parameter that no earlier group selects"
     )
     parts = [text.partition("=") for text in unmatched]
     refuse_all(Problem(name, ast.literal_eval(value), expected) for name, _, value in parts)

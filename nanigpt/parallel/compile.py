@@ -62,7 +62,7 @@ class Compile:
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:
         """Return the reasons why `model` cannot be compiled with these arguments."""
         found = []
-        if self.backend not in ("inductor", "aot_eager"):  # else dynamo would be imported here
+        if self.backend not in ("inductor", "aot_eager"):  # do not import dynamo for these
             known = torch.compiler.list_backends(exclude_tags=())
             if self.backend not in known:
                 found.append(Problem("backend", self.backend, f"one of {', '.join(known)}"))

@@ -65,7 +65,7 @@ class ContextParallel:
         attentions = [module for module in model.modules() if hasattr(module, "core")]
         for attention in attentions:
             if isinstance(attention.core, VarLen):
-                expected = f"another core than VarLen for cp={n}: ranks have parts of sequences"
+                expected = f"a core other than VarLen, which does not support cp={n}"
                 found.append(
                     Problem("core", ..., expected, Fix(attention, "core", None), attention)
                 )
@@ -115,11 +115,11 @@ def _of_whole_sequences(model: nn.Module) -> list[nn.Module]:
 def _problems_of_ring(attention: Any, plan: Plan) -> list[Problem]:
     found = []
     if not isinstance(attention.core, ScaledDotProduct):
-        expected = "None, the only core that method='ring' knows"
+        expected = "None, because method='ring' supports no other core"
         found.append(Problem("core", ..., expected, Fix(attention, "core", None), attention))
     limited = attention.visibility.limits(plan.sequence_length)
     if limited or attention.sink is not None:
-        expected = "no window, chunk or sink for method='ring', which knows none; take 'all_gather'"
+        expected = "no window, chunk or sink with method='ring'; method='all_gather' supports them"
         found.append(Problem("", ..., expected, component=attention))
     return found
 

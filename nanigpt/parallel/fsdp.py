@@ -68,14 +68,14 @@ class FullyShardedDataParallel:
         if self.param_dtype == computed:
             return found
         expected = (
-            f"{computed}, the model's compute dtype, or losses would depend on the number of "
-            "processes"
+            f"{computed}, the model's compute dtype; otherwise losses would depend on the number "
+            "of processes"
         )
         fix = Fix(None, "param_dtype", computed)
         return [*found, Problem("param_dtype", self.param_dtype, expected, fix)]
 
     def apply(self, model: nn.Module, layout: Layout, /) -> None:
-        """Shard `model`, still on meta, in place. Do nothing where one rank holds all of it."""
+        """Shard `model`, still on meta, in place. Do nothing if one rank holds all of it."""
         sizes = layout.sizes
         replicate, shard = sizes["dp_replicate"], sizes["dp_shard"] * sizes["cp"]
         if replicate * shard == 1:
@@ -87,7 +87,7 @@ class FullyShardedDataParallel:
             fully_shard,
         )
 
-        # Upstream warns that writing to an input in place could lose a hook. Blocks do not do so.
+        # PyTorch warns that writing to an input in place could lose a hook. Blocks do not do so.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = layout.along("fsdp")
         if replicate > 1:
@@ -145,7 +145,7 @@ class FullyShardedDataParallel:
             size = usual.shard_mesh_size
             return lambda p: _sharded_dim(p, size) if p in experts else None
         # Parameters with different process groups are gathered and summed one group after the
-        # other. Upstream recognises groups by the identity of these objects.
+        # other. PyTorch recognises groups by the identity of these objects.
         theirs = over(
             layout.experts_along("dp_replicate", "fsdp")
             if mesh.ndim == 2

@@ -84,7 +84,7 @@ class Mesh:
         self.ep = ep
         self.axes = dict(zip(AXES, (pp, dp_replicate, dp_shard, cp, tp), strict=True))
         refuse_all(
-            Problem(axis, size, "at least 1, or -1 for what the other axes leave")
+            Problem(axis, size, "at least 1, or -1 for all ranks that the other axes leave")
             for axis, size in self.axes.items()
             if size < 1 and size != -1
         )
@@ -92,11 +92,11 @@ class Mesh:
             refuse("ep", ep, "at least 1")
         inferred = [axis for axis, size in self.axes.items() if size == -1]
         if len(inferred) > 1:
-            refuse(inferred[1], -1, f"-1 for one axis at most, and {inferred[0]} is -1")
+            refuse(inferred[1], -1, f"-1 for at most one axis, but {inferred[0]} is -1 too")
 
     @property
     def least(self) -> int:
-        """The smallest world that the axes fit. If no axis is -1, it is the only one."""
+        """Return the smallest world that the axes fit; without a -1, no other world fits."""
         known = self._known
         if -1 not in (self.axes["dp_shard"], self.axes["cp"]):
             return known
@@ -120,8 +120,8 @@ class Mesh:
         sizes = self._inferred(world_size)
         if sizes["dp_shard"] * sizes["cp"] % self.ep:
             expected = (
-                f"a divisor of dp_shard={sizes['dp_shard']} x cp={sizes['cp']}, among whose ranks "
-                "experts are divided"
+                f"a divisor of dp_shard={sizes['dp_shard']} x cp={sizes['cp']}, because these "
+                "ranks divide the experts"
             )
             return [Problem("ep", self.ep, expected)]
         return []
@@ -196,12 +196,15 @@ class Layout:
 
     @property
     def data_size(self) -> int:
-        """Number of ranks that read different samples."""
+        """Return the number of ranks that read different samples."""
         return self.sizes["dp_replicate"] * self.sizes["dp_shard"]
 
     @property
     def data_rank(self) -> int:
-        """Index of this rank among them. Ranks that differ only in pp, cp or tp have the same."""
+        """Return the index of this rank among the ranks that read different samples.
+
+        Ranks that differ only in pp, cp or tp have the same index.
+        """
         return self.position["dp_replicate"] * self.sizes["dp_shard"] + self.position["dp_shard"]
 
     def along(self, *axes: str) -> "DeviceMesh":

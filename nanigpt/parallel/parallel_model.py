@@ -81,7 +81,7 @@ class ParallelModel:
 
     @functools.cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters of this rank.
+        """Return the parameters of this rank.
 
         They are cached: a walk through all modules takes as long as several kernels of a step.
         """
@@ -89,14 +89,14 @@ class ParallelModel:
 
     @functools.cached_property
     def partial_gradients(self) -> list[torch.nn.Parameter]:
-        """Parameters for which each rank of `tp` computes a part of the gradient."""
+        """Return the parameters for which each rank of `tp` computes a part of the gradient."""
         if self.layout.sizes["tp"] == 1:
             return []
         return self.tensor.partial_gradients(self.model)
 
     @property
     def has_loss(self) -> bool:
-        """Whether this rank computes losses, and not only activations for other ranks."""
+        """Return whether this rank computes losses, and not only activations for other ranks."""
         return True
 
     @torch.no_grad()

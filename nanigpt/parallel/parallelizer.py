@@ -224,7 +224,7 @@ def _problems_of_torch(plan: Plan, version: str) -> list[Problem]:
         Problem(
             axis.name,
             plan.sizes[axis.name],
-            f"torch 2.13 or newer, this is {version}; upgrade it",
+            f"torch 2.13 or newer, not {version}; upgrade torch",
             Fix(plan.mesh, axis.name, 1),
             plan.mesh,
         )

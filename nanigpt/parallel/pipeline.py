@@ -86,7 +86,7 @@ class PipelineParallel:
             return [*found, Problem("schedule", self.schedule, f"one that can be: {error}")]
         stages = sum(map(len, placement))
         if stages > layers:
-            expected = f"at most {layers} stages, one a layer, not {stages} (pp={ranks} x "
+            expected = f"at most {layers} stages, one for each layer, not {stages} (pp={ranks} x "
             expected += f"{stages // ranks} per rank)"
             found.append(Problem("", ..., expected, Fix(plan.mesh, "pp", 1)))
         sizes = self.layers_per_stage
@@ -100,8 +100,8 @@ class PipelineParallel:
         both_ends = {0, stages - 1} <= set(placement[0])
         if isinstance(decoder.head, TiedHead) and both_ends and plan.copies > 1:
             expected = (
-                "one that has the first and the last stage on different ranks, or a head of its "
-                "own: a tied embedding cannot be sharded for both stages"
+                "a schedule with the first and the last stage on different ranks, or a head with "
+                "its own weight, because a tied embedding cannot be sharded for both stages"
             )
             found.append(Problem("schedule", self.schedule, expected))
         return found
@@ -110,17 +110,17 @@ class PipelineParallel:
         """Return why gradients of weights and of inputs cannot be computed separately.
 
         If the input of a stage needs no gradient, the backward pass has no gradient to begin with,
-        and upstream finds no weights.
+        and PyTorch finds no weights.
         """
         first = [decoder.embedding, *(decoder.layers[i] for i in self.split(decoder, stages)[0])]
         if any(p.requires_grad for module in first for p in module.parameters()):
             return []
-        expected = "one that computes gradients of inputs and weights together: stage 0 is frozen"
+        expected = "one that computes gradients of inputs and weights at once: stage 0 is frozen"
         return [Problem("schedule", self.schedule, expected, Fix(None, "schedule", "1F1B"))]
 
     @property
     def splits_backward(self) -> bool:
-        """Whether gradients of weights and of inputs are computed separately."""
+        """Return whether gradients of weights and of inputs are computed separately."""
         return self.schedule in ("InterleavedZeroBubble", "ZBVZeroBubble", "DualPipeV", "CSV")
 
     def timetable(self, ranks: int, local_batch: int) -> Timetable:
@@ -215,7 +215,7 @@ class Stages:
 
     @property
     def has_copy(self) -> bool:
-        """Whether the head's weight is a copy of the weight of another rank's embedding."""
+        """Return whether the head's weight is a copy of the weight of another rank's embedding."""
         return self.tied and self.has_last and not self.has_first
 
     def tie(self) -> None:

@@ -75,7 +75,7 @@ class PipelinedModel(ParallelModel):
         trained = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         lost = [name for name, p in trained if p.grad is None]
         if lost:  # the norm and the optimizer would ignore them
-            raise RuntimeError(f"the schedule left no gradient of {', '.join(lost)}")
+            raise RuntimeError(f"the schedule computed no gradient of {', '.join(lost)}")
         self._sum_tied_gradients()
         return losses
 
@@ -122,11 +122,11 @@ class PipelinedModel(ParallelModel):
         def objective(sums: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
             means = sums / weight
             total.add_(means.detach())
-            # Upstream detaches it in place, which fails for a view.
+            # PyTorch detaches it in place, which fails for a view.
             return task.objective(means, self.model).clone()
 
         self._objective = objective
-        # Upstream calls its loss function only if it gets a target.
+        # PyTorch calls its loss function only if it gets a target.
         target = {"target": first} if self.stages.has_last else {}
         kept = keeping_buffers() if self._keeps_buffers else contextlib.nullcontext()
         self.phase("pipeline")
@@ -175,7 +175,7 @@ class PipelinedModel(ParallelModel):
         return schedule
 
     def _learned_shapes(self, stage: nn.Module) -> None:
-        """Discard results of the pass, before the first step, in which upstream learns shapes."""
+        """Discard results of the pass before the first step, in which PyTorch learns shapes."""
         forget_load(stage)
         take_back_dropout(stage)
         self._total.zero_()
@@ -257,15 +257,15 @@ def _stage(
     *arguments: Any,
     **named: Any,
 ) -> Any:
-    """Return upstream's stage, changed to sum gradients over ranks only if `reduces` is True.
+    """Return PyTorch's stage, changed to sum gradients over ranks only if `reduces` is True.
 
-    Upstream sums them after every run of a schedule. Here a step may have several runs.
+    PyTorch sums them after every run of a schedule. Here a step may have several runs.
 
     Args:
         within: Function that calls a function in a phase.
-        learned_shapes: Function that is called after the pass in which upstream learns shapes.
-        arguments: Positional arguments of upstream's stage.
-        named: Keyword arguments of upstream's stage.
+        learned_shapes: Function that is called after the pass in which PyTorch learns shapes.
+        arguments: Positional arguments of PyTorch's stage.
+        named: Keyword arguments of PyTorch's stage.
     """
     from torch.distributed.pipelining import PipelineStage
 

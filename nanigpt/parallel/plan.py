@@ -36,12 +36,12 @@ class Plan:
 
     @property
     def shards(self) -> int:
-        """Number of ranks that parameters are sharded over."""
+        """Return the number of ranks that parameters are sharded over."""
         return self.sizes["dp_shard"] * self.sizes["cp"]
 
     @property
     def copies(self) -> int:
-        """Number of ranks that hold the same layers, whole or in shards."""
+        """Return the number of ranks that hold the same layers, whole or in shards."""
         return self.sizes["dp_replicate"] * self.shards
 
 

@@ -99,7 +99,7 @@ class Recomputation:
         for name, block in _blocks(model):
             mode = recomputation(block)
             if mode == "budget" and not plan.compiled:
-                expected = "'selective' without a compiler, which is what keeps to a budget"
+                expected = "'selective' without a compiler, because only compilers support a budget"
                 fix = Fix(block, "activation_checkpointing", "selective")
                 found.append(Problem("activation_checkpointing", mode, expected, fix, block))
             elif mode == "selective":
@@ -204,7 +204,7 @@ def _contexts(
 
 
 class _Lasting(dict[Any, Any]):
-    """Results that stay after a read. Upstream would replace them by a note of the read."""
+    """Results that stay after a read. PyTorch would replace them by a note of the read."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.setdefault(key, value)

@@ -1,7 +1,7 @@
-"""Pipeline schedules before a run: the stages of each rank, the order and times of its work.
+"""Compute pipeline schedules before a run: each rank's stages, and the order and times of its work.
 
-The orders are the orders that `torch.distributed.pipelining` executes, or come from a file. Nothing
-here needs a process group.
+The orders are those that `torch.distributed.pipelining` executes, or come from a file. Nothing here
+needs a process group.
 """
 
 import math
@@ -36,7 +36,7 @@ Kind = Literal["F", "B", "I", "W"]
 _TIMES: dict[Kind, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
 
 _UNIT = "a forward pass of one microbatch through a rank's stages"
-_UNIT_OF_COSTS = "that of the stage costs"
+_UNIT_OF_COSTS = "the unit of the stage costs"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Timeline:
 
     @property
     def idle(self) -> list[float]:
-        """The idle fraction of each rank's time."""
+        """Return the idle fraction of each rank's time."""
         spans = {(slot.rank, slot.start, slot.end) for slot in self.slots}
         busy = [0.0] * self.timetable.ranks
         for rank, start, end in sorted(spans):
@@ -108,7 +108,7 @@ class Timeline:
 
     @property
     def bubble(self) -> float:
-        """The idle fraction of the time of all ranks together."""
+        """Return the idle fraction of the time of all ranks together."""
         return sum(self.idle) / self.timetable.ranks
 
 
@@ -299,7 +299,7 @@ def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[lis
                 raise ValueError(f"stage {stage} is on ranks {homes[stage]} and {rank}")
             if microbatch >= microbatches:
                 raise ValueError(
-                    f"{stage}{kind}{microbatch} is of microbatch {microbatch}; "
+                    f"{stage}{kind}{microbatch} belongs to microbatch {microbatch}; "
                     f"expected 0 to {microbatches - 1}"
                 )
             found[stage, microbatch][kind] += 1

@@ -145,12 +145,12 @@ def _legend_text(timeline: Timeline, *, color: bool, joined: bool) -> Iterator[s
         f"{_paint(kind, _colors(kind, 0, stages) if color else None)} {name}"
         for kind, name in _used(timeline).items()
     ]
-    yield f"{', '.join(kinds)}, each with its microbatch; · idle"
+    yield f"{', '.join(kinds)}, each with the number of its microbatch; · idle"
     if stages > 1:
-        yield "small letters: not the first stage of the rank"
+        yield "small letters: stages of the rank after its first one"
     if joined:
         yield "joined by +: both at once"
-    yield f"{timeline.length:.4g} long, a unit is {timeline.unit}"
+    yield f"length {timeline.length:.4g}; the unit of time is {timeline.unit}"
 
 
 def to_svg(timeline: Timeline, *, width: int | None = None, heading: bool = True) -> str:

@@ -16,14 +16,14 @@ def shared_weight_problems(model: nn.Module, plan: Plan) -> list[Problem]:
     if plan.copies > 1:
         groups = [list(group) for group in shard_groups(model)]
         expected = (
-            f"a node of its own in each layer for dp_replicate x dp_shard x cp = {plan.copies}: "
-            "FSDP gathers a weight with one layer"
+            f"a separate node in each layer for dp_replicate x dp_shard x cp = {plan.copies}, "
+            "because FSDP gathers a weight with one layer only"
         )
         fix = Fix(plan.mesh, "dp_shard", 1)
         found += _shared_between(groups, expected, fix)
     if plan.sizes["pp"] > 1:
         layers = [[block] for block in blocks_here(model)]
-        expected = "a node of its own in each layer for pp > 1, whose ranks have other layers"
+        expected = "a separate node in each layer for pp > 1, because ranks have different layers"
         found += _shared_between(layers, expected, Fix(plan.mesh, "pp", 1))
         if plan.splits_backward:
             found += _shared_within(layers, plan)

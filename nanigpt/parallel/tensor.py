@@ -62,7 +62,7 @@ class TensorParallel:
             refuse(
                 "asynchronous",
                 True,
-                "sequence_parallel=True, which it overlaps",
+                "False, or sequence_parallel=True: it overlaps the communication of sequences",
                 Fix(None, "sequence_parallel", True),
             )
         self.sequence_parallel = sequence_parallel
@@ -125,7 +125,7 @@ class TensorParallel:
 
     @contextlib.contextmanager
     def splitting(self) -> Iterator[None]:
-        """Split sequences and logits without gradients too, as evaluation needs it."""
+        """Split sequences and logits even without gradients, as evaluation requires."""
         self._splitting = True
         try:
             yield
@@ -133,7 +133,7 @@ class TensorParallel:
             self._splitting = False
 
     def parts(self, layout: Layout) -> int:
-        """Return the number of ranks that a sequence is split over between modules now."""
+        """Return the number of ranks that now share a sequence between modules."""
         return layout.sizes["tp"] if self.sequence_parallel and self._splits() else 1
 
     def _splits(self) -> bool:
@@ -211,7 +211,9 @@ def _float8_problems(model: nn.Module, n: int) -> Iterator[Problem]:
             argument = _SPLIT_SIZE[part.style][0]
             sizes.append((multiple(layer.float8), (layer, argument, getattr(layer, argument))))
     for m, size in sizes:
-        yield from indivisible([size], n * m, f"tp={n} x {m}, which float8 wants of a part")
+        yield from indivisible(
+            [size], n * m, f"tp={n} x {m}, because float8 needs multiples of {m}"
+        )
 
 
 def path(*parts: str) -> str:

@@ -193,7 +193,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, Linear | Experts, str]]:
 def _require_torchao() -> None:
     if importlib.util.find_spec("torchao") is None:
         raise UsageError(
-            "float8 training is computed by torchao, which is not installed: "
+            "float8 training needs torchao, which is not installed: "
             "pip install 'nanigpt[float8]', or train without float8"
         )
 

@@ -122,8 +122,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
             raise RuntimeError(
-                "linear_cross_entropy has no second derivative: its first one is made in the "
-                "forward pass; take CrossEntropy"
+                "linear_cross_entropy has no second derivative, because its forward pass computes "
+                "the first one; use CrossEntropy"
             )
         # Do not scale in place: a pipeline asks first for the gradient of x, later for the
         # weight's gradient.

@@ -1,4 +1,4 @@
-"""Sample text from a model, to look at."""
+"""Sample text from a model, for people to read."""
 
 from typing import Annotated
 

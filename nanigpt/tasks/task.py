@@ -55,7 +55,7 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         """Get ready to train `model`.
 
         Args:
-            compiled: compiles a function of the loss, or None where the loss runs eagerly or is
+            compiled: compiles a function of the loss, or None if the loss runs eagerly or is
                 part of a compiled model.
         """
 
@@ -87,7 +87,7 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         Args:
             head: the model's last module, not yet called.
             hidden: the head's input.
-            further: other inputs of the head, where the model makes several.
+            further: other inputs of the head, if the model makes several.
         """
         ...
 
@@ -95,8 +95,8 @@ class Task(Objective[SomeBatch], Protocol[SomeBatch]):
         """Return the scalar to differentiate.
 
         Args:
-            means: `finish`'s sums over the weight of the global batch. The objective must be linear
-                in them, because it is differentiated for each microbatch.
+            means: The sums of `finish`, divided by the weight of the global batch. The objective
+                must be linear in them, because it is differentiated for each microbatch.
         """
         return means.sum()
 

@@ -165,10 +165,10 @@ def _is_whole(checkpoint: Path) -> bool:
         sizes = json.loads((checkpoint / _MANIFEST).read_text())["files"]
         damaged = [n for n, size in sizes.items() if (checkpoint / n).stat().st_size != size]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is incomplete (%s): passed over", checkpoint, error)
+        log.warning("%s is incomplete (%s): skipped", checkpoint, error)
         return False
     if damaged:
-        log.warning("%s is incomplete (size of %s): passed over", checkpoint, ", ".join(damaged))
+        log.warning("%s is incomplete (size of %s): skipped", checkpoint, ", ".join(damaged))
     return not damaged
 
 
@@ -232,15 +232,15 @@ def _require_keys(folder: Path, stored: dict[str, Any], wanted: dict[str, torch.
             problems.append(f"{name} is {list(entry.size)}, expected {list(tensor.shape)}")
     if problems:
         more = f" and {len(problems) - 5} more" if problems[5:] else ""
-        raise MisfitError(f"{folder} is of another model: {'; '.join(problems[:5])}{more}")
+        raise MisfitError(f"{folder} belongs to another model: {'; '.join(problems[:5])}{more}")
 
 
 def _require_state(folder: Path, stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
     missing = [key for key in _flat(wanted) if f"optimizer.{key}" not in stored]
     if missing:
         raise MisfitError(
-            f"{folder} is of another optimizer: no {missing[0]} and {len(missing) - 1} more; "
-            "resume with the optimizer that wrote it, or begin a run of its own"
+            f"{folder} belongs to another optimizer: no {missing[0]} and {len(missing) - 1} more; "
+            "resume with the optimizer that wrote it, or begin a new run"
         )
 
 
@@ -261,15 +261,15 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
         if not any("torchao" in frame.filename for stack in stacks for frame in stack):
             raise
         raise MisfitError(
-            f"{folder}: the optimizer's state of 8 bits is in blocks of what each rank had, which "
-            "this mesh would cut; resume on the mesh of before, or with one that differs in "
-            "dp_shard only (optimizer.state='bfloat16' resumes on any)"
+            f"{folder}: each rank stored its part of the optimizer's 8-bit state in blocks, and "
+            "this mesh would cut them; resume on the earlier mesh, or on one that differs only in "
+            "dp_shard (a run with optimizer.state='bfloat16' resumes on any mesh)"
         ) from error
 
 
 @contextlib.contextmanager
 def _alone_without_warning(world: World) -> Iterator[bool]:
-    """Yield whether this process is the only one; silence upstream's warning about that."""
+    """Yield whether this process is the only one; silence PyTorch's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield world.size == 1

@@ -26,7 +26,7 @@ def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> 
         found.append(Problem("asynchronous", True, expected, fix, tensor))
     found += parallelizer.float8.device_problems(model, kind)
     if kind == "cuda" and parallelizer.context.method == "ring" and computed == torch.float32:
-        expected = "another method on CUDA, where its kernel computes in bfloat16"
+        expected = "another method on CUDA, where ring attention does not support float32"
         context = parallelizer.context
         fix = Fix(context, "method", "all_gather")
         found.append(Problem("method", "ring", expected, fix, context))
@@ -39,7 +39,7 @@ def _core_problem(core: object, computed: torch.dtype, kind: str) -> str | None:
         if isinstance(core, FlexAttention):
             return "another core on a CPU, where FlexAttention has no backward pass"
         if isinstance(core, VarLen):
-            return "another core on a CPU, because VarLen's kernel is of CUDA devices"
+            return "another core on a CPU, because VarLen's kernel needs a CUDA device"
         kernels = getattr(core, "kernels", None)
         if kernels is not None and not {"flash", "math"} & set(kernels):
             return f"'flash' or 'math' among kernels={kernels} on a CPU"

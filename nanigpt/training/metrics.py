@@ -189,8 +189,8 @@ class Metrics:
             f"metrics: MFU is {mfu:.1%}, and no device is faster than its peak: {speed:,.0f} "
             f"{unit}/s per device x {flops:.4g} FLOPs per {unit.removesuffix('s')} = "
             f"{speed * flops:.4g} FLOP/s, and the peak of {source} is {self._peak:.4g}. One "
-            "of the two is wrong; set metrics.peak_flops to what the device can do, and go on with "
-            "the same command"
+            "of the two is wrong; set metrics.peak_flops to the real peak of the device, and "
+            "resume with the same command"
         )
 
     def _wait(self) -> None:
@@ -212,8 +212,8 @@ def _named(tracker: Tracker, method: str) -> Iterator[None]:
     except Exception as error:
         told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"trackers: {type(tracker).__name__}.{method} raised {told}; mend or remove it, and "
-            "go on with the same command"
+            f"trackers: {type(tracker).__name__}.{method} raised {told}; fix or remove it, and "
+            "resume with the same command"
         ) from error
 
 

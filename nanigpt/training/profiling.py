@@ -162,7 +162,7 @@ class Profiling:
         """Return a problem for each part that a device of kind `cpu` or `cuda` does not support."""
         if self.memory is None or kind == "cuda":
             return []
-        expected = f"None on a {kind}, because the snapshot is of CUDA memory"
+        expected = f"None on a {kind}, because the snapshot records CUDA memory"
         return [Problem("memory", self.memory, expected, Fix(self, "memory", None), component=self)]
 
     @contextlib.contextmanager

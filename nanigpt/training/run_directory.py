@@ -9,13 +9,13 @@ from nanigpt.files import try_lock
 class RunDirectory:
     """Names of the files of a run.
 
-    config.json           the DAG, loads back equal
+    config.json           the DAG, which loads back equal
     launches.jsonl        one object per launch: command line, versions, git commit, processes
     metrics.jsonl         one object per step
     tensorboard/          events
-    wandb.json, wandb/    id of the run at Weights & Biases, and what was sent there
+    wandb.json, wandb/    id of the run at Weights & Biases, and files of its client
     checkpoints/          step_XXXXXXXX/, each whole
-    profile/              what a profiler wrote, where there was one
+    profile/              files of the run's profilers, if there were any
     """
 
     def __init__(self, path: str | Path):

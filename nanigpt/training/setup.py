@@ -150,5 +150,5 @@ def _flops_of_sample(trainer: "Trainer") -> float | None:
     try:
         return training_flops(trainer.model, forward)
     except (RuntimeError, NotImplementedError) as error:
-        log.warning("no MFU: FLOPs cannot be counted without numbers (%s)", error)
+        log.warning("no MFU: the model does not run on meta, to count its FLOPs (%s)", error)
         return None

@@ -243,7 +243,7 @@ class Trainer:
         try:
             return Pretrained(self.initial_weights, cast("Decoder", self.model))
         except UsageError as error:
-            expected = f"weights of this model, but {error}"
+            expected = f"a folder with weights of this model; {error}"
             problem = Problem("initial_weights", self.initial_weights, expected, component=self)
             raise ComponentError(problem) from error
 

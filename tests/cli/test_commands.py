@@ -79,7 +79,7 @@ def test_a_config_that_the_checkpoint_does_not_fit_is_not_recorded(edit, run, tm
     path, _ = run
     copy = shutil.copytree(path, tmp_path / "copy")
     assert main(["train", *flags(*TINY, edit), f"--run={copy}", "--allow_config_change"]) == 2
-    assert "is of another" in capsys.readouterr().err
+    assert "belongs to another" in capsys.readouterr().err
     assert load_run(str(copy)) == tiny()
 
 
@@ -94,7 +94,7 @@ def test_eval_gives_what_training_logged(run):
     "edit, told",
     [
         ("fiddler:float8", "float8='tensorwise': expected a CUDA device"),
-        ("tag:AttentionCore=@varlen_attention()", "VarLen's kernel is of CUDA devices"),
+        ("tag:AttentionCore=@varlen_attention()", "VarLen's kernel needs a CUDA device"),
         ("set:device=cuda", None),
         ("fiddler:expert_parallel(2)", None),
     ],

@@ -135,7 +135,7 @@ def test_weights_of_another_model_leave_no_run(tmp_path, capsys):
         assert told.startswith(f"nanigpt: {place}")
         assert (
             f"{tmp_path / 'hf'} does not have the weights of this model, 3 problems:\n"
-            "  - config.json has vocab_size=512, the model 600\n"
+            "  - config.json has vocab_size=512, expected 600\n"
             "  - model.embed_tokens.weight is [512, 128], expected [600, 128]\n"
             "  - lm_head.weight is [512, 128], expected [600, 128]"
         ) in told

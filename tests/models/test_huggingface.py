@@ -196,15 +196,15 @@ def test_a_tied_head_may_be_stored_but_not_differ(written):
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"rope_theta": 1e4}, "has rope_theta=10000.0, the model 500000.0"),
-        ({"rms_norm_eps": 1e-6}, "has rms_norm_eps=1e-06, the model 1e-05"),
-        ({"hidden_act": "gelu"}, "has hidden_act='gelu', the model 'silu'"),
-        ({"tie_word_embeddings": False}, "has tie_word_embeddings=False, the model True"),
-        ({"num_key_value_heads": 2}, "has num_key_value_heads=2, the model 4"),
-        ({"model_type": "mistral"}, "has model_type='mistral', the model is 'llama'"),
+        ({"rope_theta": 1e4}, "has rope_theta=10000.0, expected 500000.0"),
+        ({"rms_norm_eps": 1e-6}, "has rms_norm_eps=1e-06, expected 1e-05"),
+        ({"hidden_act": "gelu"}, "has hidden_act='gelu', expected 'silu'"),
+        ({"tie_word_embeddings": False}, "has tie_word_embeddings=False, expected True"),
+        ({"num_key_value_heads": 2}, "has num_key_value_heads=2, expected 4"),
+        ({"model_type": "mistral"}, "has model_type='mistral', expected 'llama'"),
         (
             {"rope_scaling": {"type": "linear", "factor": 2.0}},
-            "has rope_scaling={'rope_type': 'linear', 'factor': 2.0}, the model None",
+            "has rope_scaling={'rope_type': 'linear', 'factor': 2.0}, expected None",
         ),
     ],
 )

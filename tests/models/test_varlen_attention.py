@@ -148,7 +148,7 @@ def test_what_it_cannot_do_is_refused(naive):
     with pytest.raises(ValueError, match="24 queries, 24 keys"):
         VarLen()(q, k, v, places("documents"), places("documents"))
     with pytest.raises(
-        UsageError, match="core=VarLen: expected another core than VarLen with a sink"
+        UsageError, match="core=VarLen: expected a core other than VarLen with a sink"
     ):
         built_model(tiny("tag:AttentionCore=@varlen_attention()", recipe="gpt_oss_debug"))
 

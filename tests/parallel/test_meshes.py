@@ -58,8 +58,8 @@ WRONG = [
     (8, [TP.format(-2)], "tp=-2: expected at least 1"),
     (8, [DP.format(0)], "dp_shard=0: expected at least 1"),
     (8, [PP.format(-3)], "pp=-3: expected at least 1"),
-    (8, [TP.format(-1)], "expected -1 for one axis at most"),
-    (8, [CP.format(-1), HSDP.format(-1)], "expected -1 for one axis at most"),
+    (8, [TP.format(-1)], "expected -1 for at most one axis"),
+    (8, [CP.format(-1), HSDP.format(-1)], "expected -1 for at most one axis"),
     (8, [TP.format("two")], "expected int"),
     (8, [TP.format(2.5)], "expected int"),
     # Heads and matrices.
@@ -84,12 +84,12 @@ WRONG = [
     (64, [CP.format(64), ULYSSES], "n_heads=32"),
     (8, ["set:parallelizer.context.method=star"], "expected one of 'all_gather', 'ring', 'ulysses'"),
     (8, [CP.format(8), RING, "set:data.mask_documents=True"], "another method for data with mask_documents=True"),
-    (8, [CP.format(8), RING, "tag:AttentionCore=@flex_attention()"], "the only core that method='ring' knows"),
+    (8, [CP.format(8), RING, "tag:AttentionCore=@flex_attention()"], "because method='ring' supports no other core"),
     (8, [CP.format(8), RING, "set:model.layers[3].attention.window=4096"], "expected no window, chunk or sink"),
     (8, [CP.format(8), RING, "set:model.layers[3].attention.chunk=4096"], "expected no window, chunk or sink"),
     (8, [CP.format(8), RING, "set:parallelizer.compile=@compile()"], "another method for a compiled model"),
     # Stages.
-    (64, [pipeline(64, microbatches=64)], "at most 32 stages, one a layer, not 64 (pp=64 x 1 per rank)"),
+    (64, [pipeline(64, microbatches=64)], "at most 32 stages, one for each layer, not 64 (pp=64 x 1 per rank)"),
     (32, [pipeline(32, "Interleaved1F1B", 32)], "not 64 (pp=32 x 2 per rank)"),
     (32, [pipeline(32, "ZBVZeroBubble", 64)], "not 64 (pp="),
     (4, [pipeline(4, "1F1B", 2)], "microbatches=2"),
@@ -119,11 +119,11 @@ WRONG = [
     (8, [TP.format(3)], "expected a multiple of 3 ranks for "),
     (8, [TP.format(3)], "n_heads=32: expected a multiple of tp=3"),
     (2, ["tag:AttentionCore=@flex_attention()", "set:device=cpu"], "core=FlexAttention: expected another core on a CPU"),
-    (2, [VARLEN, "set:device=cpu"], "VarLen's kernel is of CUDA devices"),
+    (2, [VARLEN, "set:device=cpu"], "VarLen's kernel needs a CUDA device"),
     (1, [CUDNN, "set:device=cpu"], "expected 'flash' or 'math' among"),
     (2, [VARLEN, "tag:ComputeDType=float32", "set:device=cuda"], "in bfloat16, not in float32"),
-    (2, [VARLEN, CP.format(2)], "another core than VarLen for cp=2"),
-    (2, [VARLEN, CP.format(2), ULYSSES], "another core than VarLen for cp=2"),
+    (2, [VARLEN, CP.format(2)], "a core other than VarLen, which does not support cp=2"),
+    (2, [VARLEN, CP.format(2), ULYSSES], "a core other than VarLen, which does not support cp=2"),
     (2, ["set:parallelizer.fsdp.prefetch=-1"], "prefetch=-1: expected 0 or more"),
     (2, ["set:parallelizer.fsdp.reshard_after_forward=sometimes"], "expected one of 'default'"),
 ]  # fmt: skip
@@ -227,5 +227,5 @@ def test_an_older_torch_has_data_parallelism_only(axis, monkeypatch):
     build(compose(["config:qwen3_moe_debug", "fiddler:hsdp(2)"])).check(4)
     edit = {"pp": PP, "cp": CP, "tp": TP, "ep": EP}[axis].format(2)
     trainer = build(compose(["config:qwen3_moe_debug", edit]))
-    with pytest.raises(UsageError, match=f"{axis}=2: expected torch 2.13 or newer, this is"):
+    with pytest.raises(UsageError, match=f"{axis}=2: expected torch 2.13 or newer, not"):
         trainer.check(2)

@@ -258,7 +258,7 @@ GOOD = ("0F0,0F1,0B0,0B1", "1F0,1B0,1F1,1B1")
         ((GOOD[0], "1F0,1B0,1F1,1I1"), "stage 1, microbatch 1: found F, I; expected"),
         ((GOOD[0], GOOD[1] + ",1B1"), "stage 1, microbatch 1: found B, B, F; expected"),
         ((GOOD[0], GOOD[1] + ",1W1"), "stage 1, microbatch 1: found B, F, W; expected"),
-        ((GOOD[0], GOOD[1] + ",1F2,1B2"), "1F2 is of microbatch 2; expected 0 to 1"),
+        ((GOOD[0], GOOD[1] + ",1F2,1B2"), "1F2 belongs to microbatch 2; expected 0 to 1"),
         ((GOOD[0], GOOD[1] + ",0F0"), "stage 0 is on ranks 0 and 1"),
         ((GOOD[0], GOOD[1].replace("1F", "2F").replace("1B", "2B")), "no rank has stage 1"),
         ((GOOD[0], GOOD[1] + ",2F0,2F1,2B0,2B1"), "rank 0 has stages [0] and rank 1 has [1, 2]; expected as many on every rank"),

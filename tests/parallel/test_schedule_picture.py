@@ -25,8 +25,8 @@ def test_text():
         "rank 1 ··F0F1F2········B0--F3B1--F4B2--F5B3--F6B4--F7B5--··B6--··B7--····\n"
         "rank 2 ····F0F1····B0--F2B1--F3B2--F4B3--F5B4--F6B5--F7B6--··B7--········\n"
         "rank 3 ······F0B0--F1B1--F2B2--F3B3--F4B4--F5B5--F6B6--F7B7--············\n"
-        "F forward, B backward, each with its microbatch; · idle\n"
-        "33 long, a unit is a forward pass of one microbatch through a rank's stages\n"
+        "F forward, B backward, each with the number of its microbatch; · idle\n"
+        "length 33; the unit of time is a forward pass of one microbatch through a rank's stages\n"
     )
 
 
@@ -37,7 +37,7 @@ def test_text_of_actions_at_once():
         "rank 0 F0F1F2f0i0w0f1F3-+b1··f2-+B0b2--··f3-+B1b3--I2W2I3W3",
         "rank 1 ··F0f0F1f1F2b0--f2-+B0F3-+b1f3-+B1b2--B2--··i3I3w3W3",
     ]
-    assert "small letters: not the first stage of the rank" in lines
+    assert "small letters: stages of the rank after its first one" in lines
     assert "joined by +: both at once" in lines
 
 

@@ -47,9 +47,9 @@ class Masked(nn.Linear):
 @pytest.mark.parametrize(
     ("mesh", "expected"),
     [
-        ("fiddler:fsdp(2)", "a node of its own in each layer for dp_replicate"),
-        ("fiddler:hsdp(2)", "a node of its own in each layer for dp_replicate"),
-        ("fiddler:pipeline(2, '1F1B', 4)", "a node of its own in each layer for pp > 1"),
+        ("fiddler:fsdp(2)", "a separate node in each layer for dp_replicate"),
+        ("fiddler:hsdp(2)", "a separate node in each layer for dp_replicate"),
+        ("fiddler:pipeline(2, '1F1B', 4)", "a separate node in each layer for pp > 1"),
     ],
 )
 @pytest.mark.parametrize("shared", ["feed_forward", "attention_norm"])

@@ -60,7 +60,7 @@ def narrow(edit):
     "recipe, edit, message",
     [
         ("llama3_1b", "fiddler:float8(head=True)", "the head has the embedding's weight"),
-        ("llama3_debug", "fiddler:float8(experts=True)", "experts have the recipes rowwise and mx"),
+        ("llama3_debug", "fiddler:float8(experts=True)", "experts support the recipes rowwise and"),
         ("llama3_debug", "fiddler:float8('rowwise', experts=True)", "no experts at all"),
         (
             "deepseek_v3_debug",

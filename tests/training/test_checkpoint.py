@@ -185,7 +185,9 @@ def test_shared_tensors_are_stored_once_and_stay_shared(tmp_path):
 
 def test_another_model_is_refused(tmp_path):
     train(tiny("fiddler:steps(2)"), tmp_path)
-    with pytest.raises(UsageError, match=r"is of another model: embedding.weight is \[512, 128\]"):
+    with pytest.raises(
+        UsageError, match=r"belongs to another model: embedding.weight is \[512, 128\]"
+    ):
         restore(build(tiny("tag:VocabSize=600")), RunDirectory(tmp_path), start_world("cpu"))
 
 

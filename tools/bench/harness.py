@@ -2,7 +2,7 @@
 
 A benchmark is a script that starts itself again for each variant, with the variant's name, and then
 prints one JSON object of figures at the end. One run measures all variants that are to be compared,
-since figures of two runs differ on a machine that others use, too.
+because figures of two runs differ on a shared machine.
 """
 
 import argparse

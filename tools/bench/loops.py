@@ -13,19 +13,19 @@ from pathlib import Path
 import harness
 
 WARM_UP = 3  # steps that are not measured
-FOLDER = "NANIGPT_BENCH"  # environment variable: where weights and batches are
+FOLDER = "NANIGPT_BENCH"  # environment variable with the folder of weights and batches
 LARGE = ["tag:GlobalBatchSize=8", "tag:SequenceLength=256"]
 SMALL = [
     "fiddler:debug_scale",
     "tag:GlobalBatchSize=1",
     "tag:SequenceLength=32",
     "tag:VocabSize=512",
-    "set:task.loss=@cross_entropy()",  # as the bare loops have: it is not the loss that is compared
+    "set:task.loss=@cross_entropy()",  # like the bare loops, because the loss is not compared here
 ]
 STEPS = {"large": 4, "small": 600}
 LOGGED = 7  # steps whose mean loss the Trainer of transformers logs at a time
 
-AfterStep = Callable[..., None]  # is given the step's loss, where there is one per step
+AfterStep = Callable[..., None]  # takes the step's loss, if there is one for each step
 
 
 def config(size: str):

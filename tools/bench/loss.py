@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=128256)
     parser.add_argument("--chunk_size", type=int, default=1024)
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="also write what was measured to this file")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = ("device", "tokens", "dim", "vocab", "chunk_size")

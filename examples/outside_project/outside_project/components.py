@@ -10,7 +10,7 @@ from outside_project.tracker import CsvTracker
 
 @component
 def ascii_tokenizer(lower: bool = False) -> fdl.Config[AsciiTokenizer]:
-    """Take characters of ASCII as ids."""
+    """Use ASCII characters as token ids."""
     return fdl.Config(AsciiTokenizer, lower=lower)
 
 
@@ -30,7 +30,7 @@ def mean_square_norm(dim: int) -> fdl.Config[MeanSquareNorm]:
 
 @component
 def outside_feed_forward(dim: int, hidden_dim: int) -> fdl.Config[ReluSquared]:
-    """Take a feed-forward network with the square of ReLU."""
+    """Use a feed-forward network with the square of ReLU."""
     return fdl.Config(ReluSquared, dim=dim, hidden_dim=hidden_dim)
 
 
@@ -38,7 +38,7 @@ def outside_feed_forward(dim: int, hidden_dim: int) -> fdl.Config[ReluSquared]:
 def learned_position_attention(
     dim: int, n_heads: int, max_sequence_length: int
 ) -> fdl.Config[LearnedPositionAttention]:
-    """Take attention with learned positions."""
+    """Use attention with learned positions."""
     return fdl.Config(
         LearnedPositionAttention,
         dim=dim,

@@ -47,7 +47,7 @@ class ResidualBlock(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Predicts the velocity from an image to noise, at a point between them.
+    """Model that predicts the velocity from an image to noise, at a point between them.
 
     Args:
         size: height and width of images.
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
         finish: Any = None,
         targets: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
-        """Return the velocity of each pixel, or what `finish` makes of the head's input."""
+        """Return the velocity of each pixel, or the result of `finish` on the head's input."""
         x_BF, time_BF = self.embed(noisy_BHW.flatten(1)), self.time(times_B)
         for block in self.blocks:
             x_BF = block(x_BF, time_BF)

@@ -23,7 +23,7 @@ _SHADES = " .:-=+*#%@"
 
 
 class FlowMatching(Task):
-    """Trains a model to predict the velocity from images to noise.
+    """Task that trains a model to predict the velocity from images to noise.
 
     Args:
         sampling_steps: Euler steps from noise to the image that is shown after training.
@@ -67,7 +67,7 @@ class FlowMatching(Task):
         batches: Iterable[tuple[ImageBatch, float]],
         /,
     ) -> dict[str, float]:
-        """Return `loss`, and `constant_loss`: that of the best constant, the mean velocity."""
+        """Return `loss`, and `constant_loss` of the best constant prediction, the mean velocity."""
         device = parallel.layout.world.device
         # Loss and images; then sums over images of each pixel's velocity, and of its square.
         total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -105,7 +105,7 @@ def sample(model: Denoiser, noise_BHW: torch.Tensor, steps: int) -> torch.Tensor
 
 
 def as_text(image_HW: torch.Tensor) -> str:
-    """Draw an image, whose pixels are from -1 to 1, two characters a pixel."""
+    """Draw an image with two characters for each pixel. Pixels are from -1 to 1."""
     last = len(_SHADES) - 1
     levels = ((image_HW.clamp(-1, 1) + 1) / 2 * last).round().int().tolist()
     return "\n".join("".join(2 * _SHADES[level] for level in row).rstrip() for row in levels)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 class ReluSquared(nn.Module):
     """Feed-forward network with the square of ReLU and a scale for each feature.
 
-    Every position is computed by itself, so ranks of tensor parallelism may share the sequence.
+    It computes every position separately, so ranks of tensor parallelism may share the sequence.
     """
 
     tensor_parallel = "pointwise"
@@ -24,7 +24,7 @@ class ReluSquared(nn.Module):
         self.scale = nn.Parameter(torch.empty(dim))
 
     def reset_parameters(self) -> None:
-        """Set what is not inside of a module of torch.nn, which resets itself."""
+        """Set parameters outside of modules of torch.nn, which reset themselves."""
         nn.init.constant_(self.scale, self.initial_scale)
 
     def forward(self, x_BLD: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ class ReluSquared(nn.Module):
 
 
 class MeanSquareNorm(nn.Module):
-    """Divides features by the root of their mean square."""
+    """Norm that divides features by the root of their mean square."""
 
     tensor_parallel = "pointwise"
 
@@ -51,7 +51,7 @@ class MeanSquareNorm(nn.Module):
 class LearnedPositionAttention(nn.Module):
     """Causal attention that adds a learned vector of each position to its input.
 
-    It needs the whole sequence, also where ranks of tensor parallelism share it between modules.
+    It needs the whole sequence, even if ranks of tensor parallelism share it between modules.
     """
 
     tensor_parallel = "whole"

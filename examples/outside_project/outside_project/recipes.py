@@ -55,7 +55,7 @@ def outside_language_model(
 
 @recipe
 def outside_denoiser(size: int = 8, width: int = 128, steps: int = 300) -> fdl.Config[Trainer]:
-    """Train a denoiser of small images by flow matching: some seconds on a CPU."""
+    """Train a denoiser of small images by flow matching, in some seconds on a CPU."""
     cfg = training(
         fdl.Config(Denoiser, size=size, width=width),
         fdl.Config(Shapes, size=size),

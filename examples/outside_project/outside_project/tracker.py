@@ -6,7 +6,7 @@ from typing import Any
 
 
 class CsvTracker:
-    """Writes some numbers of every step into a CSV file in the run's folder.
+    """Tracker that writes some numbers of every step into a CSV file in the run's folder.
 
     Args:
         columns: names of the numbers. One that a step does not have stays empty.
@@ -22,7 +22,7 @@ class CsvTracker:
         self.file = file
 
     def open(self, info: Any, /) -> None:
-        """Go on after `info.step`; later rows are of a run that was killed."""
+        """Continue after `info.step`. Later rows belong to a run that was killed."""
         path = info.directory / self.file
         kept = []
         if path.exists():

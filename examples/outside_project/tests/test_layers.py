@@ -1,4 +1,4 @@
-"""The modules compute what they say, and fit nanigpt's checks."""
+"""The modules compute the documented results, and pass nanigpt's checks."""
 
 import fiddle as fdl
 import pytest

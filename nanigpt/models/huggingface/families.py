@@ -18,7 +18,7 @@ def family_of(model: Decoder, families: tuple[Family, ...] = FAMILIES) -> Family
     """Find the family that has a rule for each of the model's weights, and fields for the rest.
 
     Raises:
-        UsageError: There is none; the message says what each family lacks.
+        UsageError: No family fits. The message says why each one does not.
     """
     names = list(weights(model))
     reasons = []

@@ -276,7 +276,7 @@ def _yarn(rope: dict[str, Any], positions: int | None) -> dict[str, Any]:
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """List the fields that would make the same weights another model."""
     return [
-        f"config.json has {name}={theirs.get(name)!r}, the model {value!r}"
+        f"config.json has {name}={theirs.get(name)!r}, expected {value!r}"
         for name, value in {**ours, **_ALWAYS}.items()
         if name not in _UNCOMPARED and not _equal(value, theirs.get(name))
     ]

@@ -87,7 +87,7 @@ class Rule:
         ours: One name, or several whose tensors are joined into one of theirs.
         theirs: One name. A placeholder that `ours` lacks numbers the items of our first dim
             (experts), each of which is a tensor of its own in their files.
-        along: Dim of ours along which several tensors are joined.
+        along: Dim along which several of our tensors are joined.
         alternating: Whether joined items alternate (item 0 of the first, item 0 of the second, item
             1 of the first, ...) instead of following one another.
         rotary: Their layout of RoPE, if it differs from ours.
@@ -103,12 +103,12 @@ class Rule:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Our names, as a tuple also where there is one."""
+        """Return our names, as a tuple even if there is only one."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
     @property
     def item(self) -> str | None:
-        """The placeholder that numbers items of our first dim, or None."""
+        """Return the placeholder that numbers items of our first dim, or None."""
         inside = set(_PLACE.findall(self.names[0]))
         return next((place for place in _PLACE.findall(self.theirs) if place not in inside), None)
 

@@ -1,4 +1,4 @@
-"""Weights that files store in a few bits: the tensors that make up a weight, and how.
+"""Weights that files store in a few bits: their tensors, and views that combine the tensors.
 
 nanigpt can read such weights but not write them.
 """

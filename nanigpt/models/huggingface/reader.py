@@ -67,13 +67,13 @@ class Folder:
         except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             # `normalized` computes with values of the file, which may have any type.
             raise UsageError(
-                f"{self.path / 'config.json'} describes no model of {family.model_type} "
+                f"{self.path / 'config.json'} does not describe a model of {family.model_type} "
                 f"({type(error).__name__}: {error})"
             ) from error
 
     @cached_property
     def names(self) -> set[str]:
-        """Names of weights; a quantized one has several tensors."""
+        """Return the names of weights; a quantized weight has several tensors."""
         q = self._quantization
         return self._tensors if q is None else q.weights(self._tensors)
 
@@ -200,7 +200,7 @@ def _problems(
     described = folder.normalized(family)
     if described is None:
         kind = folder.config.get("model_type")
-        yield f"config.json has model_type={kind!r}, the model is {family.model_type!r}"
+        yield f"config.json has model_type={kind!r}, expected {family.model_type!r}"
     else:
         yield from differences(family.fields(model), described)
     aliases = _aliases(family, model)
@@ -223,13 +223,13 @@ def _problems(
             yield f"unexpected {name} {list(folder.tensor(name).shape)}"
     for name, original in aliases.items():
         if {name, original} <= folder.names and not _same(folder, name, original):
-            yield f"{name} differs from {original}, the model has one weight for both"
+            yield f"{name} differs from {original}, but the model has one weight for both"
 
 
 def _aliases(family: Family, model: Decoder) -> dict[str, str]:
-    """Map their names for our weights that have a second name to those for the first name.
+    """Map their names for second names of our weights to their names for the first names.
 
-    Files may have both.
+    Files may have tensors under both names.
     """
     first = {weight: name for name, weight in weights(model).items()}
     pairs = [(name, first[w]) for name, w in named_weights(model) if name != first[w]]

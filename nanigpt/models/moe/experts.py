@@ -79,8 +79,8 @@ class Experts(nn.Module):
         require_choice(get_args(Kernel), kernel=kernel)
         if kernel == "grouped" and (dim % 8 or hidden_dim % 8):
             expected = (
-                f"another kernel with dim={dim}, hidden_dim={hidden_dim}: only multiples of 8 "
-                "have rows of whole units of 16 bytes"
+                f"another kernel with dim={dim}, hidden_dim={hidden_dim}, because 'grouped' needs "
+                "multiples of 8"
             )
             fix = Fix(None, "kernel", "auto")
             refuse("kernel", kernel, expected, fix, given=("dim", "hidden_dim"))
@@ -175,7 +175,7 @@ class Experts(nn.Module):
         weights: list[torch.Tensor],
         biases: list[torch.Tensor | None],
     ) -> torch.Tensor:
-        if x_RD.is_meta:  # nobody knows how many rows each has, and shapes are the same anyhow
+        if x_RD.is_meta:  # numbers of rows are unknown, and do not change shapes
             rows = [x_RD.shape[0], *[0] * (rows_E.shape[0] - 1)]
         else:
             rows = rows_E.tolist()

@@ -31,14 +31,14 @@ class Load(NamedTuple):
 
 
 class MixtureOfExperts(nn.Module):
-    """A feed-forward network of experts that a router chooses for each token, and a shared one.
+    """Feed-forward network of experts that a router chooses for each token, and a shared expert.
 
     (Shazeer et al., 2017; shared experts: DeepSeekMoE, 2024.)
 
     Args:
         router: Chooses the experts of a token and their weights.
         experts: The experts.
-        shared: A network that every token goes through besides, or None.
+        shared: Network that every token also goes through, or None.
 
     Attributes:
         tokens_E: Sum of `Load.tokens_E` over forward passes, until `reset_buffers`.
@@ -69,7 +69,7 @@ class MixtureOfExperts(nn.Module):
 
     @property
     def dim(self) -> int:
-        """Features of a token."""
+        """Return the number of features of a token."""
         return self.router.dim
 
     def reset_buffers(self) -> None:

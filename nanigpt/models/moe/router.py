@@ -50,7 +50,7 @@ class Router(nn.Module):
         balance_rate: Step by which each optimizer step raises the bias of experts that had fewer
             tokens than the mean, and lowers that of experts that had more. The bias changes the
             choice of experts, not their weights (Wang et al., 2024, auxiliary-loss-free load
-            balancing). None has no such bias.
+            balancing). None means that there is no such bias.
 
     Attributes:
         expert_bias: The bias that `balance_rate` moves, a persistent buffer of float32, or None.
