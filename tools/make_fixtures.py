@@ -24,13 +24,13 @@ sys.path[:0] = [str(ROOT)]  # the checkout that this file is in, whatever is ins
 import fiddle as fdl  # noqa: E402
 import torch  # noqa: E402
 
-from experiments.deepseek import deepseek_v3_model  # noqa: E402
-from experiments.gpt_oss import gpt_oss_model  # noqa: E402
-from experiments.llama3 import llama3_model  # noqa: E402
-from experiments.llama4 import llama4_model  # noqa: E402
-from experiments.pretraining import pretraining  # noqa: E402
-from experiments.qwen3 import qwen3_model  # noqa: E402
-from nanigpt.config.record import dump  # noqa: E402
+from nanigpt.config.record.file import dump  # noqa: E402
+from nanigpt.experiments.deepseek import deepseek_v3_model  # noqa: E402
+from nanigpt.experiments.gpt_oss import gpt_oss_model  # noqa: E402
+from nanigpt.experiments.llama3 import llama3_model  # noqa: E402
+from nanigpt.experiments.llama4 import llama4_model  # noqa: E402
+from nanigpt.experiments.pretraining import pretraining  # noqa: E402
+from nanigpt.experiments.qwen3 import qwen3_model  # noqa: E402
 from tools.arithmetic import arithmetic  # noqa: E402
 
 RUNS = Path("tests/fixtures/runs")  # relative, as is all that records hold

@@ -23,12 +23,21 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "ranks", None, "processes that it is to run on", lower_bound=1, flag_values=values
     )
+    flags.DEFINE_bool(
+        "files",
+        True,
+        "Look up whether this machine has the files that the run reads. No file is opened.",
+        flag_values=values,
+    )
 
 
 def run(values: flags.FlagValues) -> int:
     with torch.device("meta"):
         assembly = Assembly(values.config, directives=config_flag(values).directives)
-    assembly.check(lambda built: _cross_checks(built, values.ranks))
+    assembly.check(
+        lambda built: _cross_checks(built, values.ranks),
+        lambda _: assembly.missing() if values.files else (),
+    )
     built = assembly.root
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")
     return 0

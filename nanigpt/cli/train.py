@@ -41,6 +41,8 @@ def run(values: flags.FlagValues) -> int:
     directory = RunDirectory(path)
     assembly = assemble_trainer(cfg, directives=directives)
     trainer = assembly.root
+    if not directory.started:  # a run that has started needs its initial weights no more
+        assembly.check(lambda _: assembly.missing())
     world = start_world(trainer.device)
     with assembly.located():
         prepared = trainer.prepare(world, directory)

@@ -38,12 +38,17 @@ def build_trainer(cfg: Any, *, directives: Sequence[str] | None = None) -> Train
 
 
 def checked_trainer(
-    cfg: Any, *, ranks: int | None = None, directives: Sequence[str] | None = None
+    cfg: Any,
+    *,
+    ranks: int | None = None,
+    here: bool = False,
+    directives: Sequence[str] | None = None,
 ) -> Trainer:
     """Build a config whose root is a Trainer, and check that it can train.
 
     Args:
         ranks: processes that it is to run on, by default as few as its mesh permits.
+        here: whether it is to train on this machine, which then needs its files.
 
     Raises:
         UsageError: a component refuses its arguments, the root is something else, or the run cannot
@@ -51,7 +56,10 @@ def checked_trainer(
     """
     assembly = assemble_trainer(cfg, directives=directives)
     trainer = assembly.root
-    assembly.check(lambda _: trainer.problems(ranks or trainer.parallelizer.mesh.least))
+    assembly.check(
+        lambda _: trainer.problems(ranks or trainer.parallelizer.mesh.least),
+        lambda _: assembly.missing() if here else (),
+    )
     return trainer
 
 

@@ -112,6 +112,14 @@ class TextCorpus:
             refuse("path", self.path, expected, component=self)
         return files
 
+    def missing(self) -> list[Problem]:
+        """Return a problem if no file matches the path; open no file."""
+        try:
+            self.files()
+        except ComponentError as error:
+            return list(error.problems)
+        return []
+
     def _texts(self) -> Iterator[str]:
         for file in self.files():
             suffix = Path(file).suffix

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nanigpt.problems import ComponentError, Problem, refuse
+from nanigpt.problems import ComponentError, Problem, refuse, refuse_all
 
 
 class Tokenizer(Protocol):
@@ -88,13 +88,17 @@ class HuggingFaceTokenizer:
         self.end_token = end_token
         self._loaded: Any = None  # the constructor reads no file
 
+    def missing(self) -> list[Problem]:
+        """Return a problem if the file is not there; do not open it."""
+        found = Problem("path", self.path, "a file tokenizer.json", component=self)
+        return [] if Path(self.path).is_file() else [found]
+
     @property
     def _tokenizer(self) -> Any:
         if self._loaded is None:
             from tokenizers import Tokenizer
 
-            if not Path(self.path).is_file():
-                refuse("path", self.path, "a file tokenizer.json", component=self)
+            refuse_all(self.missing())
             try:
                 self._loaded = Tokenizer.from_file(self.path)
             except Exception as error:  # the library raises bare Exception

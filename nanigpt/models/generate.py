@@ -47,7 +47,7 @@ def generate(
     """
     if not prompt:
         refuse("prompt", prompt, "at least one token")
-    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
+    check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed)
     context = model.max_sequence_length
     use_cache = use_cache and getattr(model, "keeps_caches", True)
     if context is not None and len(prompt) + max_new_tokens > context:
@@ -75,7 +75,9 @@ def generate(
         tokens_BL = torch.cat([tokens_BL, new_BL], dim=1)
 
 
-def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None) -> None:
+def check_sampling(
+    *, max_new_tokens: int, temperature: float, top_k: int | None, seed: int
+) -> None:
     """Raise a ComponentError where an argument of `generate` is out of range."""
     if max_new_tokens < 1:
         refuse("max_new_tokens", max_new_tokens, "at least 1")
@@ -83,6 +85,8 @@ def check_sampling(*, max_new_tokens: int, temperature: float, top_k: int | None
         refuse("temperature", temperature, "0 (greedy) or more")
     if top_k is not None and top_k < 1:
         refuse("top_k", top_k, "at least 1, or None")
+    if not 0 <= seed < 2**63:
+        refuse("seed", seed, "0 to 2**63 - 1")
 
 
 def _uncompiled() -> contextlib.AbstractContextManager:

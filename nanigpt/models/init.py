@@ -22,7 +22,7 @@ from torch import nn
 
 from nanigpt.models.parameters import named_state
 from nanigpt.models.reset import Resets
-from nanigpt.problems import Problem, refuse, refuse_all
+from nanigpt.problems import Problem, refuse, require_finite, require_positive
 
 
 class Initializer(Protocol):
@@ -69,6 +69,7 @@ class Constant:
     """Initializer that sets every element to `value`."""
 
     def __init__(self, *, value: float):
+        require_finite(value=value)
         self.value = value
 
     def __call__(self, weight: torch.Tensor, generator: torch.Generator, /) -> None:

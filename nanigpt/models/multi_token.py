@@ -17,7 +17,7 @@ from nanigpt.models.embedding import Embedding
 from nanigpt.models.linear import Linear
 from nanigpt.models.visibility import Places
 from nanigpt.models.widths import misfits, size
-from nanigpt.problems import refuse, refuse_all
+from nanigpt.problems import refuse, refuse_all, require_not_negative
 
 
 class PredictionDepth(nn.Module):
@@ -112,8 +112,7 @@ class MultiTokenPrediction(nn.Module):
         super().__init__()
         if not depths:
             refuse("depths", [], "at least one")
-        if loss_weight < 0:
-            refuse("loss_weight", loss_weight, "0 or more")
+        require_not_negative(loss_weight=loss_weight)
         self.depths = nn.ModuleList(depths)
         self.loss_weight = loss_weight
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nanigpt import tags
-from nanigpt.problems import Problem, refuse, refuse_all, require_positive
+from nanigpt.problems import Problem, refuse, refuse_all, require_finite, require_positive
 
 
 class FrequencyScaling(Protocol):
@@ -49,6 +49,7 @@ class Llama3Scaling:
         high_freq_factor: float = 4.0,
         original_max_positions: int = 8192,
     ):
+        require_positive(factor=factor, original_max_positions=original_max_positions)
         if not 0 < low_freq_factor <= high_freq_factor:
             expected = f"more than 0, at most high_freq_factor={high_freq_factor}"
             refuse("low_freq_factor", low_freq_factor, expected, given=("high_freq_factor",))
@@ -99,7 +100,8 @@ class YarnScaling:
         truncate: bool = True,
     ):
         sizes = {"factor": factor, "original_max_positions": original_max_positions}
-        refuse_all(Problem(k, v, "at least 1") for k, v in sizes.items() if v < 1)
+        refuse_all(Problem(k, v, "at least 1") for k, v in sizes.items() if not v >= 1)
+        require_finite(factor=factor, beta_fast=beta_fast, mscale_all_dim=mscale_all_dim)
         if not 0 < beta_slow < beta_fast:
             expected = f"more than 0, less than beta_fast={beta_fast}"
             refuse("beta_slow", beta_slow, expected, given=("beta_fast",))

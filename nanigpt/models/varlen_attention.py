@@ -21,6 +21,8 @@ class VarLen:
     float16, and returns no gradient of its log-sum-exp, so it does not support sinks.
     """
 
+    dtypes = (torch.bfloat16, torch.float16)
+
     def __init__(self) -> None:
         from torch.nn.attention.varlen import varlen_attn
 

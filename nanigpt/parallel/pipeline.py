@@ -14,7 +14,7 @@ from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.schedule import SCHEDULES, Timeline, Timetable, arrange, simulate
-from nanigpt.problems import ComponentError, Fix, Problem, refuse
+from nanigpt.problems import ComponentError, Fix, Problem, refuse, require_not_negative
 
 
 class PipelineParallel:

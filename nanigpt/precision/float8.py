@@ -46,12 +46,12 @@ class Float8:
         self.emulate = emulate
         self.all_gather = all_gather
 
-    def device_problems(self, model: nn.Module, kind: str) -> list[Problem]:
+    def device_problems(self, model: nn.Module, kind: str | None) -> list[Problem]:
         """Return a problem for each recipe that this kind of device, or this machine, cannot run.
 
         Args:
             model: The model.
-            kind: Kind of the device: `cpu` or `cuda`.
+            kind: Kind of the device, `cpu` or `cuda`; None stands for any device.
         """
         asked: dict[tuple[str, bool], nn.Module] = {}  # the first layer with each recipe
         for _, layer, recipe in _layers(model):
@@ -61,7 +61,7 @@ class Float8:
         if importlib.util.find_spec("torchao") is None:
             command = "pip install 'nanigpt[float8]'"
             return [Problem("", ..., "torchao, which is not installed", command, self)]
-        if self.emulate:
+        if self.emulate or kind is None:
             return []
         fix = Fix(self, "emulate", True)
         found = []

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nanigpt.data.batch import IGNORED
-from nanigpt.problems import refuse
+from nanigpt.problems import refuse, require_not_negative
 from nanigpt.tags import Unit
 from nanigpt.tasks.linear_cross_entropy import (
     VocabularyPart,
@@ -39,7 +39,7 @@ class CrossEntropy:
     splits_logits = True
 
     def __init__(self, *, z_loss: float = 0.0):
-        _check_z_loss(z_loss)
+        require_not_negative(z_loss=z_loss)
         self.z_loss = z_loss
 
     def __call__(
@@ -76,7 +76,7 @@ class LinearCrossEntropy:
     def __init__(self, *, chunk_size: Annotated[int, Unit("tokens")] = 1024, z_loss: float = 0.0):
         if chunk_size < 1:
             refuse("chunk_size", chunk_size, "at least 1 token")
-        _check_z_loss(z_loss)
+        require_not_negative(z_loss=z_loss)
         self.chunk_size = chunk_size
         self.z_loss = z_loss
         self.compute = linear_cross_entropy
@@ -115,11 +115,6 @@ class LinearCrossEntropy:
             )
 
         return head(x_BLD, product)
-
-
-def _check_z_loss(z_loss: float) -> None:
-    if z_loss < 0:
-        refuse("z_loss", z_loss, "0 or more")
 
 
 def _logsumexp(logits_TV: torch.Tensor) -> torch.Tensor:

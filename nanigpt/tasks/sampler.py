@@ -31,7 +31,9 @@ class Sampler:
         top_k: int | None = None,
         seed: int = 0,
     ):
-        check_sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)
+        check_sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
         self.prompt = prompt
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature

@@ -10,8 +10,16 @@ from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.problems import Fix, Problem, show
 
 
-def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> list[Problem]:
-    """Return the reasons why a device of this kind, `cpu` or `cuda`, cannot train `model`."""
+def device_problems(
+    model: nn.Module, parallelizer: Parallelizer, kind: str | None
+) -> list[Problem]:
+    """Return the reasons why a device of this kind cannot train `model`.
+
+    Args:
+        model: The model.
+        parallelizer: The run's parallelizer.
+        kind: `cpu` or `cuda`; None returns only the reasons that hold for both.
+    """
     computed = compute_dtype(model)
     attentions = [module for module in model.modules() if hasattr(module, "core")]
     found: list[Problem] = [
@@ -33,8 +41,12 @@ def device_problems(model: nn.Module, parallelizer: Parallelizer, kind: str) -> 
     return found
 
 
-def _core_problem(core: object, computed: torch.dtype, kind: str) -> str | None:
+def _core_problem(core: object, computed: torch.dtype, kind: str | None) -> str | None:
     """Return the end of "expected ..." for a core that does not fit, or None."""
+    if kind != "cpu" and isinstance(core, VarLen) and computed not in VarLen.dtypes:
+        return (
+            f"another core, because VarLen's kernel computes in bfloat16, not in {show(computed)}"
+        )
     if kind == "cpu":
         if isinstance(core, FlexAttention):
             return "another core on a CPU, where FlexAttention has no backward pass"
@@ -43,7 +55,4 @@ def _core_problem(core: object, computed: torch.dtype, kind: str) -> str | None:
         kernels = getattr(core, "kernels", None)
         if kernels is not None and not {"flash", "math"} & set(kernels):
             return f"'flash' or 'math' among kernels={kernels} on a CPU"
-    elif isinstance(core, VarLen) and computed not in (torch.bfloat16, torch.float16):
-        dtype = show(computed)
-        return f"another core, because VarLen's kernel computes in bfloat16, not in {dtype}"
     return None

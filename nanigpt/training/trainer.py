@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
@@ -93,8 +94,10 @@ class Trainer:
             refuse("global_batch_size", global_batch_size, "at least 1")
         if local_batch_size is not None and local_batch_size < 1:
             refuse("local_batch_size", local_batch_size, "at least 1")
-        if max_grad_norm <= 0:
+        if not max_grad_norm > 0:  # an infinite one never scales gradients down
             refuse("max_grad_norm", max_grad_norm, "more than 0")
+        if not 0 <= seed < 2**63:
+            refuse("seed", seed, "0 to 2**63 - 1")
         self.model = model
         self.data = data
         self.task = task
@@ -185,10 +188,17 @@ class Trainer:
             batch_size = self.global_batch_size
             found.append(Problem("global_batch_size", batch_size, expected, fix, component=self))
         found += self.task.problems(self.model, self.data)
+        found += device_problems(self.model, self.parallelizer, device)
         if device is not None:
-            found += device_problems(self.model, self.parallelizer, device)
             found += self.profiling.device_problems(device)
         return found + self._optimizer_problems()
+
+    def missing(self) -> list[Problem]:
+        """Return a problem if the initial weights are not on this machine; open no file."""
+        if self.initial_weights is None or (Path(self.initial_weights) / "config.json").is_file():
+            return []
+        expected = "a folder with config.json and safetensors"
+        return [Problem("initial_weights", self.initial_weights, expected, component=self)]
 
     def data_problems(self) -> list[Problem]:
         """Return why the data do not fit the model; read small files, such as a tokenizer's."""

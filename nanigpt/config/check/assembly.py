@@ -3,6 +3,7 @@
 import contextlib
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import fiddle as fdl
@@ -84,6 +85,17 @@ class Assembly:
                 findings += [self.find(problem) for problem in problems]
         if findings:
             raise UsageError(report(self.cfg, findings, self._directives))
+
+    def missing(self) -> Iterator[Problem]:
+        """Yield what components need and this machine lacks, such as files; open no file.
+
+        A component that needs something says so by a method `missing`, which returns problems.
+        """
+        for component in self._kept:
+            method = getattr(component, "missing", None)
+            # A module's parameters and a class itself have no such method.
+            for problem in method() if isinstance(method, types.MethodType) else ():
+                yield problem if problem.component else replace(problem, component=component)
 
     @contextlib.contextmanager
     def located(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nanigpt import tags
 from nanigpt.models.init import Initializer
-from nanigpt.problems import refuse, require_choice
+from nanigpt.problems import refuse, require_choice, require_positive
 
 Scores = Literal["softmax", "sigmoid"]
 
@@ -88,7 +88,8 @@ class Router(nn.Module):
         if n_groups > 1 and top_groups * n_experts < top_k * n_groups:
             expected = f"groups that hold top_k={top_k} of n_experts={n_experts}"
             refuse("top_groups", top_groups, expected, given=("top_k", "n_experts", "n_groups"))
-        if balance_rate is not None and balance_rate <= 0:
+        require_positive(scale=scale)
+        if balance_rate is not None and not 0 < balance_rate < float("inf"):
             refuse("balance_rate", balance_rate, "a positive number, or None")
         self.dim = dim
         self.n_experts = n_experts
