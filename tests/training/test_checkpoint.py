@@ -189,6 +189,15 @@ def test_another_model_is_refused(finished):
         restore(build(tiny("tag:VocabSize=600")), RunDirectory(finished), start_world("cpu"))
 
 
+def test_another_optimizer_is_refused(tmp_path):
+    run, world = RunDirectory(tmp_path), start_world("cpu")
+    model = nn.Linear(2, 1, bias=False)
+    plain, other = (torch.optim.Adam(model.parameters(), amsgrad=a) for a in (False, True))
+    Checkpointer().save(run, world, model, plain, Progress(step=1))
+    with pytest.raises(UsageError, match=r"another optimizer: no weight\.max_exp_avg_sq; resume"):
+        Checkpointer().load_latest(run, world, model, other)
+
+
 def test_a_run_without_checkpoint_cannot_be_restored(tmp_path):
     with pytest.raises(UsageError, match="no checkpoint yet"):
         restore(build(tiny()), RunDirectory(tmp_path), start_world("cpu"))
