@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from nanigpt.errors import UsageError
+from nanigpt.words import one_of
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def require_not_negative(**values: float) -> None:
 def require_choice(choices: Iterable[Any], **values: Any) -> None:
     """Raise a ComponentError that names each argument that is none of the choices."""
     known = tuple(choices)
-    expected = f"one of {', '.join(map(show, known))}"
+    expected = one_of(map(show, known))
     refuse_all(Problem(k, v, expected) for k, v in values.items() if v not in known)
 
 

@@ -1,12 +1,15 @@
-"""One thread for every process of the tests, and a token cache of their own."""
+"""One thread for every process of the tests, a token cache of their own, and a run that they share."""
 
 import os
+import sys
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hypothesis
 import pytest
 import torch
+
+from tests.support import TINY, flags, here, succeed
 
 torch.set_num_threads(1)
 
@@ -19,6 +22,22 @@ hypothesis.settings.load_profile("default")
 @pytest.fixture(scope="session", autouse=True)
 def token_cache(tmp_path_factory):
     os.environ["NANIGPT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, token_cache):
+    """The folder of a finished run of TINY, beside printed.txt; a test copies it to change it.
+
+    It takes a second, which the workers of pytest-xdist need not save by a lock.
+    """
+    path = tmp_path_factory.mktemp("finished") / "run"
+    command = ["train", *flags(*TINY), f"--run={path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sys, "argv", ["nanigpt", *command]
+        )  # a run records the command of its process
+        (path.parent / "printed.txt").write_text(succeed(here(*command)))
+    return path
 
 
 @pytest.fixture

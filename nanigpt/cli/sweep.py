@@ -11,7 +11,6 @@ more values, it runs only the new trials. No trial is ever trained twice.
 """
 
 import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -29,6 +28,7 @@ from nanigpt.cli.trainer import build_trainer
 from nanigpt.config.compose.flag import compose, config_flag, define_config_flag, recipe_name
 from nanigpt.config.compose.sweep import Space, extremes, parse_axis, points
 from nanigpt.errors import UsageError
+from nanigpt.words import listed, shortened
 
 _SHOWN = 10  # problems
 
@@ -204,17 +204,9 @@ def _plan(base: list[str], axes: dict[str, Space], values: flags.FlagValues) -> 
             where = ", ".join(f"{key}={value}" for key, value in point.items())
             problems.setdefault(str(error), []).append(where)
     if problems:
-        raise UsageError("\n".join(["the sweep cannot be run:", *_lines(problems)]))
+        told = [f"{listed(where, 1)}: {problem}" for problem, where in problems.items()]
+        raise UsageError("\n  ".join(["the sweep cannot be run:", *shortened(told, _SHOWN)]))
     return [] if tpe else list(trials.values())
-
-
-def _lines(problems: dict[str, list[str]]) -> Iterator[str]:
-    """Yield each problem once, with the first of the points that have it."""
-    for problem, where in list(problems.items())[:_SHOWN]:
-        more = f" (and {len(where) - 1} more)" if where[1:] else ""
-        yield f"  {where[0]}{more}: {problem}"
-    if len(problems) > _SHOWN:
-        yield f"  and {len(problems) - _SHOWN} more problems"
 
 
 def _search(

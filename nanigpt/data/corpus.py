@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nanigpt.problems import ComponentError, Problem, refuse
+from nanigpt.words import one_of
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -140,7 +141,7 @@ class TextCorpus:
             for i, row in enumerate(rows):
                 text = row.get(self.text_field)
                 if not isinstance(text, str):
-                    expected = f"a column with text in row {i} of {file}, one of {', '.join(row)}"
+                    expected = f"a column with text in row {i} of {file}, {one_of(row)}"
                     refuse("text_field", self.text_field, expected, component=self)
                 yield text
         except ComponentError:

@@ -9,7 +9,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import torch
 from torch.nn import functional as F
 
-from nanigpt.problems import refuse, require_positive
+from nanigpt.problems import require_choice, require_positive
 
 Approximation = Literal["none", "tanh"]
 
@@ -64,8 +64,7 @@ class GELU(Elementwise):
     """
 
     def __init__(self, *, approximate: Approximation = "none"):
-        if approximate not in get_args(Approximation):
-            refuse("approximate", approximate, f"one of {', '.join(get_args(Approximation))}")
+        require_choice(get_args(Approximation), approximate=approximate)
         self.approximate = approximate
 
     def function(self, x: torch.Tensor) -> torch.Tensor:

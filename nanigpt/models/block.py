@@ -16,7 +16,7 @@ from nanigpt.models.moe.mixture import Load
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
 from nanigpt.models.widths import size
-from nanigpt.problems import refuse, refuse_all
+from nanigpt.problems import refuse_all, require_choice
 
 RecomputationMode = Literal["none", "full", "selective", "budget"]
 
@@ -83,9 +83,8 @@ class Block(nn.Module, abc.ABC):
                 ),
             ]
         )
-        if activation_checkpointing not in get_args(RecomputationMode):
-            expected = f"one of {', '.join(get_args(RecomputationMode))}"
-            refuse("activation_checkpointing", activation_checkpointing, expected)
+        modes = get_args(RecomputationMode)
+        require_choice(modes, activation_checkpointing=activation_checkpointing)
         self.attention_norm = attention_norm
         self.attention = attention
         self.feed_forward_norm = feed_forward_norm

@@ -7,6 +7,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from nanigpt.problems import Fix, refuse
+from nanigpt.words import one_of
 
 Recipe = Literal["tensorwise", "rowwise", "rowwise_with_gw_hp", "mxfp8"]
 ExpertRecipe = Literal["rowwise", "mxfp8"]
@@ -24,7 +25,7 @@ def check_recipe(recipe: str | None, recipes: Sequence[str], **sizes: int) -> No
     if recipe is None:
         return
     if recipe not in recipes:
-        refuse("float8", recipe, f"None or one of {', '.join(recipes)}")
+        refuse("float8", recipe, f"None or {one_of(recipes)}")
     n = multiple(recipe)
     if any(size % n for size in sizes.values()):
         told = ", ".join(f"{name}={size}" for name, size in sizes.items())

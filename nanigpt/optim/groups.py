@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from nanigpt.problems import Problem, refuse, refuse_all, require_not_negative
+from nanigpt.words import one_of
 
 KINDS = ("matrices", "embedding", "head", "vectors")
 
@@ -143,7 +144,7 @@ def require_matches(optimizer: torch.optim.Optimizer) -> None:
     found = {g["select"] for g in every if "select" in g and g["params"]}
     unmatched = [g["unmatched"] for g in every if "unmatched" in g and g.get("select") not in found]
     expected = (
-        f"one of {', '.join(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq'; it "
+        f"{one_of(KINDS)}, or a pattern of names, such as 'layers[*].attention.wq'; it "
         "must match a trained parameter that no earlier group selects"
     )
     parts = [text.partition("=") for text in unmatched]

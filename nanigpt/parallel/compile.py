@@ -19,7 +19,8 @@ from nanigpt.logs import errors_only
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.protocol import blocks_here, body, recomputation
 from nanigpt.parallel.plan import Plan
-from nanigpt.problems import Fix, Problem, refuse
+from nanigpt.problems import Fix, Problem, require_choice, show
+from nanigpt.words import one_of
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,7 @@ class Compile:
         scope: Scope = "blocks",
         loss: bool = True,
     ):
-        if scope not in get_args(Scope):
-            refuse("scope", scope, f"one of {', '.join(get_args(Scope))}")
+        require_choice(get_args(Scope), scope=scope)
         self.backend = backend
         self.fullgraph = fullgraph
         self.scope = scope
@@ -65,7 +65,7 @@ class Compile:
         if self.backend not in ("inductor", "aot_eager"):  # do not import dynamo for these
             known = torch.compiler.list_backends(exclude_tags=())
             if self.backend not in known:
-                found.append(Problem("backend", self.backend, f"one of {', '.join(known)}"))
+                found.append(Problem("backend", self.backend, one_of(map(show, known))))
         if self.scope == "blocks":
             return found
         modes = {recomputation(block) for block in blocks_here(model)}

@@ -21,7 +21,7 @@ from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.tensor import head_counts, indivisible
 from nanigpt.parallel.tensor_plan import gaps, parts
-from nanigpt.problems import Fix, Problem, refuse
+from nanigpt.problems import Fix, Problem, require_choice
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -45,8 +45,7 @@ class ContextParallel:
     may_change_on_resume = True
 
     def __init__(self, *, method: Method = "all_gather"):
-        if method not in get_args(Method):
-            refuse("method", method, f"one of {', '.join(get_args(Method))}")
+        require_choice(get_args(Method), method=method)
         self.method = method
 
     def problems(self, model: nn.Module, plan: Plan, /) -> list[Problem]:

@@ -12,7 +12,7 @@ from nanigpt.models.protocol import compute_dtype, shard_groups
 from nanigpt.parallel.expert import expert_parameters
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
-from nanigpt.problems import Fix, Problem, refuse
+from nanigpt.problems import Fix, Problem, refuse, require_choice
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -50,9 +50,7 @@ class FullyShardedDataParallel:
         prefetch: int = 0,
         cpu_offload: bool = False,
     ):
-        if reshard_after_forward not in get_args(Reshard):
-            expected = f"one of {', '.join(get_args(Reshard))}"
-            refuse("reshard_after_forward", reshard_after_forward, expected)
+        require_choice(get_args(Reshard), reshard_after_forward=reshard_after_forward)
         if prefetch < 0:
             refuse("prefetch", prefetch, "0 or more")
         self.param_dtype = param_dtype

@@ -14,7 +14,14 @@ from nanigpt.models.embedding import TiedHead
 from nanigpt.parallel.mesh import Layout
 from nanigpt.parallel.plan import Plan
 from nanigpt.parallel.schedule import SCHEDULES, Timeline, Timetable, arrange, simulate
-from nanigpt.problems import ComponentError, Fix, Problem, refuse, require_not_negative
+from nanigpt.problems import (
+    ComponentError,
+    Fix,
+    Problem,
+    refuse,
+    require_choice,
+    require_not_negative,
+)
 
 
 class PipelineParallel:
@@ -52,9 +59,7 @@ class PipelineParallel:
         embedding_blocks: float = 1.0,
         csv: str | None = None,
     ):
-        if schedule not in (*SCHEDULES, "CSV"):
-            expected = ", ".join((*SCHEDULES, "CSV"))
-            refuse("schedule", schedule, f"one of {expected}")
+        require_choice((*SCHEDULES, "CSV"), schedule=schedule)
         if microbatches is not None and microbatches < 1:
             refuse("microbatches", microbatches, "at least 1, or None")
         require_not_negative(embedding_blocks=embedding_blocks)

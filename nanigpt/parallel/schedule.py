@@ -12,6 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanigpt.parallel.schedule_csv import read_csv
+from nanigpt.words import one_of
 
 if TYPE_CHECKING:
     from torch.distributed.pipelining.schedules import _Action as Action
@@ -356,7 +357,7 @@ def _check_costs(timetable: Timetable, costs: list[float] | None) -> list[float]
 
 def _check_name(schedule: str) -> None:
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r}: expected one of {', '.join(SCHEDULES)}, CSV")
+        raise ValueError(f"schedule={schedule!r}: expected {one_of((*SCHEDULES, 'CSV'))}")
 
 
 def _check_counts(ranks: int, microbatches: int) -> None:

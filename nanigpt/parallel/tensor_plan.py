@@ -38,6 +38,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from nanigpt.models.declared import declared
+from nanigpt.words import one_of
 
 PlainPlan = Literal["pointwise", "whole"]
 
@@ -188,7 +189,7 @@ def _says_nothing(module: nn.Module, slot: str | None) -> bool:
 def _wrong_entry(module: nn.Module, plan: dict[str, str]) -> str | None:
     for child, style in plan.items():
         if style not in STYLES:
-            return f"tensor_parallel[{child!r}]={style!r} to be one of {', '.join(STYLES)}"
+            return f"tensor_parallel[{child!r}]={style!r} to be {one_of(STYLES)}"
         if child and not hasattr(module, child):
             return f"tensor_parallel[{child!r}] to name a child, or '' for the module itself"
     return None

@@ -9,6 +9,7 @@ import torch
 from torch import distributed as dist
 
 from nanigpt.errors import RankError, UsageError
+from nanigpt.problems import require_choice
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -54,8 +55,7 @@ def start_world(device: Device = "auto") -> World:
     Raises:
         UsageError: The device is not available.
     """
-    if device not in get_args(Device):
-        raise UsageError(f"device={device!r}: expected one of {', '.join(get_args(Device))}")
+    require_choice(get_args(Device), device=device)
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device='cuda': this machine has no usable CUDA device; use auto or cpu")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -21,6 +21,7 @@ from nanigpt.parallel.world import World
 from nanigpt.problems import refuse, require_positive
 from nanigpt.tags import Unit
 from nanigpt.training.run_directory import RunDirectory
+from nanigpt.words import listed
 
 log = logging.getLogger(__name__)
 
@@ -231,15 +232,15 @@ def _require_keys(folder: Path, stored: dict[str, Any], wanted: dict[str, torch.
         elif entry.size != tensor.shape:
             problems.append(f"{name} is {list(entry.size)}, expected {list(tensor.shape)}")
     if problems:
-        more = f" and {len(problems) - 5} more" if problems[5:] else ""
-        raise MisfitError(f"{folder} belongs to another model: {'; '.join(problems[:5])}{more}")
+        told = listed(problems, 5, separator="; ")
+        raise MisfitError(f"{folder} belongs to another model: {told}")
 
 
 def _require_state(folder: Path, stored: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
     missing = [key for key in _flat(wanted) if f"optimizer.{key}" not in stored]
     if missing:
         raise MisfitError(
-            f"{folder} belongs to another optimizer: no {missing[0]} and {len(missing) - 1} more; "
+            f"{folder} belongs to another optimizer: no {listed(missing, 1)}; "
             "resume with the optimizer that wrote it, or begin a new run"
         )
 

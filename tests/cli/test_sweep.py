@@ -14,7 +14,7 @@ from nanigpt.cli.sweeping import pool
 from nanigpt.cli.sweeping.tpe import Observation, Search
 from nanigpt.config.compose.sweep import Integers, LogUniform
 from nanigpt.config.record.run_config import load_run
-from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny
+from tests.support import TINY, finish, flags, metrics, start, succeed, tiny
 
 _RATES = "--sweep=tag:LearningRate="
 
@@ -390,10 +390,6 @@ assert main(["sweep", "--sweep=x"]) == 2
 print([name for name in ("optuna", "matplotlib", "rich") if name in sys.modules])
 """
     assert succeed(finish(start("-c", code), 60)).splitlines()[-1] == "[]"
-
-
-def test_help_names_the_command():
-    assert "sweep" in succeed(nanigpt("--help"))
 
 
 @pytest.mark.parametrize("name", ["val_los", "Val_Loss", "val-loss", "Loss"])

@@ -225,9 +225,9 @@ def test_a_skewed_router_is_balanced_in_200_steps():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def run(tmp_path_factory):
     """A run of 12 steps, each of them two microbatches, whose blocks are recomputed."""
-    path = tmp_path_factory.mktemp("finished")
+    path = tmp_path_factory.mktemp("run")
     return path, train(balanced(), path)
 
 
@@ -250,8 +250,8 @@ def balanced(*edits):
     return cfg
 
 
-def test_every_step_has_the_metrics_of_experts(finished):
-    _, rows = finished
+def test_every_step_has_the_metrics_of_experts(run):
+    _, rows = run
     assert all(set(TOLD) < row.keys() for row in rows)
     for row in rows:
         # Neither recomputation nor evaluation is counted: 4 sequences of 32 tokens, 2 experts each.
@@ -263,19 +263,19 @@ def test_every_step_has_the_metrics_of_experts(finished):
         assert 0 < row["expert_bias_range"] <= 0.1 * row["step"] + 1e-6
 
 
-def test_a_run_counts_alike_without_microbatches_and_recomputation(finished, tmp_path):
+def test_a_run_counts_alike_without_microbatches_and_recomputation(run, tmp_path):
     edits = ("tag:LocalBatchSize=None", "tag:ActivationCheckpointing=none")
     rest = ("set:metrics.tokens_per_expert=False", "fiddler:steps(1)")
     cfg = balanced(*edits, *rest)
     [row] = train(cfg, tmp_path)
     assert "tokens_per_expert" not in row
     assert {name: row[name] for name in TOLD} == pytest.approx(
-        {name: finished[1][0][name] for name in TOLD}, rel=1e-6
+        {name: run[1][0][name] for name in TOLD}, rel=1e-6
     )
 
 
-def test_a_resumed_run_has_the_bias_of_experts_bit_for_bit(finished):
-    path, rows = finished
+def test_a_resumed_run_has_the_bias_of_experts_bit_for_bit(run):
+    path, rows = run
 
     def final():
         trainer = build(balanced())

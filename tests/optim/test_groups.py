@@ -185,7 +185,7 @@ def test_learning_rates_by_tag():
         (["fiddler:parameter_group('')"], "select='': expected a selector"),
         (["fiddler:muon", "fiddler:muon"], "the run has Muon already"),
         (["fiddler:muon", "set:optimizer.momentum=1"], "optimizer.momentum=1.0: expected"),
-        (["set:optimizer.eps=-1"], "optimizer.eps=-1.0: expected 0 or more"),
+        (["set:optimizer.eps=-1"], "optimizer.eps=-1.0: expected more than 0"),
         (
             ["set:optimizer.state=bfloat16", "set:optimizer.betas=(0.9, 0.999)"],
             "expected at most 0.99 with state='bfloat16'",

@@ -8,10 +8,10 @@ import pytest
 from tests.support import TINY, flags, metrics, succeed, tiny, torchrun, train
 
 
-@pytest.fixture(scope="module")
-def single(tmp_path_factory):
+@pytest.fixture
+def single(finished):
     """20 steps on one process."""
-    return train(tiny(), tmp_path_factory.mktemp("single"))
+    return metrics(finished)
 
 
 @pytest.fixture(scope="module")

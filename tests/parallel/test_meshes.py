@@ -96,7 +96,7 @@ WRONG = [
     (4, [pipeline(4, "Interleaved1F1B", 6), BATCH.format(8)], "microbatches=6"),
     (4, [pipeline(4, "InterleavedZeroBubble", 7), BATCH.format(8)], "microbatches=7"),
     (4, [pipeline(4, "DualPipeV", 4)], "microbatches=4"),
-    (4, [pipeline(4, "2F2B", 8)], "schedule='2F2B': expected one of GPipe, 1F1B"),
+    (4, [pipeline(4, "2F2B", 8)], "schedule='2F2B': expected one of 'GPipe', '1F1B'"),
     (4, [pipeline(4, "1F1B", 8), "set:parallelizer.pipeline.stages_per_rank=2"], "stages_per_rank=2"),
     (4, [pipeline(4, "ZBVZeroBubble"), "set:parallelizer.pipeline.stages_per_rank=3"], "=3"),
     (4, [pipeline(4, "LoopedBFS"), "set:parallelizer.pipeline.stages_per_rank=1"], "=1"),

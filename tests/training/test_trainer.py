@@ -1,6 +1,7 @@
 """The training loop in one process."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,12 +13,12 @@ from nanigpt.training import loop
 from nanigpt.training.loop import evaluate, train_step
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.setup import Session, restore, set_up_model
-from tests.support import metrics, tiny, train
+from tests.support import QUICK, metrics, tiny, train
 
 
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return train(tiny(), tmp_path_factory.mktemp("run"))
+@pytest.fixture
+def rows(finished):
+    return metrics(finished)
 
 
 def test_every_step_has_a_row(rows):
@@ -79,7 +80,7 @@ def test_a_naive_loop_gives_the_same_losses(rows):
 
 
 def test_accumulation_gives_the_same_losses(rows, tmp_path):
-    accumulated = train(tiny("set:local_batch_size=2"), tmp_path)
+    accumulated = train(tiny("set:local_batch_size=2", *QUICK), tmp_path)
     for one, other in zip(rows, accumulated, strict=True):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
@@ -87,7 +88,8 @@ def test_accumulation_gives_the_same_losses(rows, tmp_path):
 
 def test_recomputation_changes_no_loss(rows, tmp_path):
     edits = [f"set:model.layers[{i}].activation_checkpointing=full" for i in (0, 1)]
-    assert [r["loss"] for r in train(tiny(*edits), tmp_path)] == [r["loss"] for r in rows]
+    recomputed = train(tiny(*edits, *QUICK), tmp_path)
+    assert [r["loss"] for r in recomputed] == [r["loss"] for r in rows]
 
 
 def test_masked_labels_weigh_nothing_in_any_microbatch():
@@ -126,22 +128,20 @@ def test_tied_weights_train_as_one(tmp_path):
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
 
 
-def test_tensorboard_has_the_curves(tmp_path):
+def test_tensorboard_has_the_curves(finished, rows):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    rows = train(tiny(), tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events = EventAccumulator(str(finished / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(1, 21))
     assert events.Scalars("loss")[4].value == pytest.approx(rows[4]["loss"])
     assert [e.step for e in events.Scalars("val_loss")] == [10, 20]
 
 
-def test_a_step_is_one_event_of_tensorboard(tmp_path):
+def test_a_step_is_one_event_of_tensorboard(finished):
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    train(tiny(), tmp_path)
-    (file,) = (tmp_path / "tensorboard").iterdir()
+    (file,) = (finished / "tensorboard").iterdir()
     steps = [e.step for e in EventFileLoader(str(file)).Load() if e.summary.value]
     assert steps == list(range(1, 21))
 
@@ -188,10 +188,10 @@ def test_wrong_data_is_refused_before_any_step(edits, message, tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_a_finished_run_has_nothing_to_train(tmp_path, capsys):
-    before = train(tiny("fiddler:steps(4)"), tmp_path)
-    assert train(tiny("fiddler:steps(4)"), tmp_path) == before
-    assert "already at step 4 of 4: nothing to train" in capsys.readouterr().out
+def test_a_finished_run_has_nothing_to_train(finished, rows, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert train(tiny(), copy) == rows
+    assert "already at step 20 of 20: nothing to train" in capsys.readouterr().out
 
 
 def test_evaluation_weighs_tokens_and_bytes(tmp_path):
@@ -233,8 +233,7 @@ def test_an_interrupted_run_has_its_rows(tmp_path, monkeypatch):
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2, 3, 4, 5]
 
 
-def test_rows_are_json_one_a_line(tmp_path):
-    train(tiny("fiddler:steps(4)"), tmp_path)
-    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+def test_rows_are_json_one_a_line(finished):
+    for line in (finished / "metrics.jsonl").read_text().splitlines():
         assert isinstance(json.loads(line), dict)
-    assert metrics(tmp_path)[-1]["step"] == 4
+    assert metrics(finished)[-1]["step"] == 20

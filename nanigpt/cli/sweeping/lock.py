@@ -1,7 +1,9 @@
 """A lock that admits one sweep at a time to a directory.
 
-The libraries of file locks do not serve: the trials' processes inherit this lock and keep it until
-they have ended, also when their sweep was killed, and tasks of a Slurm array share it.
+filelock cannot replace it. Tasks of a Slurm array share this lock, and filelock's FileLock is only
+exclusive; its ReadWriteLock, which SQLite implements, has no file that a child could keep open. The
+trials' processes inherit this lock and keep it until they have ended, also when their sweep was
+killed.
 """
 
 import fcntl

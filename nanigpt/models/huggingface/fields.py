@@ -20,6 +20,7 @@ from nanigpt.models.feed_forward import FeedForward
 from nanigpt.models.norm import RMSNorm
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding, YarnScaling
 from nanigpt.models.self_attention import SelfAttention
+from nanigpt.words import listed
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def common(what: str, values: Iterable[T]) -> T:
     found = list(values)
     if any(value != found[0] for value in found):
         distinct = list(dict.fromkeys(map(str, found)))
-        raise UsageError(f"layers differ in {what} ({', '.join(distinct[:4])}): expected one value")
+        raise UsageError(f"layers differ in {what} ({listed(distinct, 4)}): expected one value")
     return found[0]
 
 
