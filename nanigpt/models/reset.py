@@ -123,9 +123,20 @@ def _own(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
-def on_meta(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which all tensors of a model are on meta."""
-    return _whole(model, "meta")
+@contextlib.contextmanager
+def on_meta(model: nn.Module) -> Iterator[None]:
+    """Put all tensors of a model on meta, and undo at the end what its forward pass has kept.
+
+    A module that keeps a tensor for later, such as a mask, must not keep one without values.
+    """
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with _whole(model, "meta"):
+            yield
+    finally:
+        for module, attributes in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from nanigpt.data.dataset import PackedDataset
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.models.slots import uncallable
+from nanigpt.models.widths import own_name
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Fix, Problem
 from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
@@ -77,9 +78,10 @@ class LanguageModeling(Task[TokenBatch]):
         size, rows = data.tokenizer.vocab_size, getattr(model, "vocab_size", None)
         if rows is None or size <= rows:
             return []
-        fix = Fix(model.embedding, "vocab_size", size)
+        name = own_name(model.embedding, "vocab_size")
+        fix = Fix(model.embedding, name, size)
         expected = f"at least the {size} ids of the tokenizer"
-        return [Problem("vocab_size", rows, expected, fix, model.embedding)]
+        return [Problem(name, rows, expected, fix, model.embedding)]
 
     def prepare(
         self,
