@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanigpt.problems import refuse
+from nanigpt.problems import first_line, refuse
 
 
 class Resets:
@@ -68,8 +68,8 @@ class Resets:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 return self._find_written(root, "cpu")
         except Exception as error:  # a method of another package may raise anything
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            refuse("", ..., f"a reset_parameters() that runs, but it raised {told}", component=root)
+            expected = f"a reset_parameters() that runs, but it raised {first_line(error)}"
+            refuse("", ..., expected, component=root)
 
     def _find_written(self, root: nn.Module, device: str) -> set[tuple[int, str]]:
         """Run every `reset_parameters` below `root` on a device, and note what is written."""

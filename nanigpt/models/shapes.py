@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanigpt.models.attributes import OF_EVERY_MODULE
 from nanigpt.models.reset import on_meta
 from nanigpt.models.widths import size
-from nanigpt.problems import Problem, show
+from nanigpt.problems import Problem, first_line, show
 
 log = logging.getLogger(__name__)
 
@@ -68,15 +69,6 @@ def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Probl
 def needs_values(error: Exception) -> bool:
     """Return whether an error of torch says that it does not compute with tensors on meta."""
     return re.search(r"\bmeta\b", str(error), re.IGNORECASE) is not None
-
-
-def first_line(error: Exception) -> str:
-    """Return the class of an error, and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-# Every module has these attributes, so they do not characterise its forward pass.
-_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 class _Run:
@@ -146,8 +138,8 @@ class _Run:
         result = output[0] if isinstance(output, tuple) and output else output
         if isinstance(result, torch.Tensor) and result.shape == given.shape:
             return output
-        told = _form(result) if isinstance(result, torch.Tensor) else type(result).__name__
-        expected = f"an output of its input's shape {_form(given)}, not {told}"
+        told = form(result) if isinstance(result, torch.Tensor) else type(result).__name__
+        expected = f"an output of its input's shape {form(given)}, not {told}"
         self.problems.append(Problem("", ..., expected, component=module))
         return torch.empty_like(given)
 
@@ -196,7 +188,7 @@ def _kind(module: nn.Module) -> Any:
     """Describe a module so that equal descriptions stand for equal forward passes."""
     parts = []
     for name, part in module.named_modules():
-        held = {k: _described(v) for k, v in vars(part).items() if k not in _OF_TORCH}
+        held = {k: _described(v) for k, v in vars(part).items() if k not in OF_EVERY_MODULE}
         for tensors in (part._parameters, part._buffers):
             held |= {k: _described(v) for k, v in tensors.items()}
         parts.append((name, id(type(part)), held))
@@ -242,8 +234,9 @@ def _call(args: tuple, kwargs: dict) -> str:
 
 
 def _argument(value: Any) -> str:
-    return _form(value) if isinstance(value, torch.Tensor) else show(value)
+    return form(value) if isinstance(value, torch.Tensor) else show(value)
 
 
-def _form(tensor: torch.Tensor) -> str:
+def form(tensor: torch.Tensor) -> str:
+    """Write the shape of a tensor, for a message."""
     return f"[{', '.join(map(str, tensor.shape))}]"

@@ -24,7 +24,7 @@ def size(module: nn.Module | None, name: str) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def own_name(module: nn.Module | None, name: str) -> str:
+def own_name(module: object, name: str) -> str:
     """Return the name that a module itself has for a size: `normalized_shape` for `dim`."""
     names = (name, *_ALSO.get(name, ()))
     return next((n for n in names if getattr(module, n, None) is not None), name)
