@@ -124,6 +124,24 @@ def refuse(
     raise ComponentError(Problem(argument, value, expected, fix, component, given))
 
 
+def reported(component: object, answer: Any, method: str = "problems") -> list[Problem]:
+    """Return the problems that a component's method returned, or a problem with what it returned.
+
+    Args:
+        component: Component that was asked, which may be the user's.
+        answer: What its method returned: an iterable of problems.
+        method: Name of the method.
+    """
+    is_one = isinstance(answer, str) or not isinstance(answer, Iterable)
+    found = [answer] if is_one else list(answer)
+    wrong = [problem for problem in found if is_one or not isinstance(problem, Problem)]
+    if not wrong:
+        return found
+    expected = f"{method}() that returns a list of nanigpt.problems.Problem, not "
+    expected += show(answer) if is_one else f"one that has {show(wrong[0])}"
+    return [Problem("", ..., expected, component=component)]
+
+
 def refuse_all(problems: Iterable[Problem]) -> None:
     """Raise the ComponentError of the given problems, unless there are none."""
     if found := tuple(problems):
@@ -177,3 +195,8 @@ def show(value: Any) -> str:
     text = repr(value)
     has_no_form = "\n" in text or " object at 0x" in text or len(text) > 200
     return type(value).__name__ if has_no_form else text.removeprefix("torch.")
+
+
+def first_line(error: Exception) -> str:
+    """Return the class of an error, and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

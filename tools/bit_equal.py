@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -32,7 +32,10 @@ import torch  # noqa: E402
 
 from nanigpt.cli.main import main as nanigpt  # noqa: E402
 from nanigpt.config.registry import recipes  # noqa: E402
-from nanigpt.optim.schedule import Schedule  # noqa: E402
+from nanigpt.data.batch import Batch  # noqa: E402
+from nanigpt.training import loop  # noqa: E402
+from nanigpt.training.setup import Session  # noqa: E402
+from nanigpt.training.trackers.tracker import Row  # noqa: E402
 from tools.arithmetic import arithmetic  # noqa: E402
 
 STEPS = 5
@@ -86,19 +89,19 @@ def steps(name: str) -> list[dict[str, str]]:
 
 @contextlib.contextmanager
 def stopping_after(n: int) -> Iterator[None]:
-    """Interrupt training when it asks for the learning rate of step n, counted from 0.
+    """Interrupt training before it takes step n, counted from 0.
 
     The effect is that of Ctrl-C, so that all rows so far are complete. The schedule does not
     change.
     """
-    factor = Schedule.__call__
+    step = loop.train_step
 
-    def interrupted(self: Schedule, step: int, steps: int) -> float:
-        if step >= n:
+    def interrupted(session: Session, microbatches: Iterable[Batch]) -> Row:
+        if session.progress.step >= n:
             raise KeyboardInterrupt
-        return factor(self, step, steps)
+        return step(session, microbatches)
 
-    with mock.patch.object(Schedule, "__call__", interrupted):
+    with mock.patch.object(loop, "train_step", interrupted):
         yield
 
 

@@ -48,7 +48,8 @@ def run(values: flags.FlagValues) -> int:
     world = parallel.layout.world
     if world.is_main and progress.step and progress.text != trainer.data.digest:
         log.warning("the data are not those of the checkpoint: these are other validation numbers")
-    result = evaluate(trainer, parallel, names)
+    with assembly.located():
+        result = evaluate(trainer, parallel, names)
     if world.is_main:
         print(json.dumps({"step": progress.step, **result}))
     return 0

@@ -69,7 +69,8 @@ def run(values: flags.FlagValues) -> int:
     world.barrier()
     info = RunInfo(config=flat(cfg), fingerprint=identity, command=sys.argv)
     try:
-        train(prepared, info)
+        with assembly.located():
+            train(prepared, info)
     except MisfitError:  # the record stays that of the checkpoint
         if recorded is not None:
             write_atomically(directory.config, recorded)

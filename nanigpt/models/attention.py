@@ -16,7 +16,7 @@ from nanigpt.models.self_attention import SelfAttention
 from nanigpt.models.soft_cap import check_soft_cap
 from nanigpt.models.varlen_attention import VarLen
 from nanigpt.models.visibility import Places, Visibility
-from nanigpt.models.widths import misfits, size
+from nanigpt.models.widths import declared_sizes, misfits, size
 from nanigpt.problems import Fix, refuse, refuse_all, require_positive
 
 
@@ -82,16 +82,16 @@ class Attention(SelfAttention):
             refuse("n_kv_heads", n_kv_heads, expected, given=("n_heads",))
         dim, width = size(wq, "in_dim"), n_heads * head_dim
         widths = {
-            "wq.out_dim": (size(wq, "out_dim"), width),
-            "wk.out_dim": (size(wk, "out_dim"), n_kv_heads * head_dim),
-            "wv.out_dim": (size(wv, "out_dim"), n_kv_heads * head_dim),
-            "wo.in_dim": (size(wo, "in_dim"), width),
-            "wk.in_dim": (size(wk, "in_dim"), dim),
-            "wv.in_dim": (size(wv, "in_dim"), dim),
-            "rope.head_dim": (size(rope, "head_dim"), head_dim),
-            "q_norm.dim": (size(q_norm, "dim"), head_dim),
-            "k_norm.dim": (size(k_norm, "dim"), head_dim),
-            "sink.n_heads": (size(sink, "n_heads"), n_heads),
+            "wq.out_dim": (wq, width),
+            "wk.out_dim": (wk, n_kv_heads * head_dim),
+            "wv.out_dim": (wv, n_kv_heads * head_dim),
+            "wo.in_dim": (wo, width),
+            "wk.in_dim": (wk, dim),
+            "wv.in_dim": (wv, dim),
+            "rope.head_dim": (rope, head_dim),
+            "q_norm.dim": (q_norm, head_dim),
+            "k_norm.dim": (k_norm, head_dim),
+            "sink.n_heads": (sink, n_heads),
         }
         if sink is not None and isinstance(core, VarLen):
             expected = (
@@ -124,8 +124,7 @@ class Attention(SelfAttention):
 
     def stream_dims(self) -> dict[str, int]:
         """Return the widths that must equal the residual stream's, if projections declare them."""
-        found = {"wq.in_dim": size(self.wq, "in_dim"), "wo.out_dim": size(self.wo, "out_dim")}
-        return {name: n for name, n in found.items() if n is not None}
+        return declared_sizes({"wq.in_dim": self.wq, "wo.out_dim": self.wo})
 
     def heads(self) -> dict[str, int]:
         return {"n_heads": self.n_heads, "n_kv_heads": self.n_kv_heads}

@@ -15,7 +15,7 @@ from nanigpt.models.kv_cache import LayerCache
 from nanigpt.models.moe.mixture import Load
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
-from nanigpt.models.widths import size
+from nanigpt.models.widths import declared_sizes
 from nanigpt.problems import refuse_all, require_choice
 
 RecomputationMode = Literal["none", "full", "selective", "budget"]
@@ -102,8 +102,8 @@ class Block(nn.Module, abc.ABC):
             dims = getattr(module, "stream_dims", None)
             if dims is not None:
                 found |= {f"{name}.{argument}": width for argument, width in dims().items()}
-            elif (dim := size(module, "dim")) is not None:
-                found[f"{name}.dim"] = dim
+            else:
+                found |= declared_sizes({f"{name}.dim": module})
         return found
 
     def forward(

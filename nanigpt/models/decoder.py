@@ -19,7 +19,7 @@ from nanigpt.models.multi_token import MultiTokenPrediction
 from nanigpt.models.protocol import Finish
 from nanigpt.models.slots import uncallable
 from nanigpt.models.visibility import Places
-from nanigpt.models.widths import misfits, size
+from nanigpt.models.widths import misfits, own_name
 from nanigpt.problems import Problem, refuse, refuse_all
 
 __all__ = ["Decoder", "RecomputationMode", "TransformerBlock"]
@@ -73,15 +73,12 @@ class Decoder(DecoderCosts):
         if dim is None or vocab_size is None:
             wanted = "an embedding with dim and vocab_size, or with one weight [vocab_size, dim]"
             refuse("embedding", type(embedding), wanted)
-        sizes: dict[str, int | None] = {
-            "norm.dim": size(norm, "dim"),
-            "head.in_dim": size(head, "in_dim"),
-        }
+        wide: dict[str, Any] = {"norm.dim": norm, "head.in_dim": head}
         blocks = {f"layers[{i}]": block for i, block in enumerate(layers)}
         depths: list[Any] = [] if multi_token is None else list(multi_token.depths)
         for i, depth in enumerate(depths):
             where = f"multi_token.depths[{i}]"
-            sizes[f"{where}.norm.dim"] = size(depth.norm, "dim")
+            wide[f"{where}.norm.dim"] = depth.norm
             blocks[f"{where}.block"] = depth.block
         refuse_all(
             problem
@@ -90,11 +87,11 @@ class Decoder(DecoderCosts):
         )
         for where, block in blocks.items():
             dims: dict[str, int] = getattr(block, "stream_dims", dict)()
-            sizes |= {f"{where}.{name}": width for name, width in dims.items()}
-        expected = {name: (width, dim) for name, width in sizes.items()}
-        wrong = misfits(expected, {"embedding.dim": dim})
-        rows = {"head.out_dim": (size(head, "out_dim"), vocab_size)}
-        wrong += misfits(rows, {"embedding.vocab_size": vocab_size})
+            wide |= {f"{where}.{name}": width for name, width in dims.items()}
+        expected = {path: (owner, dim) for path, owner in wide.items()}
+        wrong = misfits(expected, {_path(embedding, "dim"): dim})
+        rows = {"head.out_dim": (head, vocab_size)}
+        wrong += misfits(rows, {_path(embedding, "vocab_size"): vocab_size})
         if isinstance(head, TiedHead) and head.weight is not getattr(embedding, "weight", None):
             wrong.append(Problem("head", head, "a head that is tied to the decoder's embedding"))
         refuse_all(wrong)
@@ -268,6 +265,10 @@ class Decoder(DecoderCosts):
         if self.multi_token is not None:
             last = [[self.head]]
         return [*first, *blocks, *last]
+
+
+def _path(embedding: nn.Module, name: str) -> str:
+    return f"embedding.{own_name(embedding, name)}"
 
 
 def _table_size(embedding: Any) -> tuple[int | None, int | None]:

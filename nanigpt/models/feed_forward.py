@@ -33,12 +33,12 @@ class FeedForward(nn.Module):
         super().__init__()
         dim, hidden = size(w1, "in_dim"), size(w1, "out_dim")
         expected = {
-            "w3.in_dim": (size(w3, "in_dim"), dim),
-            "w3.out_dim": (size(w3, "out_dim"), hidden),
-            "w2.in_dim": (size(w2, "in_dim"), hidden),
-            "w2.out_dim": (size(w2, "out_dim"), dim),
+            "w3.in_dim": (w3, dim),
+            "w3.out_dim": (w3, hidden),
+            "w2.in_dim": (w2, hidden),
+            "w2.out_dim": (w2, dim),
         }
-        refuse_all(misfits(expected, {"w1.in_dim": dim, "w1.out_dim": hidden}))
+        refuse_all(misfits(expected, {"w1.in_dim": w1, "w1.out_dim": w1}))
         self.w1 = w1
         self.w2 = w2
         self.w3 = w3
@@ -71,10 +71,10 @@ class MLP(nn.Module):
         super().__init__()
         dim, hidden = size(w1, "in_dim"), size(w1, "out_dim")
         expected = {
-            "w2.in_dim": (size(w2, "in_dim"), hidden),
-            "w2.out_dim": (size(w2, "out_dim"), dim),
+            "w2.in_dim": (w2, hidden),
+            "w2.out_dim": (w2, dim),
         }
-        refuse_all(misfits(expected, {"w1.in_dim": dim, "w1.out_dim": hidden}))
+        refuse_all(misfits(expected, {"w1.in_dim": w1, "w1.out_dim": w1}))
         self.w1 = w1
         self.w2 = w2
         self.activation = activation or GELU()

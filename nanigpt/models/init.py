@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from nanigpt.models.attributes import without_values
 from nanigpt.models.parameters import named_state
 from nanigpt.models.reset import Resets
 from nanigpt.problems import Problem, refuse, require_finite, require_positive
@@ -141,10 +142,15 @@ def initialize(model: nn.Module, *, seed: int) -> None:
 
 
 def uninitialized(model: nn.Module) -> list[Problem]:
-    """Return a problem for every parameter and buffer that no method gives a value."""
+    """Return a problem for every tensor of a model that no method gives a value."""
+    found = [
+        Problem("", ..., _expected_of_attribute(name), component=module)
+        for module in model.modules()
+        for name in without_values(module)
+    ]
     resets = Resets(model)
     computed = _with_computed_buffers(model)
-    found, seen = [], set()
+    seen = set()
     for _, module, local, tensor in named_state(model):
         if tensor in seen:
             continue
@@ -160,6 +166,13 @@ def _expected(module: nn.Module, local: str) -> str:
     if local in module._buffers:
         return f"reset_parameters() or reset_buffers() to give a value to the buffer {local!r}"
     return f"initializers() or reset_parameters() to give a value to the parameter {local!r}"
+
+
+def _expected_of_attribute(name: str) -> str:
+    return (
+        f"a buffer {name!r} (register_buffer) and a reset_parameters() that gives it a value, not "
+        "a plain attribute: the model is built on meta, where the tensor gets no value"
+    )
 
 
 def _initializer(module: nn.Module, local: str) -> Initializer | None:

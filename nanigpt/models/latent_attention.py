@@ -110,16 +110,16 @@ class LatentAttention(SelfAttention):
         into, out_of, rank = wq or wq_a, wq or wq_b, self.kv_lora_rank
         assert into is not None and out_of is not None
         expected = {
-            f"{given[-1]}.out_dim": (out_of.out_dim, n_heads * self.qk_head_dim),
-            "wkv_a.out_dim": (wkv_a.out_dim, rank + rope.head_dim),
-            "wkv_a.in_dim": (wkv_a.in_dim, into.in_dim),
-            "kv_norm.dim": (kv_norm.dim, rank),
-            "wkv_b.out_dim": (wkv_b.out_dim, n_heads * (nope_head_dim + v_head_dim)),
-            "wo.in_dim": (wo.in_dim, n_heads * v_head_dim),
+            f"{given[-1]}.out_dim": (out_of, n_heads * self.qk_head_dim),
+            "wkv_a.out_dim": (wkv_a, rank + rope.head_dim),
+            "wkv_a.in_dim": (wkv_a, into.in_dim),
+            "kv_norm.dim": (kv_norm, rank),
+            "wkv_b.out_dim": (wkv_b, n_heads * (nope_head_dim + v_head_dim)),
+            "wo.in_dim": (wo, n_heads * v_head_dim),
         }
         if q_norm is not None:
-            expected["q_norm.dim"] = (q_norm.dim, into.out_dim)
-            expected["wq_b.in_dim"] = (out_of.in_dim, into.out_dim)
+            expected["q_norm.dim"] = (q_norm, into.out_dim)
+            expected["wq_b.in_dim"] = (out_of, into.out_dim)
         sizes = {"n_heads": n_heads, "nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim}
         sizes |= {"rope.head_dim": rope.head_dim, "wkv_b.in_dim": rank}
         refuse_all(misfits(expected, sizes))

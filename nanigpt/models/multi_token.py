@@ -53,15 +53,15 @@ class PredictionDepth(nn.Module):
     ):
         super().__init__()
         said = size(norm, "dim")  # a norm of another package may not declare it
-        source = "projection.out_dim" if said is None else "norm.dim"
+        source = {"projection.out_dim": projection} if said is None else {"norm.dim": norm}
         dim = projection.out_dim if said is None else said
         expected = {
-            "embedding_norm.dim": (size(embedding_norm, "dim"), dim),
-            "hidden_norm.dim": (size(hidden_norm, "dim"), dim),
-            "projection.in_dim": (projection.in_dim, 2 * dim),
-            "projection.out_dim": (projection.out_dim, dim),
+            "embedding_norm.dim": (embedding_norm, dim),
+            "hidden_norm.dim": (hidden_norm, dim),
+            "projection.in_dim": (projection, 2 * dim),
+            "projection.out_dim": (projection, dim),
         }
-        refuse_all(misfits(expected, {source: dim}))
+        refuse_all(misfits(expected, source))
         self.embedding_norm = embedding_norm
         self.hidden_norm = hidden_norm
         self.projection = projection

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanigpt.problems import refuse
+from nanigpt.problems import first_line, refuse
 
 
 class Resets:
@@ -68,8 +68,8 @@ class Resets:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"):
                 return self._find_written(root, "cpu")
         except Exception as error:  # a method of another package may raise anything
-            told = f"{type(error).__name__}: {error}".splitlines()[0]
-            refuse("", ..., f"a reset_parameters() that runs, but it raised {told}", component=root)
+            expected = f"a reset_parameters() that runs, but it raised {first_line(error)}"
+            refuse("", ..., expected, component=root)
 
     def _find_written(self, root: nn.Module, device: str) -> set[tuple[int, str]]:
         """Run every `reset_parameters` below `root` on a device; note the tensors it writes to."""
@@ -123,9 +123,20 @@ def _own(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
-def on_meta(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which all tensors of a model are on meta."""
-    return _whole(model, "meta")
+@contextlib.contextmanager
+def on_meta(model: nn.Module) -> Iterator[None]:
+    """Put all tensors of a model on meta, and undo at the end what its forward pass has kept.
+
+    A module that keeps a tensor for later, such as a mask, must not keep one without values.
+    """
+    saved = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        with _whole(model, "meta"):
+            yield
+    finally:
+        for module, attributes in saved:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextlib.contextmanager

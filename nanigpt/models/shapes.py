@@ -10,6 +10,8 @@ The name of a ModuleList or ModuleDict covers its elements.
 """
 
 import contextlib
+import logging
+import re
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,9 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from nanigpt.models.attributes import OF_EVERY_MODULE
 from nanigpt.models.reset import on_meta
 from nanigpt.models.widths import size
-from nanigpt.problems import Problem
+from nanigpt.problems import Problem, first_line, show
+
+log = logging.getLogger(__name__)
 
 
 def says_all_widths(model: nn.Module) -> bool:
@@ -45,53 +50,49 @@ def shape_problems(model: nn.Module, *inputs: Any, **options: Any) -> list[Probl
     that one pass finds all such modules. Equal modules that get equal shapes, such as layers, run
     once, and all of them get the problems of that run. Values that a module computes from the
     values of tensors, such as the number of tokens of an expert, do not exist on meta; the pass
-    skips them in silence.
+    skips such a module, and a warning names it.
 
     Args:
         inputs: Arguments of the forward pass, tensors on meta.
         options: Keyword arguments of the forward pass.
     """
-    run = _Run()
-    tensors = {
-        name: tensor
-        for named in (model.named_parameters, model.named_buffers)
-        for name, tensor in named(remove_duplicate=False)
-    }
-    with run.watching(model), torch.no_grad():
+    run = _Run(model)
+    with run.watching(), on_meta(model), torch.no_grad():
         try:
-            if all(tensor.is_meta for tensor in tensors.values()):
-                model(*inputs, **options)
-            else:
-                with on_meta(model):
-                    model(*inputs, **options)
+            model(*inputs, **options)
         except Exception as error:  # a forward pass of another package may raise anything
             run.add(error, model, inputs, options)
+    run.warn()
     return run.problems
 
 
-# Every module has these attributes, so they do not characterise its forward pass.
-_OF_TORCH = frozenset(vars(nn.Module()))
+def needs_values(error: Exception) -> bool:
+    """Return whether an error of torch says that it does not compute with tensors on meta."""
+    return re.search(r"\bmeta\b", str(error), re.IGNORECASE) is not None
 
 
 class _Run:
     """State of a run: modules whose forward pass is in progress, and problems so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self.problems: list[Problem] = []
+        # Modules that do not run on meta, and why.
+        self._passed_over: list[tuple[nn.Module, str]] = []
         self._open: list[nn.Module] = []
-        # Modules that ran, their outputs, and their problems, by class and shapes.
-        self._done: dict[Any, tuple[nn.Module, Any, list[Problem]]] = {}
+        # Modules that ran, their outputs, and what was found, by class and shapes.
+        self._done: dict[Any, tuple[nn.Module, Any, list[Problem], list[tuple]]] = {}
 
     @contextlib.contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Follow every module of a model, and guard those that preserve the shape."""
+    def watching(self) -> Iterator[None]:
+        """Follow every module of the model, and guard those that preserve the shape."""
         with contextlib.ExitStack() as until_the_end:
-            for module in model.modules():
+            for module in self._model.modules():
                 entered = module.register_forward_pre_hook(self._enter)
                 left = module.register_forward_hook(self._leave)
                 until_the_end.callback(entered.remove)
                 until_the_end.callback(left.remove)
-            children = [(child, _kind(child)) for child in _shape_preserving(model)]
+            children = [(child, _kind(child)) for child in _shape_preserving(self._model)]
             for child, kind in children:
                 until_the_end.enter_context(self._guarded(child, kind))
             yield
@@ -99,14 +100,29 @@ class _Run:
     def add(self, error: Exception, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Report an error of the innermost module whose forward pass is in progress."""
         inner = self._open[-1] if self._open else module
-        if _needs_values(error):
+        if needs_values(error):
+            rest = ", nor are the modules after it" if module is self._model else ""
+            self._passed_over.append((inner, f"{first_line(error)}){rest}"))
             return
-        given = _first(args, kwargs)
-        takes = f" of {_form(given)}" if given is not None else ""
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
         where = "" if inner is module else f" in {type(module).__name__}"
-        expected = f"a forward pass{takes}{where}, but it raised {told}"
+        expected = f"a forward pass of {_call(args, kwargs)}{where}, but it raised "
+        expected += first_line(error)
         self.problems.append(Problem("", ..., expected, component=inner))
+
+    def warn(self) -> None:
+        """Warn of modules that do not run on meta. Equal warnings are one."""
+        names = {module: name or "the model" for name, module in self._model.named_modules()}
+        places: dict[tuple[type, str], dict[str, None]] = {}
+        for module, told in self._passed_over:
+            places.setdefault((type(module), told), {})[names[module]] = None
+        for (kind, told), (first, *others) in places.items():
+            where = f"{first} and {len(others)} more" if others else first
+            log.warning(
+                "%s (%s) is not checked: it does not run on meta tensors, which have no values (%s",
+                kind.__name__,
+                where,
+                told,
+            )
 
     def _checked(
         self, module: nn.Module, forward: Callable, given: torch.Tensor, args: tuple, kwargs: dict
@@ -122,8 +138,8 @@ class _Run:
         result = output[0] if isinstance(output, tuple) and output else output
         if isinstance(result, torch.Tensor) and result.shape == given.shape:
             return output
-        told = _form(result) if isinstance(result, torch.Tensor) else type(result).__name__
-        expected = f"an output of its input's shape {_form(given)}, not {told}"
+        told = form(result) if isinstance(result, torch.Tensor) else type(result).__name__
+        expected = f"an output of its input's shape {form(given)}, not {told}"
         self.problems.append(Problem("", ..., expected, component=module))
         return torch.empty_like(given)
 
@@ -146,16 +162,16 @@ class _Run:
             key = (kind, [_described(a) for a in args], named)
             known = repr(key)
             if known in self._done:
-                other, output, problems = self._done[known]
+                other, output, problems, passed_over = self._done[known]
                 names = {id(part): name for name, part in other.named_modules()}
-                self.problems += [
-                    replace(problem, component=module.get_submodule(names[id(problem.component)]))
-                    for problem in problems
-                ]
+                same = {i: module.get_submodule(name) for i, name in names.items()}
+                self.problems += [replace(p, component=same[id(p.component)]) for p in problems]
+                self._passed_over += [(same[id(part)], told) for part, told in passed_over]
                 return output
-            before = len(self.problems)
+            before = len(self.problems), len(self._passed_over)
             output = self._checked(module, forward, given, args, kwargs)
-            self._done[known] = module, output, self.problems[before:]
+            found = self.problems[before[0] :], self._passed_over[before[1] :]
+            self._done[known] = (module, output, *found)
             return output
 
         module.forward = guarded
@@ -172,7 +188,7 @@ def _kind(module: nn.Module) -> Any:
     """Describe a module so that equal descriptions stand for equal forward passes."""
     parts = []
     for name, part in module.named_modules():
-        held = {k: _described(v) for k, v in vars(part).items() if k not in _OF_TORCH}
+        held = {k: _described(v) for k, v in vars(part).items() if k not in OF_EVERY_MODULE}
         for tensors in (part._parameters, part._buffers):
             held |= {k: _described(v) for k, v in tensors.items()}
         parts.append((name, id(type(part)), held))
@@ -210,12 +226,17 @@ def _first(args: tuple, kwargs: dict) -> torch.Tensor | None:
     return next((value for value in given if isinstance(value, torch.Tensor)), None)
 
 
-def _form(tensor: torch.Tensor) -> str:
+def _call(args: tuple, kwargs: dict) -> str:
+    """Write the arguments of a call; the shapes of tensors stand for them."""
+    told = [_argument(value) for value in args]
+    told += [f"{name}={_argument(value)}" for name, value in kwargs.items()]
+    return told[0] if len(told) == 1 else f"({', '.join(told)})"
+
+
+def _argument(value: Any) -> str:
+    return form(value) if isinstance(value, torch.Tensor) else show(value)
+
+
+def form(tensor: torch.Tensor) -> str:
+    """Write the shape of a tensor, for a message."""
     return f"[{', '.join(map(str, tensor.shape))}]"
-
-
-def _needs_values(error: Exception) -> bool:
-    """Return whether an error says that a tensor on meta has no values."""
-    return isinstance(error, NotImplementedError) or (
-        isinstance(error, RuntimeError) and "meta tensor" in str(error).lower()
-    )

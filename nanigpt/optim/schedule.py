@@ -6,9 +6,10 @@
 
 import abc
 import math
+import numbers
 from typing import Annotated, Protocol
 
-from nanigpt.problems import refuse
+from nanigpt.problems import first_line, refuse, show
 from nanigpt.tags import Unit
 
 
@@ -18,6 +19,23 @@ class LearningRateSchedule(Protocol):
     def __call__(self, step: int, steps: int, /) -> float:
         """Return the factor of the peak learning rate in step `step` of `steps`, from 0."""
         ...
+
+
+def factor(schedule: LearningRateSchedule, step: int, steps: int) -> float:
+    """Return the factor of a step.
+
+    Raises:
+        ComponentError: The schedule, which may be the user's, raises an error, or returns no finite
+            number of at least 0.
+    """
+    expected = f"a finite number, 0 or more, for step {step} of {steps}"
+    try:
+        found = schedule(step, steps)
+    except Exception as error:  # a user's function may raise anything
+        refuse("schedule", ..., f"{expected}, but it raised {first_line(error)}")
+    if not isinstance(found, numbers.Real) or not 0 <= found < math.inf:
+        refuse("schedule", ..., f"{expected}, not {show(found)}")
+    return found
 
 
 class Schedule(abc.ABC):

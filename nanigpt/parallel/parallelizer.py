@@ -27,7 +27,7 @@ from nanigpt.parallel.remat import Recomputation
 from nanigpt.parallel.shared_weights import shared_weight_problems
 from nanigpt.parallel.tensor import TensorParallel
 from nanigpt.precision.float8 import Float8
-from nanigpt.problems import Fix, Problem, refuse
+from nanigpt.problems import Fix, Problem, refuse, reported
 
 
 class Parallelizer:
@@ -115,7 +115,7 @@ class Parallelizer:
         found = uninitialized(model)
         found += _problems_of_torch(plan, torch.__version__)
         for policy in self._policies():
-            for problem in policy.problems(model, plan):
+            for problem in reported(policy, policy.problems(model, plan)):
                 found.append(_about(policy, problem, plan))
         found += _unsplit_modules(model, plan)
         found += shared_weight_problems(model, plan)

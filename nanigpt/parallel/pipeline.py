@@ -85,10 +85,8 @@ class PipelineParallel:
             found.append(Problem("microbatches", self.microbatches, expected))
         try:
             placement = self.timetable(ranks, local_batch).placement
-        except ValueError as error:
-            if isinstance(error, ComponentError):
-                return [*found, *error.problems]
-            return [*found, Problem("schedule", self.schedule, f"one that can be: {error}")]
+        except ComponentError as error:
+            return [*found, *(self._as_set(problem) for problem in error.problems)]
         stages = sum(map(len, placement))
         if stages > layers:
             expected = f"at most {layers} stages, one for each layer, not {stages} (pp={ranks} x "
@@ -111,6 +109,13 @@ class PipelineParallel:
             found.append(Problem("schedule", self.schedule, expected))
         return found
 
+    def _as_set(self, problem: Problem) -> Problem:
+        """Return a timetable's problem with the number of microbatches that the config has."""
+        if problem.argument != "microbatches" or self.microbatches is not None:
+            return problem
+        expected = f"{problem.expected}; None takes the {problem.value} samples of a local batch"
+        return replace(problem, value=None, expected=expected, fix="another local_batch_size")
+
     def _problems_of_frozen(self, decoder: Any, stages: int) -> list[Problem]:
         """Return why gradients of weights and of inputs cannot be computed separately.
 
@@ -132,7 +137,7 @@ class PipelineParallel:
         """Return the stages of each rank, and the order in which it computes them.
 
         Raises:
-            ValueError: The schedule does not support the number of ranks, stages or microbatches.
+            ComponentError: The schedule does not support these ranks, stages or microbatches.
         """
         return arrange(
             schedule=self.schedule,
@@ -146,7 +151,7 @@ class PipelineParallel:
         """Return the schedule with times, in units of a rank's mean forward pass of a microbatch.
 
         Raises:
-            ValueError: The schedule does not support the number of ranks, stages or microbatches.
+            ComponentError: The schedule does not support these ranks, stages or microbatches.
         """
         timetable = self.timetable(ranks, local_batch)
         blocks = model.block_flops(model.max_sequence_length or 1)

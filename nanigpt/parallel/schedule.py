@@ -12,6 +12,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanigpt.parallel.schedule_csv import read_csv
+from nanigpt.problems import ComponentError, Fix, refuse
 from nanigpt.words import one_of
 
 if TYPE_CHECKING:
@@ -153,17 +154,15 @@ def arrange(
             `nanigpt.parallel.schedule_csv`.
 
     Raises:
-        ValueError: The schedule does not support these numbers, or the file is not a complete order
-            that finishes.
+        ComponentError: The schedule does not support these numbers, or the file is not a complete
+            order that finishes.
     """
     if schedule == "CSV":
         if csv is None:
-            raise ValueError("csv=None: expected the path of a file with schedule='CSV'")
+            refuse("csv", None, "the path of a file with schedule='CSV'")
         return _timetable_of_file(csv, ranks, microbatches, stages_per_rank)
     if csv is not None:
-        raise ValueError(
-            f"schedule={schedule!r}: expected 'CSV' with csv={str(csv)!r}, or csv=None"
-        )
+        refuse("schedule", schedule, f"'CSV' with csv={str(csv)!r}, or csv=None")
     if stages_per_rank is None:
         stages_per_rank = default_stages_per_rank(schedule)
     placement = stage_placement(schedule, ranks, stages_per_rank)
@@ -191,7 +190,7 @@ def simulate(timetable: Timetable, *, stage_costs: list[float] | None = None) ->
             can be compared.
 
     Raises:
-        ValueError: The costs are wrong, or ranks wait for each other forever.
+        ComponentError: The costs are wrong, or ranks wait for each other forever.
     """
     costs = _check_costs(timetable, stage_costs)
     ended: dict[tuple[int, str, int], float] = {}
@@ -273,56 +272,56 @@ def _timetable_of_file(
     csv: str | PathLike[str], ranks: int, microbatches: int, stages_per_rank: int | None
 ) -> Timetable:
     _check_counts(ranks, microbatches)
+    orders = read_csv(csv)
+    if len(orders) != ranks:
+        refuse(
+            "csv",
+            str(csv),
+            f"{ranks} rows, one for each rank, not {len(orders)} (empty ones count)",
+        )
+    placement = _check_complete(csv, orders, microbatches)
+    found = len(placement[0])
+    if stages_per_rank not in (None, found):
+        refuse("stages_per_rank", stages_per_rank, f"{found} as in the file, or None",
+               Fix(None, "stages_per_rank", None))  # fmt: skip
+    result = Timetable("CSV", ranks, found, microbatches, placement, orders)
     try:
-        orders = read_csv(csv)
-        if len(orders) != ranks:
-            raise ValueError(
-                f"has {len(orders)} rows, empty lines too; expected {ranks}, one for each rank"
-            )
-        placement = _check_complete(orders, microbatches)
-        found = len(placement[0])
-        if stages_per_rank not in (None, found):
-            raise ValueError(f"has {found} stages per rank; expected {stages_per_rank}")
-        result = Timetable("CSV", ranks, found, microbatches, placement, orders)
         simulate(result)
-    except ValueError as error:
-        raise ValueError(f"csv={str(csv)!r}: {error}") from error
+    except ComponentError as error:
+        refuse("csv", str(csv), error.problems[0].expected)
     return result
 
 
-def _check_complete(orders: "list[list[Action]]", microbatches: int) -> list[list[int]]:
+def _check_complete(
+    csv: str | PathLike[str], orders: "list[list[Action]]", microbatches: int
+) -> list[list[int]]:
     """Check that every stage works on every microbatch once, and return the placement."""
     homes: dict[int, int] = {}
     found: dict[tuple[int, int], Counter[str]] = defaultdict(Counter)
     for rank, order in enumerate(orders):
         for stage, kind, microbatch in (part for action in order for part in _parts(action)):
             if homes.setdefault(stage, rank) != rank:
-                raise ValueError(f"stage {stage} is on ranks {homes[stage]} and {rank}")
+                both = f"{homes[stage]} and {rank}"
+                refuse("csv", str(csv), f"each stage on one rank, not stage {stage} on {both}")
             if microbatch >= microbatches:
-                raise ValueError(
-                    f"{stage}{kind}{microbatch} belongs to microbatch {microbatch}; "
-                    f"expected 0 to {microbatches - 1}"
-                )
+                expected = f"microbatches 0 to {microbatches - 1}, not {stage}{kind}{microbatch}"
+                refuse("csv", str(csv), expected)
             found[stage, microbatch][kind] += 1
     missing = next(stage for stage in count() if stage not in homes)
     if missing < max(homes, default=0) or not homes:
-        raise ValueError(f"no rank has stage {missing}")
+        refuse("csv", str(csv), f"a rank that has stage {missing}")
     placement = [sorted(s for s in homes if homes[s] == rank) for rank in range(len(orders))]
     for rank, stages in enumerate(placement):
         if len(stages) != len(placement[0]):
-            raise ValueError(
-                f"rank 0 has stages {placement[0]} and rank {rank} has {stages}; "
-                "expected as many on every rank"
-            )
+            expected = f"as many stages on each rank, not {placement[0]} on rank 0"
+            refuse("csv", str(csv), f"{expected} and {stages} on rank {rank}")
     for stage in sorted(homes):
         for microbatch in range(microbatches):
             kinds = "".join(sorted(found[stage, microbatch].elements()))
             if kinds not in ("BF", "FIW"):
-                raise ValueError(
-                    f"stage {stage}, microbatch {microbatch}: "
-                    f"found {', '.join(kinds) or 'nothing'}; "
-                    "expected F and either B or I and W, each once"
-                )
+                expected = "F and either B or I and W, each once, for each stage and microbatch"
+                told = f"{', '.join(kinds) or 'nothing'} for stage {stage}, microbatch {microbatch}"
+                refuse("csv", str(csv), f"{expected}, not {told}")
     return placement
 
 
@@ -340,7 +339,7 @@ def _check_finished(
             names = [f"{stage}{kind}{microbatch}" for kind in kinds]
             waits.append(f"rank {rank} is at {action} and waits for {' or '.join(names)}")
     if waits:
-        raise ValueError(f"the order never finishes: {'; '.join(waits)}")
+        refuse("timetable", ..., f"an order that finishes: {'; '.join(waits)}")
 
 
 def _check_costs(timetable: Timetable, costs: list[float] | None) -> list[float]:
@@ -348,23 +347,23 @@ def _check_costs(timetable: Timetable, costs: list[float] | None) -> list[float]
     if costs is None:
         return [1 / timetable.stages_per_rank] * n_stages
     if len(costs) != n_stages:
-        raise ValueError(f"stage_costs has {len(costs)} values; expected {n_stages}, one per stage")
+        refuse("stage_costs", costs, f"{n_stages} values, one per stage")
     for stage, cost in enumerate(costs):
         if not (cost > 0 and math.isfinite(cost)):
-            raise ValueError(f"stage_costs[{stage}]={cost}: expected a time above 0")
+            refuse(f"stage_costs[{stage}]", cost, "a time above 0")
     return costs
 
 
 def _check_name(schedule: str) -> None:
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule={schedule!r}: expected {one_of((*SCHEDULES, 'CSV'))}")
+        refuse("schedule", schedule, one_of((*SCHEDULES, "CSV")))
 
 
 def _check_counts(ranks: int, microbatches: int) -> None:
     if ranks < 2:
-        raise ValueError(f"ranks={ranks}: expected 2 or more")
+        refuse("ranks", ranks, "2 or more")
     if microbatches < 1:
-        raise ValueError(f"microbatches={microbatches}: expected 1 or more")
+        refuse("microbatches", microbatches, "1 or more")
 
 
 def _check_stages(schedule: str, ranks: int, stages_per_rank: int) -> None:
@@ -372,9 +371,8 @@ def _check_stages(schedule: str, ranks: int, stages_per_rank: int) -> None:
     exactly = schedule in _ONE_STAGE + _V_SHAPED
     if stages_per_rank < fewest or (exactly and stages_per_rank > fewest):
         expected = f"exactly {fewest}" if exactly else f"at least {fewest}"
-        raise ValueError(
-            f"stages_per_rank={stages_per_rank}: expected {expected} for schedule={schedule!r}"
-        )
+        fix = Fix(None, "stages_per_rank", fewest)
+        refuse("stages_per_rank", stages_per_rank, f"{expected} for schedule={schedule!r}", fix)
     _check_counts(ranks, 1)
 
 
@@ -382,15 +380,13 @@ def _check_microbatches(schedule: str, ranks: int, microbatches: int) -> None:
     """Check the rules of PyTorch, which PyTorch itself checks only in a process group."""
     _check_counts(ranks, microbatches)
     fewest = {"1F1B": ranks, "DualPipeV": 2 * ranks}.get(schedule, 1)
+    where = f"for schedule={schedule!r} on {ranks} ranks"
     if microbatches < fewest:
-        raise ValueError(
-            f"microbatches={microbatches}: expected at least {fewest}, as many as stages, "
-            f"for schedule={schedule!r} on {ranks} ranks"
-        )
+        refuse("microbatches", microbatches, f"at least {fewest}, as many as stages, {where}")
     rounds = max(1, microbatches // ranks)
     if schedule in _IN_ROUNDS and microbatches % rounds:
-        raise ValueError(
-            f"microbatches={microbatches}: expected a multiple of {rounds}, such as "
-            f"{microbatches - microbatches % rounds}, for schedule={schedule!r} on {ranks} ranks, "
+        expected = (
+            f"a multiple of {rounds}, such as {microbatches - microbatches % rounds}, {where}, "
             f"which divides them into {rounds} equal rounds (microbatches // ranks)"
         )
+        refuse("microbatches", microbatches, expected)

@@ -10,6 +10,8 @@ import csv
 from os import PathLike
 from typing import TYPE_CHECKING
 
+from nanigpt.problems import refuse
+
 if TYPE_CHECKING:
     from torch.distributed.pipelining.schedules import _Action as Action
 
@@ -18,24 +20,24 @@ def read_csv(path: str | PathLike[str]) -> "list[list[Action]]":
     """Read the actions of each rank, in order and without the waits.
 
     Raises:
-        ValueError: The file cannot be read, or a cell is not an action.
+        ComponentError: The file cannot be read, or a cell is not an action.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file, strict=True))
     except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError("is no text in UTF-8; expected a compute-only CSV of actions") from error
+        refuse("csv", str(path), f"a file that can be read ({error.strerror})")
+    except UnicodeDecodeError:
+        refuse("csv", str(path), "text in UTF-8, a compute-only CSV of actions")
     except csv.Error as error:
-        raise ValueError(f"is no CSV: {error}") from error
+        refuse("csv", str(path), f"a CSV file ({error})")
     return [
-        [_action(cell, f"row {i}, cell {j}") for j, cell in enumerate(row, 1) if cell.strip()]
+        [_action(cell, path, f"row {i}, cell {j}") for j, cell in enumerate(row, 1) if cell.strip()]
         for i, row in enumerate(rows, 1)
     ]
 
 
-def _action(cell: str, where: str) -> "Action":
+def _action(cell: str, path: str | PathLike[str], where: str) -> "Action":
     from torch.distributed.pipelining.schedules import _Action
 
     text = "".join(cell.split())
@@ -51,8 +53,10 @@ def _action(cell: str, where: str) -> "Action":
         part.computation_type.value not in tuple("FBIW") or part.microbatch_index is None
         for part in action.sub_actions or (action,)
     ):
-        raise ValueError(
-            f"{where}: {cell.strip()!r} is no action; expected stage, F, B, I or W, and "
-            "microbatch, such as 0F3, or two at once, such as (0F4;7B0)OVERLAP_F_B"
+        refuse(
+            "csv",
+            str(path),
+            "actions: a stage, F, B, I or W, and a microbatch, such as 0F3, or two at once, "
+            f"such as (0F4;7B0)OVERLAP_F_B; not {cell.strip()!r} in {where}",
         )
     return action

@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -18,9 +19,11 @@ from nanigpt.data.dataset import PackedDataset
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.models.slots import uncallable
+from nanigpt.models.widths import own_name
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.problems import Fix, Problem
 from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
+from nanigpt.tasks.loss_check import loss_problems
 from nanigpt.tasks.sampler import Sampler
 from nanigpt.tasks.task import Task
 
@@ -68,18 +71,25 @@ class LanguageModeling(Task[TokenBatch]):
             expected = "None, because LinearCrossEntropy multiplies in the compute dtype"
             fix = Fix(head, "float8", None)
             found.append(Problem("float8", in_float8, expected, fix, head))
-        if not says_all_widths(model):
-            shape = (1, getattr(data, "sequence_length", 1))
-            found += shape_problems(model, torch.zeros(shape, dtype=torch.int64, device="meta"))
+        # Two samples, because BatchNorm refuses to train on a single value per feature.
+        shape = (2, getattr(data, "sequence_length", 1))
+        tokens_BL = torch.zeros(shape, dtype=torch.int64, device="meta")
+        is_known = says_all_widths(model)
+        if not is_known:
+            found += shape_problems(model, tokens_BL)
+        if not found and not (is_known and type(self.loss) in (CrossEntropy, LinearCrossEntropy)):
+            problems = loss_problems(self.loss, model, tokens_BL)
+            found += [replace(p, component=p.component or self) for p in problems]
         return found
 
     def data_problems(self, model: nn.Module, data: Any, /) -> list[Problem]:
         size, rows = data.tokenizer.vocab_size, getattr(model, "vocab_size", None)
         if rows is None or size <= rows:
             return []
-        fix = Fix(model.embedding, "vocab_size", size)
+        name = own_name(model.embedding, "vocab_size")
+        fix = Fix(model.embedding, name, size)
         expected = f"at least the {size} ids of the tokenizer"
-        return [Problem("vocab_size", rows, expected, fix, model.embedding)]
+        return [Problem(name, rows, expected, fix, model.embedding)]
 
     def prepare(
         self,

@@ -1,6 +1,9 @@
 """Compute numbers on held-out samples."""
 
-from collections.abc import Iterator
+import inspect
+import numbers
+import typing
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -8,7 +11,7 @@ import torch
 from nanigpt.data.batch import Batch
 from nanigpt.data.protocol import DataSource
 from nanigpt.parallel.parallel_model import ParallelModel
-from nanigpt.problems import refuse
+from nanigpt.problems import ComponentError, Problem, refuse, show
 from nanigpt.tags import Unit
 from nanigpt.tasks.task import Task
 
@@ -28,6 +31,44 @@ class Evaluates(Protocol):
     ) -> dict[str, float]:
         """Return named numbers; `data` is the training data."""
         ...
+
+
+def return_problems(evaluation: Evaluates) -> list[Problem]:
+    """Return a problem if an evaluation's annotation says that it returns no mapping."""
+    try:
+        said = typing.get_type_hints(type(evaluation).run).get("return", Any)
+    except Exception:  # an annotation that cannot be resolved says nothing
+        return []
+    kind = typing.get_origin(said) or said
+    if said is Any or not isinstance(kind, type):
+        return []
+    if issubclass(kind, Mapping) or issubclass(Mapping, kind):  # object may be a mapping
+        return []
+    return [_wrong(evaluation, inspect.formatannotation(said))]
+
+
+def named_numbers(name: str, evaluation: Evaluates, found: Any) -> dict[str, Any]:
+    """Return the numbers that an evaluation returned, under names that begin with its name.
+
+    Raises:
+        ComponentError: The evaluation, which may be the user's, returned something else.
+    """
+    if not isinstance(found, Mapping):
+        raise ComponentError(_wrong(evaluation, type(found).__name__))
+    for key, value in found.items():
+        single = isinstance(value, torch.Tensor) and value.numel() == 1
+        if not (single or isinstance(value, numbers.Real)):
+            raise ComponentError(_wrong(evaluation, f"{show(value)} for {show(key)}"))
+    return {
+        f"{name}_{key}": value if isinstance(value, int | float | torch.Tensor) else float(value)
+        for key, value in found.items()
+    }
+
+
+def _wrong(evaluation: Evaluates, told: str) -> Problem:
+    method = f"{type(evaluation).__name__}.run()"
+    expected = f"{method} to return a mapping of names to numbers, not {told}"
+    return Problem("", ..., expected, component=evaluation)
 
 
 class Evaluation:

@@ -16,6 +16,7 @@ from nanigpt.optim.groups import learning_rates
 from nanigpt.parallel.compile import Compilations
 from nanigpt.parallel.parallel_model import ParallelModel
 from nanigpt.training.checkpoint import Progress
+from nanigpt.training.evaluation import named_numbers
 from nanigpt.training.setup import Session, describe, resume
 from nanigpt.training.trackers.tracker import Row, RunInfo
 
@@ -88,7 +89,7 @@ def steps(
     with batches(session) as ahead:
         while progress.step < trainer.steps:
             before(progress.step + 1)
-            factor = trainer.schedule(progress.step, trainer.steps)
+            factor = trainer.factor(progress.step)
             for group, peak in zip(optimizer.param_groups, session.peaks, strict=True):
                 group["lr"] = peak * factor
             session.parallel.phase("data")
@@ -125,12 +126,13 @@ def train_step(session: Session, microbatches: Iterable[Batch]) -> Row:
 
 def evaluate(
     trainer: "Trainer", parallel: ParallelModel, names: Iterable[str] | None = None
-) -> dict[str, float]:
+) -> Row:
     """Run the evaluations with these names, or all; prefix the numbers with these names."""
-    found: dict[str, float] = {}
+    found: Row = {}
     for name in trainer.evaluations if names is None else names:
-        numbers = trainer.evaluations[name].run(parallel, trainer.task, trainer.data)
-        found |= {f"{name}_{key}": value for key, value in numbers.items()}
+        evaluation = trainer.evaluations[name]
+        numbers = evaluation.run(parallel, trainer.task, trainer.data)
+        found |= named_numbers(name, evaluation, numbers)
     return found
 
 

@@ -10,7 +10,7 @@ import torch
 
 from nanigpt.errors import UsageError
 from nanigpt.parallel.world import World
-from nanigpt.problems import refuse
+from nanigpt.problems import first_line, refuse
 from nanigpt.tags import Unit
 from nanigpt.training.hardware import device_peaks, measured_flops, peak_memory
 from nanigpt.training.phases import PhaseClock
@@ -210,10 +210,9 @@ def _named(tracker: Tracker, method: str) -> Iterator[None]:
     except UsageError:
         raise
     except Exception as error:
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UsageError(
-            f"trackers: {type(tracker).__name__}.{method} raised {told}; fix or remove it, and "
-            "resume with the same command"
+            f"trackers: {type(tracker).__name__}.{method} raised {first_line(error)}; fix or "
+            "remove it, and resume with the same command"
         ) from error
 
 

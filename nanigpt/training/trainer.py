@@ -15,10 +15,18 @@ from nanigpt.errors import UsageError
 from nanigpt.models.counts import ParameterCounts
 from nanigpt.models.protocol import max_sequence_length, parameter_counts
 from nanigpt.optim.groups import require_matches
-from nanigpt.optim.schedule import LearningRateSchedule
+from nanigpt.optim.schedule import LearningRateSchedule, factor
 from nanigpt.parallel.parallelizer import Parallelizer
 from nanigpt.parallel.world import Device, World
-from nanigpt.problems import ComponentError, Fix, Problem, on_behalf_of, refuse, refuse_all
+from nanigpt.problems import (
+    ComponentError,
+    Fix,
+    Problem,
+    on_behalf_of,
+    refuse,
+    refuse_all,
+    reported,
+)
 from nanigpt.tasks.task import Task
 from nanigpt.training.checkpoint import Checkpointer, Progress
 from nanigpt.training.device_checks import device_problems
@@ -26,6 +34,7 @@ from nanigpt.training.evaluation import Evaluates
 from nanigpt.training.garbage import GarbageCollection
 from nanigpt.training.loop import train
 from nanigpt.training.metrics import Metrics, Work
+from nanigpt.training.parts import check_trackers, part_problems
 from nanigpt.training.profiling import Profiling
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.setup import step_work
@@ -143,9 +152,7 @@ class Trainer:
         """
         self.check(world.size, world.device.type)
         refuse_all(self.data_problems())
-        for tracker in self.trackers:
-            with on_behalf_of(tracker):
-                refuse_all(getattr(tracker, "problems", list)())
+        check_trackers(self.trackers, world)
         self.data.setup()
         for evaluation in self.evaluations.values():
             evaluation.setup()
@@ -187,11 +194,11 @@ class Trainer:
             fix = f"a multiple of {whole}, or another local_batch_size"
             batch_size = self.global_batch_size
             found.append(Problem("global_batch_size", batch_size, expected, fix, component=self))
-        found += self.task.problems(self.model, self.data)
+        found += reported(self.task, self.task.problems(self.model, self.data))
         found += device_problems(self.model, self.parallelizer, device)
         if device is not None:
             found += self.profiling.device_problems(device)
-        return found + self._optimizer_problems()
+        return [*found, *self._optimizer_problems(), *part_problems(self)]
 
     def missing(self) -> list[Problem]:
         """Return a problem if the initial weights are not on this machine; open no file."""
@@ -202,11 +209,17 @@ class Trainer:
 
     def data_problems(self) -> list[Problem]:
         """Return why the data do not fit the model; read small files, such as a tokenizer's."""
-        return self.task.data_problems(self.model, self.data)
+        answer = self.task.data_problems(self.model, self.data)
+        return reported(self.task, answer, "data_problems")
 
     def local_batch(self, ranks: int) -> int:
         """Return the number of samples that one of `ranks` ranks computes at a time."""
         return self.local_batch_size or max(self.global_batch_size // self._readers(ranks), 1)
+
+    def factor(self, step: int) -> float:
+        """Return the schedule's factor of the peak learning rate in a step, counted from 0."""
+        with on_behalf_of(self):
+            return factor(self.schedule, step, self.steps)
 
     def accumulation_steps(self, ranks: int) -> int:
         """Return local batches of one rank per step: global / (local x data-parallel ranks)."""

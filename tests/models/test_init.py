@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from nanigpt.models.init import Constant, FanInNormal, TruncatedNormal, initialize, materialize
+from nanigpt.models.init import (
+    Constant,
+    FanInNormal,
+    TruncatedNormal,
+    initialize,
+    materialize,
+    uninitialized,
+)
 from tests.support import built_model, tiny
 
 
@@ -95,3 +102,28 @@ def test_a_parameter_without_initialiser_is_an_error():
 
     with pytest.raises(ValueError, match=r"reset_parameters\(\) to give a value to .* 'gain'"):
         initialize(Scale(), seed=0)
+
+
+class Table(nn.Module):
+    """Its tensors are plain attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.arange(8)
+        self.masks = [torch.ones(2)]
+        self.sizes = [1, 2]
+        self.register_buffer("offset", torch.zeros(2))
+
+    def reset_parameters(self):
+        self.offset.fill_(1)
+        self.table = torch.arange(8)
+
+
+def test_a_tensor_that_is_a_plain_attribute_has_no_value():
+    with torch.device("meta"):
+        model = nn.Sequential(Table())
+    found = uninitialized(model)
+    assert [problem.component for problem in found] == [model[0]] * 2
+    assert str(found[0]).startswith("expected a buffer 'table' (register_buffer) and a reset_param")
+    assert str(found[1]).startswith("expected a buffer 'masks' (register_buffer)")
+    assert uninitialized(Table()) == []  # where it is built by hand, they have values

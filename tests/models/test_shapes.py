@@ -72,6 +72,28 @@ class Counts(nn.Module):
         return x[x > 0].reshape(x.shape) if x.sum().item() else x
 
 
+class Unwritten(nn.Module):
+    """It has no forward pass."""
+
+
+class OnTheCPU(nn.Module):
+    def forward(self, x):
+        return x + torch.ones(x.shape[-1])
+
+
+class Masked(nn.Module):
+    """It makes a mask in its first forward pass, and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask = None
+
+    def forward(self, x):
+        if self.mask is None:
+            self.mask = torch.ones(x.shape[-1], device=x.device)
+        return x * self.mask
+
+
 def feed_forward_of(first, last):
     return nn.Sequential(nn.Linear(first, 32), nn.ReLU(), nn.Linear(32, last))
 
@@ -106,7 +128,9 @@ def test_a_model_that_fits_has_no_problems_and_is_left_as_it_was():
         ("norm", nn.LayerNorm(6), lambda m: m,
          "a forward pass of [2, 4, 8], but it raised RuntimeError: "),
         ("attention", WithoutPlaces(), lambda m: m,
-         "a forward pass of [2, 4, 8], but it raised TypeError: "),
+         "a forward pass of ([2, 4, 8], places=None), but it raised TypeError: "),
+        ("norm", Unwritten(), lambda m: m,
+         "a forward pass of [2, 4, 8], but it raised NotImplementedError: "),
     ],
 )  # fmt: skip
 def test_the_module_that_does_not_fit_is_named(slot, module, at, expected):
@@ -171,8 +195,36 @@ def test_a_module_outside_of_any_block_ends_the_pass():
     assert problem.component is model.head
 
 
-def test_what_depends_on_values_is_no_problem():
-    assert problems(Block(feed_forward=Counts()))[1] == []
+def test_a_module_that_needs_values_is_no_problem_and_is_told(caplog):
+    layers = [Block(feed_forward=Counts()), Block(norm=OnTheCPU()), Block(feed_forward=Nothing())]
+    _, found = problems(*layers, Block(feed_forward=Counts()))
+    assert [problem.component for problem in found] == [layers[2].feed_forward]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert told[0].startswith(
+        "Counts (layers.0.feed_forward and 1 more) is not checked: it does not run on"
+    )
+    assert told[0].endswith("cannot be called on meta tensors)")
+    assert told[1].startswith("OnTheCPU (layers.1.norm) is not checked")
+
+
+def test_a_pass_that_ends_early_is_told(caplog):
+    model = Model(Block(feed_forward=Nothing()))
+    model.embedding = Counts()
+    assert shape_problems(model, torch.empty(2, 4, DIM, device="meta")) == []
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith("Counts (embedding) is not checked")
+    assert told.endswith(", nor are the modules after it")
+
+
+def test_what_a_forward_pass_keeps_is_forgotten():
+    block = Block(norm=Masked())
+    with torch.device("meta"):
+        on_meta = Block(norm=Masked())
+    for model in (Model(block), Model(on_meta)):
+        assert shape_problems(model, ids()) == []
+        assert model.layers[0].norm.mask is None
+    assert Model(block)(torch.zeros(2, 4, dtype=torch.long)).device.type == "cpu"
 
 
 def test_weights_in_memory_are_not_used():

@@ -159,13 +159,13 @@ def test_orders_are_what_pytorch_executes(name, microbatches):
         (("1f1b", 4, 8, None), "schedule='1f1b': expected one of GPipe, 1F1B, Interleaved1F1B, LoopedBFS, InterleavedZeroBubble, ZBVZeroBubble, DualPipeV, CSV"),
         (("GPipe", 1, 8, None), "ranks=1: expected 2 or more"),
         (("GPipe", 4, 0, None), "microbatches=0: expected 1 or more"),
-        (("GPipe", 4, 8, 2), "stages_per_rank=2: expected exactly 1 for schedule='GPipe'"),
-        (("1F1B", 4, 8, 0), "stages_per_rank=0: expected exactly 1 for schedule='1F1B'"),
-        (("Interleaved1F1B", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='Interleaved1F1B'"),
-        (("LoopedBFS", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='LoopedBFS'"),
-        (("InterleavedZeroBubble", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='InterleavedZeroBubble'"),
-        (("ZBVZeroBubble", 4, 8, 3), "stages_per_rank=3: expected exactly 2 for schedule='ZBVZeroBubble'"),
-        (("DualPipeV", 4, 8, 1), "stages_per_rank=1: expected exactly 2 for schedule='DualPipeV'"),
+        (("GPipe", 4, 8, 2), "stages_per_rank=2: expected exactly 1 for schedule='GPipe'; try stages_per_rank=1"),
+        (("1F1B", 4, 8, 0), "stages_per_rank=0: expected exactly 1 for schedule='1F1B'; try stages_per_rank=1"),
+        (("Interleaved1F1B", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='Interleaved1F1B'; try stages_per_rank=2"),
+        (("LoopedBFS", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='LoopedBFS'; try stages_per_rank=2"),
+        (("InterleavedZeroBubble", 4, 8, 1), "stages_per_rank=1: expected at least 2 for schedule='InterleavedZeroBubble'; try stages_per_rank=2"),
+        (("ZBVZeroBubble", 4, 8, 3), "stages_per_rank=3: expected exactly 2 for schedule='ZBVZeroBubble'; try stages_per_rank=2"),
+        (("DualPipeV", 4, 8, 1), "stages_per_rank=1: expected exactly 2 for schedule='DualPipeV'; try stages_per_rank=2"),
         (("1F1B", 4, 3, None), "microbatches=3: expected at least 4, as many as stages, for schedule='1F1B' on 4 ranks"),
         (("DualPipeV", 4, 7, None), "microbatches=7: expected at least 8, as many as stages, for schedule='DualPipeV' on 4 ranks"),
         (("Interleaved1F1B", 4, 9, None), "microbatches=9: expected a multiple of 2, such as 8, for schedule='Interleaved1F1B' on 4 ranks, which divides them into 2 equal rounds (microbatches // ranks)"),
@@ -199,7 +199,7 @@ def test_refuses_exactly_the_microbatches_that_pytorch_does(schedule, ranks):
 @pytest.mark.parametrize(
     "costs, message",
     [
-        ([1.0], "stage_costs has 1 values; expected 2, one per stage"),
+        ([1.0], "stage_costs=[1.0]: expected 2 values, one per stage"),
         ([1.0, 0.0], "stage_costs[1]=0.0: expected a time above 0"),
         ([float("nan"), 1.0], "stage_costs[0]=nan: expected a time above 0"),
         ([float("inf"), 1.0], "stage_costs[0]=inf: expected a time above 0"),
@@ -242,28 +242,28 @@ GOOD = ("0F0,0F1,0B0,0B1", "1F0,1B0,1F1,1B1")
 @pytest.mark.parametrize(
     "rows, message",
     [
-        (GOOD[:1], "has 1 rows, empty lines too; expected 2, one for each rank"),
-        ((), "has 0 rows, empty lines too; expected 2, one for each rank"),
-        ((*GOOD, ""), "has 3 rows, empty lines too; expected 2, one for each rank"),
-        (("", ""), "no rank has stage 0"),
-        ((GOOD[0], "1F0,1B0,1X1,1B1"), "row 2, cell 3: '1X1' is no action; expected stage, F, B, I or W, and microbatch, such as 0F3, or two at once, such as (0F4;7B0)OVERLAP_F_B"),
-        ((GOOD[0], "1F0,1B0,1F1 late,1B1"), "row 2, cell 3: '1F1 late' is no action"),
-        ((GOOD[0], "1F,1B0,1F1,1B1"), "row 2, cell 1: '1F' is no action"),
-        ((GOOD[0], "1F0,1SEND_F0,1B0,1F1,1B1"), "row 2, cell 2: '1SEND_F0' is no action"),
-        ((GOOD[0], "1F0,(1B0;1F1)F,1B1"), "row 2, cell 2: '(1B0;1F1)F' is no action"),
-        ((GOOD[0], "1F0,()OVERLAP_F_B,1B1"), "row 2, cell 2: '()OVERLAP_F_B' is no action"),
-        (("9" * 5000 + "F0", GOOD[1]), "is no action"),
-        ((GOOD[0], "1F0,1B0,1F1"), "stage 1, microbatch 1: found F; expected F and either B or I and W, each once"),
-        ((GOOD[0], "1F0,1B0"), "stage 1, microbatch 1: found nothing; expected F"),
-        ((GOOD[0], "1F0,1B0,1F1,1I1"), "stage 1, microbatch 1: found F, I; expected"),
-        ((GOOD[0], GOOD[1] + ",1B1"), "stage 1, microbatch 1: found B, B, F; expected"),
-        ((GOOD[0], GOOD[1] + ",1W1"), "stage 1, microbatch 1: found B, F, W; expected"),
-        ((GOOD[0], GOOD[1] + ",1F2,1B2"), "1F2 belongs to microbatch 2; expected 0 to 1"),
-        ((GOOD[0], GOOD[1] + ",0F0"), "stage 0 is on ranks 0 and 1"),
-        ((GOOD[0], GOOD[1].replace("1F", "2F").replace("1B", "2B")), "no rank has stage 1"),
-        ((GOOD[0], GOOD[1] + ",2F0,2F1,2B0,2B1"), "rank 0 has stages [0] and rank 1 has [1, 2]; expected as many on every rank"),
-        ((GOOD[0], ""), "rank 0 has stages [0] and rank 1 has []; expected as many on every rank"),
-        (("0F0,0B0,0F1,0B1", "1F1,1F0,1B0,1B1"), "the order never finishes: rank 0 is at 0B0 and waits for 1B0 or 1I0; rank 1 is at 1F1 and waits for 0F1"),
+        (GOOD[:1], "expected 2 rows, one for each rank, not 1 (empty ones count)"),
+        ((), "expected 2 rows, one for each rank, not 0 (empty ones count)"),
+        ((*GOOD, ""), "expected 2 rows, one for each rank, not 3 (empty ones count)"),
+        (("", ""), "expected a rank that has stage 0"),
+        ((GOOD[0], "1F0,1B0,1X1,1B1"), "expected actions: a stage, F, B, I or W, and a microbatch, such as 0F3, or two at once, such as (0F4;7B0)OVERLAP_F_B; not '1X1' in row 2, cell 3"),
+        ((GOOD[0], "1F0,1B0,1F1 late,1B1"), "; not '1F1 late' in row 2, cell 3"),
+        ((GOOD[0], "1F,1B0,1F1,1B1"), "; not '1F' in row 2, cell 1"),
+        ((GOOD[0], "1F0,1SEND_F0,1B0,1F1,1B1"), "; not '1SEND_F0' in row 2, cell 2"),
+        ((GOOD[0], "1F0,(1B0;1F1)F,1B1"), "; not '(1B0;1F1)F' in row 2, cell 2"),
+        ((GOOD[0], "1F0,()OVERLAP_F_B,1B1"), "; not '()OVERLAP_F_B' in row 2, cell 2"),
+        (("9" * 5000 + "F0", GOOD[1]), "F0' in row 1, cell 1"),
+        ((GOOD[0], "1F0,1B0,1F1"), "expected F and either B or I and W, each once, for each stage and microbatch, not F for stage 1, microbatch 1"),
+        ((GOOD[0], "1F0,1B0"), "not nothing for stage 1, microbatch 1"),
+        ((GOOD[0], "1F0,1B0,1F1,1I1"), "not F, I for stage 1, microbatch 1"),
+        ((GOOD[0], GOOD[1] + ",1B1"), "not B, B, F for stage 1, microbatch 1"),
+        ((GOOD[0], GOOD[1] + ",1W1"), "not B, F, W for stage 1, microbatch 1"),
+        ((GOOD[0], GOOD[1] + ",1F2,1B2"), "expected microbatches 0 to 1, not 1F2"),
+        ((GOOD[0], GOOD[1] + ",0F0"), "expected each stage on one rank, not stage 0 on 0 and 1"),
+        ((GOOD[0], GOOD[1].replace("1F", "2F").replace("1B", "2B")), "expected a rank that has stage 1"),
+        ((GOOD[0], GOOD[1] + ",2F0,2F1,2B0,2B1"), "expected as many stages on each rank, not [0] on rank 0 and [1, 2] on rank 1"),
+        ((GOOD[0], ""), "expected as many stages on each rank, not [0] on rank 0 and [] on rank 1"),
+        (("0F0,0B0,0F1,0B1", "1F1,1F0,1B0,1B1"), "expected an order that finishes: rank 0 is at 0B0 and waits for 1B0 or 1I0; rank 1 is at 1F1 and waits for 0F1"),
         ((GOOD[0], "1B0,1F0,1F1,1B1"), "rank 1 is at 1B0 and waits for 1F0"),
         ((GOOD[0], "1F0,1W0,1I0,1F1,1B1"), "rank 1 is at 1W0 and waits for 1B0 or 1I0"),
     ],
@@ -283,14 +283,23 @@ def test_files_that_are_none(tmp_path):
         return str(raised.value)
 
     absent, binary = tmp_path / "absent.csv", tmp_path / "order.csv"
-    assert refused(csv=absent) == f"csv='{absent}': cannot be read: No such file or directory"
-    assert refused(csv=tmp_path) == f"csv='{tmp_path}': cannot be read: Is a directory"
+    assert (
+        refused(csv=absent)
+        == f"csv='{absent}': expected a file that can be read (No such file or directory)"
+    )
+    assert (
+        refused(csv=tmp_path)
+        == f"csv='{tmp_path}': expected a file that can be read (Is a directory)"
+    )
     binary.write_bytes(b"\xff\xfe0")
-    assert "is no text in UTF-8" in refused(csv=binary)
+    assert "expected text in UTF-8" in refused(csv=binary)
     write(binary, '"0F0')
-    assert "is no CSV: unexpected end of data" in refused(csv=binary)
+    assert "expected a CSV file (unexpected end of data)" in refused(csv=binary)
     write(binary, *GOOD)
-    assert "has 1 stages per rank; expected 2" in refused(csv=binary, stages_per_rank=2)
+    assert (
+        "stages_per_rank=2: expected 1 as in the file, or None; try stages_per_rank=None"
+        in refused(csv=binary, stages_per_rank=2)
+    )
     assert refused(csv=binary, ranks=1) == "ranks=1: expected 2 or more"
     assert refused() == "csv=None: expected the path of a file with schedule='CSV'"
     assert refused(schedule="1F1B", csv="a.csv") == (

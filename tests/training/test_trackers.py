@@ -96,6 +96,26 @@ def test_a_missing_package_is_told_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "key, message", [(None, "No API key configured"), ("short", "API key must have")]
+)
+def test_a_missing_login_is_told_before_anything_is_made(key, message, tmp_path, monkeypatch):
+    """Without a terminal and without a network."""
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    done = nanigpt("train", *flags(*TINY, "fiddler:wandb"), f"--run={tmp_path / 'run'}")
+    assert done.returncode == 2, done.stderr
+    assert "trackers[3]: expected a login to Weights & Biases" in done.stderr
+    assert message in done.stderr and "WANDB_MODE=offline" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def offline(monkeypatch):
     """Weights & Biases without a network."""

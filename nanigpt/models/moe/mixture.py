@@ -3,7 +3,7 @@
 Shapes: B batch, L sequence, D dim, E experts, N experts of a token.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from nanigpt.models.counts import active_weights
 from nanigpt.models.moe.dispatch import count
 from nanigpt.models.moe.experts import Experts
 from nanigpt.models.moe.router import Router
-from nanigpt.models.widths import misfits, size
+from nanigpt.models.widths import misfits
 from nanigpt.problems import refuse_all
 
 
@@ -53,12 +53,12 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(self, *, router: Router, experts: Experts, shared: nn.Module | None = None):
         super().__init__()
-        expected: dict[str, tuple[int | None, int | None]] = {
-            "experts.n_experts": (experts.n_experts, router.n_experts),
-            "experts.dim": (experts.dim, router.dim),
+        expected: dict[str, tuple[Any, int]] = {
+            "experts.n_experts": (experts, router.n_experts),
+            "experts.dim": (experts, router.dim),
         }
         if shared is not None:
-            expected["shared.dim"] = (size(shared, "dim"), router.dim)
+            expected["shared.dim"] = (shared, router.dim)
         sizes = {"router.n_experts": router.n_experts, "router.dim": router.dim}
         refuse_all(misfits(expected, sizes))
         self.router = router

@@ -16,7 +16,7 @@ class TensorBoard:
         if importlib.util.find_spec("tensorboard") is not None:
             return []
         fix = "pip install tensorboard, or training without this tracker"
-        return [Problem("TensorBoard", ..., "the package tensorboard, which is not installed", fix)]
+        return [Problem("", ..., "the package tensorboard, which is not installed", fix)]
 
     def open(self, info: RunInfo, /) -> None:
         from torch.utils.tensorboard import SummaryWriter

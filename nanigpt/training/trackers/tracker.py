@@ -39,8 +39,8 @@ class RunInfo:
 class Tracker(Protocol):
     """Receiver of a run's rows. Only the main process calls it.
 
-    It may also have `problems(self, /) -> list[Problem]`. Every rank calls that method before
-    anything is written, for example to report that a package is missing.
+    It may also have `problems(self, /) -> list[Problem]`, which is called before anything is
+    written, for example to report that a package is missing.
     """
 
     def open(self, info: RunInfo, /) -> None:

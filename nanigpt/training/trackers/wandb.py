@@ -10,8 +10,10 @@ from typing import Any
 
 from nanigpt.errors import UsageError
 from nanigpt.files import write_atomically
-from nanigpt.problems import Problem
+from nanigpt.problems import Problem, first_line
 from nanigpt.training.trackers.tracker import Row, RunInfo
+
+_WITHOUT_LOGIN = ("offline", "dryrun", "disabled")
 
 
 class WandB:
@@ -48,10 +50,21 @@ class WandB:
         self.tags = tags
 
     def problems(self) -> list[Problem]:
-        if importlib.util.find_spec("wandb") is not None:
-            return []
-        fix = "pip install 'nanigpt[wandb]', or training without this tracker"
-        return [Problem("WandB", ..., "the package wandb, which is not installed", fix)]
+        """Report a missing package or login. On a terminal, Weights & Biases asks for a login."""
+        if importlib.util.find_spec("wandb") is None:
+            fix = "pip install 'nanigpt[wandb]', or training without this tracker"
+            return [Problem("", ..., "the package wandb, which is not installed", fix)]
+        import wandb
+
+        try:
+            if wandb.setup().settings.mode in _WITHOUT_LOGIN:
+                return []
+            wandb.login(verify=False)  # the server is asked when the run begins
+        except (wandb.errors.Error, ValueError) as error:  # ValueError: a wrong setting
+            expected = f"a login to Weights & Biases ({first_line(error).rstrip('.')})"
+            fix = "`wandb login`, or WANDB_MODE=offline in the environment"
+            return [Problem("", ..., expected, fix)]
+        return []
 
     def open(self, info: RunInfo, /) -> None:
         import wandb
