@@ -50,6 +50,8 @@ class UnknownName(UsageError):
 
 
 def _near(name: str, known: list[str]) -> list[str]:
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    # `batch_size` is meant as `global_batch_size` more often than as a name of similar letters.
+    close = [k for k in known if k.endswith(f"_{name}")][:3]
+    close = close or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     # One word of a longer name is no close match.
     return close or [k for k in known if len(name) > 2 and name.lower() in k.lower()][:3]

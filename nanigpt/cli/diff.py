@@ -31,7 +31,7 @@ def run(values: flags.FlagValues, arguments: list[str]) -> int:
     if len(arguments) != 2:
         raise UsageError(f"diff: expected two configs, not {len(arguments)}{_TRY}")
     old, new = map(_config, arguments)
-    print(render(old, new, format=values.format))
+    print(render(old, new, format=values.format, names=(arguments[0], arguments[1])))
     return 0
 
 

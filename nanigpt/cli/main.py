@@ -28,6 +28,9 @@ COMMANDS = {
 }
 
 
+_LONGEST_LINE = 2000
+
+
 def main(argv: list[str]) -> int:
     """Run one command; return the exit status, which is 2 for a mistake of the user."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
     except (UsageError, ComponentError) as error:
         # Ranks of one node usually meet the same mistake, so only the first prints it.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"nanigpt: {error}", file=sys.stderr)
+            print(f"nanigpt: {_without_long_lines(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -49,6 +52,22 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("nanigpt: interrupted", file=sys.stderr)
         return 130
+
+
+def _without_long_lines(text: str) -> str:
+    """Cut the middle out of lines that no screen can hold, and leave out commands of this length.
+
+    A command line may have values of any length, such as a prompt.
+    """
+    lines = []
+    for line in text.splitlines():
+        if len(line) <= _LONGEST_LINE:
+            lines.append(line)
+        elif not line.lstrip().startswith("try: "):
+            half = _LONGEST_LINE // 2
+            cut = f" ... ({len(line) - 2 * half:,} characters) ... "
+            lines.append(f"{line[:half]}{cut}{line[-half:]}")
+    return "\n".join(lines)
 
 
 def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, list[str]]:
@@ -110,10 +129,12 @@ def _help_line(command: str) -> str:
 
 def _command_help(command: ModuleType, values: flags.FlagValues, config: Any) -> str:
     parts = [(command.__doc__ or "").strip(), f"Flags\n{_flag_help(values)}"] if values.help else []
-    if config is not None:
-        from nanigpt.config.view.listing import guide
+    if config is not None and config.asks_for_help:
+        from nanigpt.config.view.listing import listing
 
-        parts.append(guide(values.config))
+        parts.append(listing(values.config))
+    elif config is not None:
+        parts.append("--config=help lists recipes, fiddlers, components, and the config's tags.")
     return "\n\n".join(parts)
 
 
@@ -127,11 +148,11 @@ def _flag_help(values: flags.FlagValues) -> str:
 
 
 def _help() -> str:
-    from nanigpt.config.view.listing import guide
+    from nanigpt.config.view.listing import listing
 
     commands = "\n".join(f"  {name:<44}  {text}" for name, text in COMMANDS.items())
     usage = "usage: nanigpt COMMAND [--flag=value ...]    nanigpt COMMAND --help"
-    return f"{usage}\n\nCommands\n{commands}\n\n{guide()}"
+    return f"{usage}\n\nCommands\n{commands}\n\n{listing()}"
 
 
 def run_console() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.config.compose.flag import define_config_flag
+from nanigpt.config.compose.flag import config_flag, define_config_flag
 from nanigpt.config.view.show import FORMATS, render
 from nanigpt.errors import UsageError
 
@@ -39,7 +39,8 @@ def run(values: flags.FlagValues) -> int:
     if values.schedule:
         print(_schedule(values.config, format=values.format, color=color))
         return 0
-    print(render(values.config, format=values.format, color=color, why=values.why))
+    title = " ".join(config_flag(values).directives)
+    print(render(values.config, format=values.format, color=color, why=values.why, title=title))
     return 0
 
 

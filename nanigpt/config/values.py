@@ -65,7 +65,8 @@ def parse_value(text: str, annotation: Any) -> Any:
         ValueError: it is not of that type; the message says what was expected.
     """
     try:
-        return _read(ast.parse(text.strip(), mode="eval").body, text.strip(), annotation)
+        value = _read(ast.parse(text.strip(), mode="eval").body, text.strip(), annotation)
+        return text if value == text.strip() else value  # blanks belong to a bare string
     except (SyntaxError, RecursionError, MemoryError):  # a bare string, such as a path
         return _read(None, text, annotation)
 

@@ -4,7 +4,7 @@ import fiddle as fdl
 import pytest
 from torch import nn
 
-from nanigpt.config.build import build
+from nanigpt.config.check.build import build
 from nanigpt.errors import UsageError
 from nanigpt.models.widths import declared_sizes, misfits, own_name, size
 from tests.support import tiny

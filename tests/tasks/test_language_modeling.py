@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from experiments.pretraining import training
-from nanigpt.config.build import check
+from nanigpt.experiments.pretraining import training
+from nanigpt.config.check.build import check
 from nanigpt.data.batch import IGNORED
 from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 from nanigpt.tasks.language_modeling import LanguageModeling

@@ -183,7 +183,7 @@ def test_nothing_is_computed_that_is_not_wanted():
 def test_a_second_derivative_is_refused():
     x, weight, _, labels = random_parts()
     value = LinearCrossEntropy()(head_of(weight), x.requires_grad_(), labels)
-    with pytest.raises(RuntimeError, match="no second derivative.*take CrossEntropy"):
+    with pytest.raises(RuntimeError, match="no second derivative.*use CrossEntropy"):
         torch.autograd.grad(value, x, create_graph=True)
 
 

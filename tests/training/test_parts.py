@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nanigpt.cli.main import main
-from nanigpt.config.build import build, check
+from nanigpt.config.check.build import build, check
 from nanigpt.errors import UsageError
 from nanigpt.parallel.world import start_world
 from nanigpt.problems import ComponentError, Problem

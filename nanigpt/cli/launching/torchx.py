@@ -1,10 +1,23 @@
 """Launches by TorchX: `torchx run` with tools/cluster/torchx_component.py."""
 
 import importlib.util
+import os
 import sys
+from pathlib import Path
 
 from nanigpt.cli.launching.plan import Command, Shape, cluster_file
 from nanigpt.errors import UsageError
+
+
+def _require_cluster() -> None:
+    """Raise a UsageError where this machine knows no Kubernetes cluster."""
+    files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
+    inside = "KUBERNETES_SERVICE_HOST" in os.environ
+    if not inside and not any(Path(file).expanduser().is_file() for file in files if file):
+        raise UsageError(
+            "launch: --scheduler=kubernetes: expected the configuration of a cluster, but there is "
+            f"no file {os.pathsep.join(files)}; $KUBECONFIG may name another one"
+        )
 
 
 def torchx(
@@ -31,7 +44,9 @@ def torchx(
         raise UsageError(
             "launch: --on=torchx needs TorchX; install it with: pip install 'nanigpt[cluster]'"
         )
-    if scheduler != "kubernetes":  # its image has a Python of its own
+    if scheduler == "kubernetes":
+        _require_cluster()
+    else:  # its image has a Python of its own
         component_options = [f"--python={sys.executable}", *component_options]
     return Command(
         [

@@ -1,5 +1,6 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
+import difflib
 import os
 import shlex
 import traceback
@@ -49,8 +50,8 @@ class ConfigFlag(FiddleFlag):
     def directives(self) -> list[str]:
         """All directives, the default base included."""
         given = [d for d in self.all_arguments if d != _HELP]
-        first = given[0].partition(":")[0] if given else "set"
-        if self._default_directive and first in _EDITS:
+        kinds = {directive.partition(":")[0] for directive in given}
+        if self._default_directive and kinds <= set(_EDITS):
             return [self._default_directive, *given]
         return given
 
@@ -109,6 +110,8 @@ def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buil
     if not directives and cfg is None:
         directives = [""]
     base = None if cfg is None else "a config"
+    if base is None:
+        _require_base_first(directives)
     for i, directive in enumerate(directives):
         try:
             cfg = _apply(cfg, directive, base or (directives[0] if i else None))
@@ -117,6 +120,18 @@ def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buil
             told = str(error).removeprefix(f"{directive.partition(':')[2]}: ")
             raise UsageError(f"--config={directive}: {told}\n  try: {advice}") from error
     return cfg
+
+
+def _require_base_first(directives: list[str]) -> None:
+    """Raise a UsageError if a base stands behind an edit, which would apply to nothing."""
+    kinds = [directive.partition(":")[0] for directive in directives]
+    later = [d for d, kind in zip(directives, kinds, strict=True) if kind in _BASES]
+    if kinds[0] in _EDITS and later:
+        ordered = [*later, *(d for d in directives if d not in later)]
+        raise UsageError(
+            f"--config={later[0]}: expected before all edits, which apply in their order\n"
+            f"  try: {shlex.join(f'--config={d}' for d in ordered)}"
+        )
 
 
 def recipe_name(directives: list[str]) -> str:
@@ -173,7 +188,29 @@ def _kind(directive: str) -> str:
     if colon and kind in known:
         return kind
     expected = f"expected {one_of(f'{k}:...' for k in known)}"
-    raise UnknownName(expected, kind, known) if colon else UsageError(expected)
+    if colon:
+        raise UnknownName(expected, kind, known)
+    if near := _with_kind(directive):
+        raise UnknownName(f"{expected}; did you mean {near[0]!r}?", directive, near=near)
+    missing = "; there is no such file or directory either" if directive else ""
+    raise UsageError(expected + missing)
+
+
+def _with_kind(text: str) -> list[str]:
+    """Return directives that a text without a kind may stand for, the best first."""
+    path = Path(text).expanduser()
+    if (path / "config.json").is_file():
+        return [f"run:{text}"]
+    if path.is_file():
+        return [f"config_file:{text}"]
+    name, parenthesis, rest = text.partition("(")
+    if "=" in name:
+        return [f"set:{text}"]
+    found = []
+    for kind, known in (("config", registry.recipes()), ("fiddler", registry.fiddlers())):
+        near = [name] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        found += [f"{kind}:{other}{parenthesis}{rest}" for other in near]
+    return found
 
 
 def _try(before: list[str], directive: str, error: UsageError) -> str:
@@ -182,12 +219,17 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
             instead = f"{head}{name}{tail}"
-            if _is_right([*before, instead]):
+            # Most commands have a default base, which an edit without one applies to.
+            any_base = [f"config:{recipe}" for recipe in list(registry.recipes())[:1]]
+            base = before or ([] if instead.partition(":")[0] in _BASES else any_base)
+            if _is_right([*base, instead]):
                 return shlex.join([f"--config={instead}"])
     kind, _, expression = directive.partition(":")
     flags_before = [f"--config={d}" for d in before]
     if before and kind == "set":
         return shlex.join(["nanigpt", "show", *flags_before, "--format=flat"])
+    if not expression and "/" in directive:
+        kind, expression = "run", directive
     if kind in ("run", "config_file") and expression:
         path = Path(expression).expanduser()
         if not (path / "config.json").exists() and not path.is_file():

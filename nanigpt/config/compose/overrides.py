@@ -198,7 +198,7 @@ def _split(assignment: str, form: str) -> tuple[str, str]:
 def _elsewhere(error: UnknownName, cfg: fdl.Buildable, path: str) -> UnknownName:
     """Return an error that names other places with such an argument, or the same error."""
     paths = [p for p, _ in leaves(cfg) if p.rpartition(".")[2] == error.name]
-    if not paths:
+    if not paths or any(near.endswith(f"_{error.name}") for near in error.near):
         return error
     more = f" (and {len(paths) - 1} more)" if paths[1:] else ""
     return UnknownName(f"{error.problem}; there is {paths[0]}{more}", path, near=paths[:1])

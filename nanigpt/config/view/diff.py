@@ -88,11 +88,23 @@ def _span(numbers: list[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> str:
+def render(
+    old: fdl.Buildable,
+    new: fdl.Buildable,
+    *,
+    format: str = "text",
+    names: tuple[str, str] = ("old", "new"),
+) -> str:
     """Describe the change from one config to another, in one of `FORMATS`.
 
     text: lines `path: old -> new`. json: the same lines as objects. python: a module with a fiddler
     that turns the old config into the new one. html: a page with both side by side.
+
+    Args:
+        old: One config.
+        new: The other.
+        format: The format.
+        names: Headings of both in a page.
 
     Raises:
         UsageError: The format is unknown, or a value cannot be written in it.
@@ -107,7 +119,8 @@ def render(old: fdl.Buildable, new: fdl.Buildable, *, format: str = "text") -> s
         from nanigpt.config.view.html import page
         from nanigpt.config.view.html_diff import diff_html
 
-        return page(diff_html(diff(old, new)), title="diff")
+        body = diff_html(diff(old, new), old=names[0], new=names[1])
+        return page(body, title=" and ".join(names))
     if format == "json":
         rows = [{"path": c.where, "old": c.old, "new": c.new} for c in diff(old, new)]
         return json.dumps(rows, indent=1)

@@ -15,7 +15,7 @@ from nanigpt.config.registry import components, fiddlers, recipes
 _COLUMN = 44
 
 
-def guide(cfg: fdl.Buildable | None = None) -> str:
+def listing(cfg: fdl.Buildable | None = None) -> str:
     """List everything that `--config` takes, with signature and first sentence of documentation.
 
     Args:

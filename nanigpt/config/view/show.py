@@ -20,7 +20,12 @@ _DIM, _PLAIN = "\033[2m", "\033[0m"
 
 @refuses_depth
 def render(
-    cfg: fdl.Buildable, *, format: str = "tree", color: bool = False, why: bool = False
+    cfg: fdl.Buildable,
+    *,
+    format: str = "tree",
+    color: bool = False,
+    why: bool = False,
+    title: str | None = None,
 ) -> str:
     """Render a config in one of `FORMATS`.
 
@@ -33,6 +38,7 @@ def render(
         cfg: The config.
         format: The format.
         color: Whether to dim defaults, for a terminal.
+        title: Heading of a page; by default the root's class.
         why: Whether trees and flat lists show the place that set each value, and its value before.
 
     Raises:
@@ -57,7 +63,7 @@ def render(
     if format == "html":
         from nanigpt.config.view.html import html
 
-        return html(cfg)
+        return html(cfg, title=title)
     return json.dumps({path: _json(value) for path, value in leaves(cfg)}, indent=1)
 
 
