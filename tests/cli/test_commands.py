@@ -35,7 +35,7 @@ from tests.support import (
 def run(tmp_path_factory):
     """A finished run, and what its training printed."""
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    return path, succeed(nanigpt("train", *flags(*TINY), f"--run={path}"))
+    return path, succeed(nanigpt("train", *flags(*TINY), f"--run_dir={path}"))
 
 
 def test_training_prints_plain_lines(run):
@@ -54,7 +54,7 @@ def test_the_run_directory_is_complete(run):
     path, _ = run
     assert load_run(str(path)) == tiny()
     launch = json.loads((path / "launches.jsonl").read_text())
-    assert launch["argv"] == ["train", *flags(*TINY), f"--run={path}"]
+    assert launch["argv"] == ["train", *flags(*TINY), f"--run_dir={path}"]
     assert launch["versions"]["torch"].startswith("2.")
     assert launch["processes"] == 1
     assert launch["fingerprint"] == fingerprint(tiny())
@@ -78,14 +78,14 @@ def test_the_run_directory_is_complete(run):
 def test_a_config_that_the_checkpoint_does_not_fit_is_not_recorded(edit, run, tmp_path, capsys):
     path, _ = run
     copy = shutil.copytree(path, tmp_path / "copy")
-    assert main(["train", *flags(*TINY, edit), f"--run={copy}", "--allow_config_change"]) == 2
+    assert main(["train", *flags(*TINY, edit), f"--run_dir={copy}", "--allow_config_change"]) == 2
     assert "is of another" in capsys.readouterr().err
     assert load_run(str(copy)) == tiny()
 
 
 def test_eval_gives_what_training_logged(run):
     path, _ = run
-    result = json.loads(succeed(nanigpt("eval", f"--run={path}")).splitlines()[-1])
+    result = json.loads(succeed(nanigpt("eval", f"--run_dir={path}")).splitlines()[-1])
     last = metrics(path)[-1]
     assert result == {k: last[k] for k in ("step", "val_loss", "val_bits_per_byte")}
 
@@ -107,7 +107,7 @@ def test_a_run_of_gpus_is_evaluated_on_a_cpu(
     path, _ = run
     (tmp_path / "checkpoints").symlink_to(path / "checkpoints")
     (tmp_path / "config.json").write_text(dump(tiny(edit)))
-    assert main(["eval", f"--run={tmp_path}"]) == 0
+    assert main(["eval", f"--run_dir={tmp_path}"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["val_loss"] == pytest.approx(metrics(path)[-1]["val_loss"], rel=1e-6)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -124,7 +124,7 @@ def test_a_run_of_another_version_says_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(dump(cfg))
     message = r"another version.*: loader: required by Trainer.*--allow_config_change"
     with pytest.raises(UsageError, match=message):
-        recorded_config(types.SimpleNamespace(run=str(tmp_path)))
+        recorded_config(types.SimpleNamespace(run_dir=str(tmp_path)))
 
 
 def test_eval_on_two_processes(run):
@@ -136,7 +136,7 @@ def test_eval_on_two_processes(run):
 
 def test_generate(run):
     path, _ = run
-    command = ("generate", f"--run={path}", "--prompt=def ", "--max_new_tokens=40")
+    command = ("generate", f"--run_dir={path}", "--prompt=def ", "--max_new_tokens=40")
     greedy = succeed(nanigpt(*command, "--temperature=0"))
     assert greedy.startswith("def ")
     sampled = [succeed(here(*command, f"--seed={seed}", "--top_k=50")) for seed in (1, 1, 2)]
@@ -150,7 +150,7 @@ def test_killed_at_any_step_the_same_command_goes_on(run, tmp_path):
         "nanigpt",
         "train",
         *flags(*TINY),
-        f"--run={path}",
+        f"--run_dir={path}",
         *flags("set:metrics.log_interval=1"),
     )
     for wanted in (4, 13):  # before the first checkpoint, and after it
@@ -199,7 +199,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         f"set:data.tokenizer=@huggingface_tokenizer('{tokenizer}')",
         "fiddler:steps(3)",
     )
-    out = succeed(here("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))
+    out = succeed(here("train", *flags(*TINY, *edits), f"--run_dir={tmp_path / 'run'}"))
     assert "validation loss" in out
 
 
@@ -211,7 +211,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         (["train", "--config=set:optimizer.lrr=1"], "nanigpt: --config=set:optimizer.lrr=1: optimizer (adamw) has no 'lrr'; did you mean 'lr'?"),
         (["train", "--config=set:data.corpus.path=/nowhere"], "nanigpt: data.corpus.path='/nowhere': expected a file, a folder or a glob"),
         (["train", "--rum=x"], "nanigpt: train: Unknown command line flag 'rum'. Did you mean: run"),
-        (["eval", "--run=/nowhere/run"], "nanigpt: --run: /nowhere/run: no run there"),
+        (["eval", "--run_dir=/nowhere/run"], "nanigpt: --run_dir: /nowhere/run: no run there"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_and_status_2(arguments, message, tmp_path):
@@ -223,7 +223,7 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, tmp_path):
 
 
 def test_generating_past_the_context_is_refused(run):
-    done = here("generate", f"--run={run[0]}", "--max_new_tokens=1000")
+    done = here("generate", f"--run_dir={run[0]}", "--max_new_tokens=1000")
     assert done.returncode == 2
     assert "max_new_tokens=1000: expected at most 63 after" in done.stderr
 
@@ -284,7 +284,7 @@ print([name for name in heavy if name in sys.modules])
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path):
     path = tmp_path / "run"
-    command = ("train", *flags(*TINY, "fiddler:steps(400)"), f"--run={path}")
+    command = ("train", *flags(*TINY, "fiddler:steps(400)"), f"--run_dir={path}")
     first = start("-m", "nanigpt", *command)
     try:
         deadline = time.monotonic() + 60
@@ -299,7 +299,7 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path):
 
 
 def test_a_run_goes_on_when_its_reader_leaves(tmp_path):
-    process = start("-m", "nanigpt", "train", *flags(*TINY), f"--run={tmp_path / 'run'}")
+    process = start("-m", "nanigpt", "train", *flags(*TINY), f"--run_dir={tmp_path / 'run'}")
     process.stdout.readline()
     process.stdout.close()
     process.stdout = None
@@ -309,9 +309,9 @@ def test_a_run_goes_on_when_its_reader_leaves(tmp_path):
 
 
 def test_an_unwritable_place_is_named(monkeypatch):
-    done = nanigpt("train", *flags(*TINY), "--run=/proc/run")
+    done = nanigpt("train", *flags(*TINY), "--run_dir=/proc/run")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "nanigpt: --run=/proc/run: cannot be written" in done.stderr
+    assert "nanigpt: --run_dir=/proc/run: cannot be written" in done.stderr
     monkeypatch.setenv("NANIGPT_CACHE", "/proc/cache")
     done = nanigpt("train", *flags(*TINY))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -342,6 +342,6 @@ def test_a_mistake_of_one_rank_is_printed_by_it(monkeypatch, capsys):
     ],
 )
 def test_wrong_sampling_is_refused(run, argument, message):
-    done = nanigpt("generate", f"--run={run[0]}", "--max_new_tokens=5", argument)
+    done = nanigpt("generate", f"--run_dir={run[0]}", "--max_new_tokens=5", argument)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
