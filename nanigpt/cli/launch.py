@@ -79,7 +79,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, nested: list[str]) -> int:
     if not nested or nested[0].startswith("-"):
         nested = ["train", *nested]
-    nested = [nested[0], *(f"--import={text}" for text in values["import"].value), *nested[1:]]
+    imports = values["import"].value or []
+    nested = [nested[0], *(f"--import={text}" for text in imports), *nested[1:]]
     on = _place(values)
     shape = _shape(values, on)
     check_command(nested, world_size=shape.world_size)

@@ -79,7 +79,7 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
             f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value"
             f"{_help_line(name)}"
         )
-    _import(values["import"].value)  # --config is composed when a command first reads it
+    _import(values["import"].value or [])  # --config is composed when a command first reads it
     return command, values, rest
 
 

@@ -42,7 +42,7 @@ def factory_of(made: type) -> Callable[..., fdl.Config]:
     ]
     named: Any = factory
     named.__signature__ = signature.replace(parameters=parameters)
-    named.__annotations__ = {**hints, "return": fdl.Config[made]}  # type: ignore[valid-type]
+    named.__annotations__ = {**hints, "return": fdl.Config[made]}
     return factory
 
 

@@ -176,7 +176,7 @@ def _told(error: BaseException, place: Path | None) -> str:
     """Return an exception in one line that begins with the file and the line of the user's code."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_shown(Path(error.filename))}:{error.lineno}: {type(error).__name__}: {error.msg}"
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = list(traceback.extract_tb(error.__traceback__))
     if place is not None:
         root = place.parent if place.name == "__init__.py" else place
         frames = [f for f in frames if Path(f.filename).is_relative_to(root)] or frames

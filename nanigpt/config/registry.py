@@ -11,6 +11,7 @@ A module of recipes tells the family of its models by a constant: `FAMILY = "Lla
 import functools
 import importlib
 import importlib.metadata
+import inspect
 import itertools
 import pkgutil
 import sys
@@ -228,10 +229,11 @@ def _find(table: dict[str, Callable], kind: str, name: str) -> Callable:
 def _parts() -> dict[str, list[Callable]]:
     """Return the factories of components by name, more than one where names clash."""
     parts = {name: [function] for name, function in _components.items()}
-    made = {getattr(function, "__wrapped__", None) for function in _components.values()}
+    made = {inspect.unwrap(function) for function in _components.values()}
     for factory in itertools.chain(*_imports.values()):
-        if factory.__wrapped__ not in made:  # not decorated, and no other import has it
-            made.add(factory.__wrapped__)
+        wrapped = inspect.unwrap(factory)
+        if wrapped not in made:  # not decorated, and no other import has it
+            made.add(wrapped)
             parts.setdefault(factory.__name__, []).append(factory)
     return parts
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from nanigpt.errors import UsageError
 from tests.data.test_tokenizer import train_bpe
 from tests.support import (
     TINY,
+    built_model,
     finish,
     flags,
     here,
@@ -81,6 +83,44 @@ def test_a_config_that_the_checkpoint_does_not_fit_is_not_recorded(edit, run, tm
     assert main(["train", *flags(*TINY, edit), f"--run_dir={copy}", "--allow_config_change"]) == 2
     assert "is of another" in capsys.readouterr().err
     assert load_run(str(copy)) == tiny()
+
+
+def test_a_directory_alone_resumes_its_run(run, tmp_path, capsys):
+    path, _ = run
+    copy = shutil.copytree(path, tmp_path / "copy")
+    assert main(["train", f"--run_dir={copy}"]) == 0
+    assert f"run {copy}, config {fingerprint(tiny())[:8]}" in capsys.readouterr().out
+    assert load_run(str(copy)) == tiny()
+    assert len(metrics(copy)) == 20
+
+
+def test_edits_without_a_base_are_told_the_runs_own(run, tmp_path, capsys):
+    path, _ = run
+    copy = shutil.copytree(path, tmp_path / "a copy")
+    command = ["train", f"--run_dir={copy}", "--config=set:steps=22"]
+    assert main(command) == 2
+    told, advice = capsys.readouterr().err.splitlines()
+    assert "without a base, --config edits config:llama3_debug" in told
+    assert "--allow_config_change" not in told
+    program, *right = shlex.split(advice.removeprefix("  try: "))
+    assert program == "nanigpt"
+    assert main(right) == 0
+    assert len(metrics(copy)) == 22
+
+
+@pytest.mark.parametrize("flag", ["--run_dir", "--run"])
+def test_a_recorded_config_is_looked_at(flag, run, capsys):
+    given = [f"{flag}={run[0]}", "--config=set:seed=7"]
+    edited = tiny("set:seed=7")
+    assert main(["fingerprint", *given]) == 0
+    assert capsys.readouterr().out.strip() == fingerprint(edited)
+    assert main(["check", *given]) == 0
+    assert fingerprint(edited) in capsys.readouterr().out
+    assert main(["show", "--format=flat", *given]) == 0
+    assert "\nseed = 7\n" in capsys.readouterr().out
+    assert main(["count", "--format=json", given[0]]) == 0
+    counts = json.loads(capsys.readouterr().out)["parameters"]
+    assert counts["total"] == sum(p.numel() for p in built_model(tiny()).parameters())
 
 
 def test_eval_gives_what_training_logged(run):
