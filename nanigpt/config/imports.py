@@ -52,7 +52,9 @@ def project_imports() -> list[str]:
         tools = tomllib.loads(_PROJECT.read_text()).get("tool", {})
     except (OSError, ValueError) as error:
         raise UsageError(f"{_PROJECT}: {error}") from error
-    settings = tools.get("nanigpt", {})
+    settings = tools.get("nanigpt", {}) if isinstance(tools, dict) else {}
+    if not isinstance(settings, dict):
+        raise UsageError(f"{_PROJECT}: tool.nanigpt={settings!r}: expected a table [tool.nanigpt]")
     for key in settings:
         if key != "import":
             raise UnknownName(f"{_PROJECT}, [tool.nanigpt]: unknown key {key!r}", key, ["import"])
@@ -88,7 +90,7 @@ def import_code(text: str, *, where: str | None = None, flag: bool = True) -> No
 
 def _file(text: str) -> tuple[str, Path]:
     """Return the module's name, and the file, whose folder is then searched for modules."""
-    file = Path(text).expanduser().resolve()
+    file = Path(text).expanduser().absolute()  # a link has a name of its own
     if not file.is_file():
         stems = [path.stem for path in file.parent.glob("*.py")]
         near = [str(Path(text).with_name(f"{stem}.py")) for stem in close_names(file.stem, stems)]
@@ -97,11 +99,11 @@ def _file(text: str) -> tuple[str, Path]:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"{name!r} cannot be the name of a module; rename the file")
     _search(file.parent)
-    with _search_without(file.parent):
+    with _search_without(file.parent.resolve()):
         other = _place(name)
-    if other is not None and other != file:
+    if other is not None and other != file.resolve():
         raise _clash(name, other, "rename the file")
-    return name, file
+    return name, file.resolve()
 
 
 def _module(text: str) -> tuple[str, Path | None]:

@@ -116,6 +116,14 @@ def test_a_file_is_imported_with_its_neighbours(project):
     assert sys.modules["own_file"].__file__ == str(project / "lib" / "own_file.py")
 
 
+def test_a_link_has_a_name_of_its_own(project):
+    (project / "elsewhere").mkdir()
+    (project / "elsewhere" / "own_target.py").write_text(recipe("own_linked"))
+    (project / "own_link.py").symlink_to(project / "elsewhere" / "own_target.py")
+    import_code("own_link.py")
+    assert registry.find_recipe("own_linked").__module__ == "own_link"
+
+
 def test_classes_are_components(project):
     (project / "own_layers.py").write_text(LAYERS)
     import_code("own_layers")
@@ -200,6 +208,7 @@ def test_the_project_names_imports(project, capsys):
     [
         ("[tool.nanigpt\n", "pyproject.toml: "),
         ('[tool.nanigpt]\nimports = ["x"]\n', "unknown key 'imports'; did you mean 'import'?"),
+        ("tool.nanigpt = 3\n", "tool.nanigpt=3: expected a table [tool.nanigpt]"),
         ('[tool.nanigpt]\nimport = "x"\n', "import='x': expected a list such as"),
         ('[tool.nanigpt]\nimport = ["x.py"]\n', "pyproject.toml, import 'x.py': no such file\n"),
     ],
