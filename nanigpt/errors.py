@@ -25,6 +25,19 @@ class MisfitError(UsageError):
     """A checkpoint belongs to another model or optimizer than the config. Nothing was trained."""
 
 
+class MissingImport(UsageError):
+    """A name that a module defines which this command does not import.
+
+    Attributes:
+        flag: The flag that imports it.
+    """
+
+    def __init__(self, message: str, *, module: str):
+        """Complete the message with the flag that imports `module`, a value of `--import`."""
+        self.flag = f"--import={module}"
+        super().__init__(f"{message}; add {self.flag}")
+
+
 class UnknownName(UsageError):
     """A name that is not among the known names.
 
@@ -40,7 +53,7 @@ class UnknownName(UsageError):
         """Complete the message with similar names from `known`, unless `near` is given."""
         known = list(known)
         self.problem, self.name = problem, name
-        self.near = near or _near(name, known)
+        self.near = close_names(name, known) if near is None else near
         if near is None:
             if self.near:
                 problem += f"; did you mean {' or '.join(map(repr, self.near))}?"
@@ -49,7 +62,8 @@ class UnknownName(UsageError):
         super().__init__(problem)
 
 
-def _near(name: str, known: list[str]) -> list[str]:
+def close_names(name: str, known: list[str]) -> list[str]:
+    """Return known names that are like a name, the most similar first."""
     # `batch_size` is meant as `global_batch_size` more often than as a name of similar letters.
     close = [k for k in known if k.endswith(f"_{name}")][:3]
     close = close or difflib.get_close_matches(name, known, n=3, cutoff=0.6)

@@ -31,7 +31,7 @@ def finished(tmp_path_factory, token_cache):
     It takes a second, which the workers of pytest-xdist need not save by a lock.
     """
     path = tmp_path_factory.mktemp("finished") / "run"
-    command = ["train", *flags(*TINY), f"--run={path}"]
+    command = ["train", *flags(*TINY), f"--run_dir={path}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             sys, "argv", ["nanigpt", *command]

@@ -76,7 +76,9 @@ def steps(name: str) -> list[dict[str, str]]:
     printed = io.StringIO()
     with tempfile.TemporaryDirectory() as folder, stopping_after(STEPS):
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            status = nanigpt(["train", f"--run={folder}", *(f"--config={d}" for d in directives)])
+            status = nanigpt(
+                ["train", f"--run_dir={folder}", *(f"--config={d}" for d in directives)]
+            )
         if status != 130:
             raise SystemExit(f"{name}: exit status {status}\n{printed.getvalue()}")
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()

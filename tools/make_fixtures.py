@@ -187,13 +187,12 @@ def write(name: str) -> None:
     RUNS.mkdir(parents=True, exist_ok=True)
     asked.write_text(dump(cfg))
     directives = [f"--config={d}" for d in (f"config_file:{asked}", *edits)]
-    # torchrun would take `--run` for its own option.
     nanigpt("train", *directives, f"--run_dir={run}", processes=processes)
     asked.unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     after = [json.loads(line) for line in lines[STORED : STEPS - 1]]
     shutil.rmtree(run / "checkpoints" / f"step_{STEPS:08d}")
-    evaluated = json.loads(nanigpt("eval", f"--run={run}").splitlines()[-1])
+    evaluated = json.loads(nanigpt("eval", f"--run_dir={run}").splitlines()[-1])
     (run / "metrics.jsonl").write_text("".join(lines[:STORED]))
     expected = {
         "arithmetic": arithmetic(),

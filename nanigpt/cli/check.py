@@ -1,6 +1,7 @@
 """Check a config: types, required arguments, sharing, and every component's own rules, on meta.
 
 nanigpt check --config=config:llama3_405b --config=set:global_batch_size=100 --ranks=512
+nanigpt check --run_dir=runs/llama3_debug --config=fiddler:compile
 """
 
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from typing import Any
 import torch
 from absl import flags
 
+from nanigpt.cli.run_flag import define_config_or_run
 from nanigpt.config.check.assembly import Assembly
-from nanigpt.config.compose.flag import config_flag, define_config_flag
+from nanigpt.config.compose.flag import config_flag
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import parameter_counts
@@ -19,7 +21,7 @@ from nanigpt.training.trainer import Trainer
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    define_config_flag(values, default_directive="config:llama3_debug")
+    define_config_or_run(values, default="config:llama3_debug")
     flags.DEFINE_integer(
         "ranks", None, "processes that it is to run on", lower_bound=1, flag_values=values
     )

@@ -1,7 +1,7 @@
 """Import Hugging Face weights into a new run, or export a run's newest checkpoint.
 
-nanigpt convert --from_hf=Llama-3.2-1B --config=config:llama3_1b --run=runs/mine
-nanigpt convert --run=runs/mine --to_hf=exported --dtype=bfloat16
+nanigpt convert --from_hf=Llama-3.2-1B --config=config:llama3_1b --run_dir=runs/mine
+nanigpt convert --run_dir=runs/mine --to_hf=exported --dtype=bfloat16
 """
 
 import logging
@@ -59,8 +59,8 @@ def run(values: flags.FlagValues) -> int:
         raise UsageError(
             "convert: expected one of --from_hf=DIR and --to_hf=DIR\n  try: nanigpt convert --help"
         )
-    if values.run is None:
-        raise UsageError("--run is missing; expected --run=runs/NAME")
+    if values.run_dir is None:
+        raise UsageError("--run_dir is missing; expected --run_dir=runs/NAME")
     given = bool(config_flag(values).directives)
     if values.from_hf is not None and not given:
         raise UsageError(
@@ -76,9 +76,11 @@ def _import(values: flags.FlagValues) -> int:
     checked_trainer(cfg, directives=config_flag(values).directives)
     trainer = build_trainer(on_any_world(cfg))
     model = _decoder(trainer.model)
-    directory = RunDirectory(values.run)
+    directory = RunDirectory(values.run_dir)
     if directory.started:
-        raise UsageError(f"--run={values.run}: holds a run already; expected a new directory")
+        raise UsageError(
+            f"--run_dir={values.run_dir}: holds a run already; expected a new directory"
+        )
     try:
         weights = Pretrained(values.from_hf, model)
     except UsageError as error:
@@ -138,7 +140,7 @@ def _export(values: flags.FlagValues) -> int:
     world.barrier()
     if world.is_main:
         names = ", ".join(file.name for file in files)
-        print(f"step {progress.step} of {values.run} is in {values.to_hf}: {names}")
+        print(f"step {progress.step} of {values.run_dir} is in {values.to_hf}: {names}")
         if own := left_out(parallel.model):
             print(
                 f"not written: {len(own)} weights of multi_token, which transformers does not have"

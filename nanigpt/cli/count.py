@@ -2,8 +2,9 @@
 
 nanigpt count --config=config:llama3_8b --positions=4096
 nanigpt count --config=config:llama3_8b --config=tag:SequenceLength=32768 --format=json
+nanigpt count --run_dir=runs/llama3_debug
 
-Without --config, a table of all recipes, each at its own sequence length.
+Without --config and --run_dir, a table of all recipes, each at its own sequence length.
 """
 
 import dataclasses
@@ -12,8 +13,9 @@ from typing import Any
 
 from absl import flags
 
+from nanigpt.cli.run_flag import define_config_or_run
 from nanigpt.cli.trainer import checked_trainer
-from nanigpt.config.compose.flag import compose, config_flag, define_config_flag
+from nanigpt.config.compose.flag import compose, config_flag
 from nanigpt.config.registry import family, recipes
 from nanigpt.errors import UsageError
 from nanigpt.models.protocol import compute_dtype, max_sequence_length, parameter_counts
@@ -34,7 +36,7 @@ _COLUMNS = (
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    define_config_flag(values)
+    define_config_or_run(values)
     flags.DEFINE_integer(
         "sequence_length",
         None,
@@ -60,7 +62,9 @@ def run(values: flags.FlagValues) -> int:
         as_text: Any = _text
     elif lengths:
         name, value = next(iter(lengths.items()))
-        raise UsageError(f"--{name}={value} goes with --config\n  try: nanigpt count --help")
+        raise UsageError(
+            f"--{name}={value} goes with --config or --run_dir\n  try: nanigpt count --help"
+        )
     else:
         found, as_text = costs_of_recipes(), table
     print(json.dumps(found, indent=2) if values.format == "json" else as_text(found))

@@ -1,7 +1,7 @@
 """Evaluate a run's newest checkpoint.
 
-nanigpt eval --run=runs/llama3_debug
-nanigpt eval --run=runs/llama3_debug --evaluation=val
+nanigpt eval --run_dir=runs/llama3_debug
+nanigpt eval --run_dir=runs/llama3_debug --evaluation=val
 """
 
 import json

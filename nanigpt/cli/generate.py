@@ -1,6 +1,6 @@
 """Sample text from a run's newest checkpoint.
 
-nanigpt generate --run=runs/llama3_debug --prompt="def " --max_new_tokens=200
+nanigpt generate --run_dir=runs/llama3_debug --prompt="def " --max_new_tokens=200
 """
 
 from typing import Any
@@ -51,7 +51,9 @@ def run(values: flags.FlagValues) -> int:
     assembly, parallel, _ = restore(values, changes=exact)
     if not hasattr(assembly.root.data, "tokenizer"):
         kind = type(assembly.root.data).__name__
-        raise UsageError(f"--run: {values.run} is trained on {kind}, which has no tokenizer")
+        raise UsageError(
+            f"--run_dir: {values.run_dir} is trained on {kind}, which has no tokenizer"
+        )
     with assembly.located():
         decoder: Any = parallel.model
         text = sampler.run(decoder, assembly.root.data.tokenizer)

@@ -1,8 +1,8 @@
 """Start train, eval or generate on many processes, here or on a cluster.
 
 nanigpt launch --nproc_per_node=8 -- train --config=config:llama3_8b
-nanigpt launch --nodes=4 --sbatch=--time=8:00:00 -- train --config=config:llama3_70b --run=runs/70b
-nanigpt launch --nodes=4 --dry_run -- train --config=config:llama3_70b --run=runs/70b
+nanigpt launch --nodes=4 --sbatch=--time=8:00:00 -- train --config=config:llama3_70b
+nanigpt launch --nodes=4 --dry_run -- train --config=config:llama3_70b --run_dir=runs/70b
 nanigpt launch --nodes=2 --rdzv_endpoint=node0:29500 -- train   (the same on each of the two nodes)
 nanigpt launch --nodes=2 --scheduler=kubernetes --component=--image=nanigpt:1 -- train
 
@@ -79,6 +79,8 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues, nested: list[str]) -> int:
     if not nested or nested[0].startswith("-"):
         nested = ["train", *nested]
+    imports = values["import"].value or []
+    nested = [nested[0], *(f"--import={text}" for text in imports), *nested[1:]]
     on = _place(values)
     shape = _shape(values, on)
     check_command(nested, world_size=shape.world_size)

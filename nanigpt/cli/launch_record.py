@@ -1,4 +1,4 @@
-"""The record of a run's launches: command line, versions and git commit."""
+"""The record of a run's launches: command line, imports, versions and git commit."""
 
 import json
 import platform
@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import nanigpt
+from nanigpt.config.registry import imports
 from nanigpt.parallel.world import World
 from nanigpt.training.run_directory import RunDirectory
 
@@ -22,6 +23,7 @@ def record_launch(run: RunDirectory, world: World, *, fingerprint: str) -> None:
     launch = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "argv": sys.argv[1:],
+        "imports": imports(),
         "fingerprint": fingerprint,
         "processes": world.size,
         "device": world.device.type,

@@ -27,6 +27,11 @@ COMMANDS = {
     "launch": "Start a command on many processes, here or on a cluster.",
 }
 
+_IMPORT = (
+    "Import this module, package or FILE.py of yours, so that --config finds its recipes, "
+    "fiddlers, components and classes. Repeat the flag for several."
+)
+
 
 _LONGEST_LINE = 2000
 
@@ -35,8 +40,7 @@ def main(argv: list[str]) -> int:
     """Run one command; return the exit status, which is 2 for a mistake of the user."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not argv or argv[0] in ("help", "--help", "-h"):
-        print(_help())
-        return 0
+        argv = ["help"]
     try:
         status = _run(argv[0], argv[1:])
         sys.stdout.flush()
@@ -83,6 +87,7 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
     # A separate set of flags, since fiddle.absl_flags adds legacy flags to absl's global one.
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    flags.DEFINE_multi_string("import", [], _IMPORT, flag_values=values)
     command.define_flags(values)
     try:
         rest = values([f"nanigpt {name}", *argv])[1:]
@@ -93,10 +98,15 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
             f"{name}: unexpected argument {rest[0]!r}; flags look like --name=value"
             f"{_help_line(name)}"
         )
+    _import(values["import"].value or [])  # --config is composed when a command first reads it
     return command, values, rest
 
 
 def _run(name: str, argv: list[str]) -> int:
+    if name == "help":
+        _import([])
+        print(_help())
+        return 0
     command, values, rest = parse(name, argv)
     config: Any = next((values[flag] for flag in values if flag == "config"), None)
     if values.help or (config is not None and config.asks_for_help):
@@ -113,6 +123,12 @@ def _run(name: str, argv: list[str]) -> int:
 
         stop_world()
     return status
+
+
+def _import(given: list[str]) -> None:
+    from nanigpt.config.imports import import_all  # with fiddle, which a typo does not wait for
+
+    import_all(given)
 
 
 def _message(error: flags.Error) -> str:

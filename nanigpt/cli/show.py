@@ -1,7 +1,7 @@
 """Print a config as a tree, a list, Python, JSON, a graph, or a page.
 
 nanigpt show --config=config:llama3_8b --config=tag:LearningRate=1e-4 --why
-nanigpt show --config=run:runs/llama3_debug --format=python > rebuilt.py
+nanigpt show --run_dir=runs/llama3_debug --format=python > rebuilt.py
 nanigpt show --config=config:llama3_8b --format=html > llama3_8b.html
 nanigpt show --config=config:llama3_8b --config="fiddler:pipeline(4, '1F1B', 8)" --schedule
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 from absl import flags
 
-from nanigpt.config.compose.flag import config_flag, define_config_flag
+from nanigpt.cli.run_flag import define_config_or_run
+from nanigpt.config.compose.flag import config_flag
 from nanigpt.config.view.show import FORMATS, render
 from nanigpt.errors import UsageError
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    define_config_flag(values, default_directive="config:llama3_debug")
+    define_config_or_run(values, default="config:llama3_debug")
     flags.DEFINE_enum("format", "tree", FORMATS, "Print this format.", flag_values=values)
     flags.DEFINE_bool(
         "why",

@@ -1,21 +1,24 @@
-"""Train a run, or resume it by the same command.
+"""Train a run, or resume it by the same command, or by its directory alone.
 
 nanigpt train
-nanigpt train --config=config:llama3_1b --config='fiddler:steps(500)' --run=runs/short
+nanigpt train --run_dir=runs/llama3_debug
+nanigpt train --config=config:llama3_1b --config='fiddler:steps(500)' --run_dir=runs/short
 torchrun --nproc-per-node=2 -m nanigpt train --config=config:llama3_debug
 """
 
+import shlex
 import sys
 
 from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
-from nanigpt.cli.run_flag import define_run_flag
+from nanigpt.cli.run_flag import define_run_flag, has_config
 from nanigpt.cli.trainer import assemble_trainer
 from nanigpt.config.compose.flag import config_flag, define_config_flag, recipe_name
 from nanigpt.config.flatten import flat
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.config.record.run_config import choose_run, claim_run
+from nanigpt.config.registry import import_flags
 from nanigpt.errors import MisfitError, RankError
 from nanigpt.files import write_atomically
 from nanigpt.parallel.world import start_world
@@ -23,10 +26,12 @@ from nanigpt.training.loop import train
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.training.trackers.tracker import RunInfo
 
+_DEFAULT = "config:llama3_debug"
+
 
 def define_flags(values: flags.FlagValues) -> None:
-    define_config_flag(values, default_directive="config:llama3_debug")
-    define_run_flag(values, "directory of the run (default: runs/RECIPE)")
+    define_run_flag(values, "Train in this directory (default: runs/RECIPE).")
+    define_config_flag(values, default_directive=lambda given: _base(values.run_dir, given))
     flags.DEFINE_bool(
         "allow_config_change",
         False,
@@ -35,9 +40,32 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def _base(run: str | None, given: list[str]) -> str:
+    """Return the base where none is given: the run's if it is alone, and else the default recipe.
+
+    With edits it is the recipe also for a run that exists, so that the command that began the run
+    resumes it, and applies no edit twice.
+    """
+    resumes = run is not None and not given and has_config(run)
+    return f"run:{run}" if resumes else _DEFAULT
+
+
+def _advice(values: flags.FlagValues, directives: list[str]) -> dict[str, str]:
+    """Return the advice for a command without a base that does not fit the run, if this is one."""
+    given = config_flag(values).all_arguments
+    if values.run_dir is None or directives == given:
+        return {}
+    edits = [f"--config={d}" for d in (f"run:{values.run_dir}", *given)]
+    command = ["nanigpt", "train", *import_flags(), f"--run_dir={values.run_dir}", *edits]
+    return {
+        "advice": f"without a base, --config edits {_DEFAULT}; begin with the run's own config\n"
+        f"  try: {shlex.join(command)}"
+    }
+
+
 def run(values: flags.FlagValues) -> int:
     cfg, directives = values.config, config_flag(values).directives
-    path = values.run or choose_run("runs", recipe_name(directives), cfg)
+    path = values.run_dir or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
     assembly = assemble_trainer(cfg, directives=directives)
     trainer = assembly.root
@@ -61,6 +89,7 @@ def run(values: flags.FlagValues) -> int:
             cfg,
             started=directory.started,
             allow_config_change=values.allow_config_change,
+            **_advice(values, directives),
         )
         print(f"run {directory.path}, config {identity[:8]}", flush=True)
         for change in changed:

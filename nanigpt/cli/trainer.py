@@ -87,7 +87,7 @@ def on_any_world(cfg: Any) -> Any:
 
 
 def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None = None) -> Any:
-    """Load the config that the run `--run` recorded, for any number of processes.
+    """Load the config that the run `--run_dir` recorded, for any number of processes.
 
     Args:
         changes: values of tags that differ from the recorded config.
@@ -95,18 +95,18 @@ def recorded_config(values: flags.FlagValues, *, changes: dict[Any, Any] | None 
     Raises:
         UsageError: there is no such run, or its components have other arguments by now.
     """
-    if values.run is None:
-        raise UsageError("--run is missing; expected --run=runs/NAME")
+    if values.run_dir is None:
+        raise UsageError("--run_dir is missing; expected --run_dir=runs/NAME")
     try:
-        cfg = load_run(values.run, tags={**_ANY_WORLD, **(changes or {})})
+        cfg = load_run(values.run_dir, tags={**_ANY_WORLD, **(changes or {})})
     except UsageError as error:
-        raise error.within("--run") from error
+        raise error.within("--run_dir") from error
     if found := problems(cfg):  # when it was recorded it had none
         raise UsageError(
-            f"--run: {values.run} was recorded by another version of its components: "
+            f"--run_dir: {values.run_dir} was recorded by another version of its components: "
             f"{'; '.join(map(str, found))}. Train it by the command that began it (see "
-            f"{values.run}/launches.jsonl) with --allow_config_change, which records its config "
-            "anew, also where no step is left"
+            f"{values.run_dir}/launches.jsonl) with --allow_config_change, which records its "
+            "config anew, also where no step is left"
         )
     return cfg
 
@@ -117,7 +117,7 @@ def restore(
     changes: dict[Any, Any] | None = None,
     instead: dict[Any, Any] | None = None,
 ) -> tuple[Assembly, ParallelModel, Progress]:
-    """Build the recorded config of `--run` and load its newest checkpoint.
+    """Build the recorded config of `--run_dir` and load its newest checkpoint.
 
     A CPU stands in for a CUDA device that is not there.
 
@@ -140,5 +140,5 @@ def restore(
         changes = {**(changes or {}), **instead}
         assembly = assemble_trainer(recorded_config(values, changes=changes))
     with assembly.located():
-        parallel, progress = load_model(assembly.root, RunDirectory(values.run), world)
+        parallel, progress = load_model(assembly.root, RunDirectory(values.run_dir), world)
     return assembly, parallel, progress

@@ -32,11 +32,13 @@ class RunDirectory:
             self._lock = try_lock(self.path / ".lock")
         except BlockingIOError as error:
             raise UsageError(
-                f"--run={self.path}: process {str(error).rpartition(' ')[2]} trains there now; "
+                f"--run_dir={self.path}: process {str(error).rpartition(' ')[2]} trains there now; "
                 "wait, or give this run a directory of its own"
             ) from error
         except OSError as error:
-            raise UsageError(f"--run={self.path}: cannot be written ({error.strerror})") from error
+            raise UsageError(
+                f"--run_dir={self.path}: cannot be written ({error.strerror})"
+            ) from error
 
     @property
     def started(self) -> bool:

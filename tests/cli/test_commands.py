@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ from nanigpt.errors import UsageError
 from tests.data.test_tokenizer import train_bpe
 from tests.support import (
     TINY,
+    built_model,
     finish,
     flags,
     here,
@@ -46,7 +48,7 @@ def test_training_prints_plain_lines(finished):
 def test_the_run_directory_is_complete(finished):
     assert load_run(str(finished)) == tiny()
     launch = json.loads((finished / "launches.jsonl").read_text())
-    assert launch["argv"] == ["train", *flags(*TINY), f"--run={finished}"]
+    assert launch["argv"] == ["train", *flags(*TINY), f"--run_dir={finished}"]
     assert launch["versions"]["torch"].startswith("2.")
     assert launch["processes"] == 1
     assert launch["fingerprint"] == fingerprint(tiny())
@@ -71,13 +73,49 @@ def test_a_config_that_the_checkpoint_does_not_fit_is_not_recorded(
     edit, finished, tmp_path, capsys
 ):
     copy = shutil.copytree(finished, tmp_path / "copy")
-    assert main(["train", *flags(*TINY, edit), f"--run={copy}", "--allow_config_change"]) == 2
+    assert main(["train", *flags(*TINY, edit), f"--run_dir={copy}", "--allow_config_change"]) == 2
     assert "belongs to another" in capsys.readouterr().err
     assert load_run(str(copy)) == tiny()
 
 
+def test_a_directory_alone_resumes_its_run(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert main(["train", f"--run_dir={copy}"]) == 0
+    assert f"run {copy}, config {fingerprint(tiny())[:8]}" in capsys.readouterr().out
+    assert load_run(str(copy)) == tiny()
+    assert len(metrics(copy)) == 20
+
+
+def test_edits_without_a_base_are_told_the_runs_own(finished, tmp_path, capsys):
+    copy = shutil.copytree(finished, tmp_path / "a copy")
+    command = ["train", f"--run_dir={copy}", "--config=set:steps=22"]
+    assert main(command) == 2
+    told, advice = capsys.readouterr().err.splitlines()
+    assert "without a base, --config edits config:llama3_debug" in told
+    assert "--allow_config_change" not in told
+    program, *right = shlex.split(advice.removeprefix("  try: "))
+    assert program == "nanigpt"
+    assert main(right) == 0
+    assert len(metrics(copy)) == 22
+
+
+@pytest.mark.parametrize("flag", ["--run_dir", "--run"])
+def test_a_recorded_config_is_looked_at(flag, finished, capsys):
+    given = [f"{flag}={finished}", "--config=set:seed=7"]
+    edited = tiny("set:seed=7")
+    assert main(["fingerprint", *given]) == 0
+    assert capsys.readouterr().out.strip() == fingerprint(edited)
+    assert main(["check", *given]) == 0
+    assert fingerprint(edited) in capsys.readouterr().out
+    assert main(["show", "--format=flat", *given]) == 0
+    assert "\nseed = 7\n" in capsys.readouterr().out
+    assert main(["count", "--format=json", given[0]]) == 0
+    counts = json.loads(capsys.readouterr().out)["parameters"]
+    assert counts["total"] == sum(p.numel() for p in built_model(tiny()).parameters())
+
+
 def test_eval_gives_what_training_logged(finished):
-    result = json.loads(succeed(here("eval", f"--run={finished}")).splitlines()[-1])
+    result = json.loads(succeed(here("eval", f"--run_dir={finished}")).splitlines()[-1])
     last = metrics(finished)[-1]
     assert result == {k: last[k] for k in ("step", "val_loss", "val_bits_per_byte")}
 
@@ -98,7 +136,7 @@ def test_a_run_of_gpus_is_evaluated_on_a_cpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
     (tmp_path / "config.json").write_text(dump(tiny(edit)))
-    assert main(["eval", f"--run={tmp_path}"]) == 0
+    assert main(["eval", f"--run_dir={tmp_path}"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["val_loss"] == pytest.approx(metrics(finished)[-1]["val_loss"], rel=1e-6)
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -115,7 +153,7 @@ def test_a_run_of_another_version_says_what_to_do(tmp_path):
     (tmp_path / "config.json").write_text(dump(cfg))
     message = r"another version.*: loader: required by Trainer.*--allow_config_change"
     with pytest.raises(UsageError, match=message):
-        recorded_config(types.SimpleNamespace(run=str(tmp_path)))
+        recorded_config(types.SimpleNamespace(run_dir=str(tmp_path)))
 
 
 def test_eval_on_two_processes(finished):
@@ -125,7 +163,7 @@ def test_eval_on_two_processes(finished):
 
 
 def test_generate(finished):
-    command = ("generate", f"--run={finished}", "--prompt=def ", "--max_new_tokens=40")
+    command = ("generate", f"--run_dir={finished}", "--prompt=def ", "--max_new_tokens=40")
     greedy = succeed(nanigpt(*command, "--temperature=0"))
     assert greedy.startswith("def ")
     sampled = [succeed(here(*command, f"--seed={seed}", "--top_k=50")) for seed in (1, 1, 2)]
@@ -139,7 +177,7 @@ def test_killed_at_any_step_the_same_command_goes_on(finished, tmp_path):
         "nanigpt",
         "train",
         *flags(*TINY),
-        f"--run={path}",
+        f"--run_dir={path}",
         *flags("set:metrics.log_interval=1"),
     )
     for wanted in (4, 13):  # before the first checkpoint, and after it
@@ -188,7 +226,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         f"set:data.tokenizer=@huggingface_tokenizer('{tokenizer}')",
         "fiddler:steps(3)",
     )
-    out = succeed(here("train", *flags(*TINY, *edits), f"--run={tmp_path / 'run'}"))
+    out = succeed(here("train", *flags(*TINY, *edits), f"--run_dir={tmp_path / 'run'}"))
     assert "validation loss" in out
 
 
@@ -199,7 +237,7 @@ def test_text_and_tokenizer_of_the_users_own(tmp_path, kind, text_file):
         (["train", "--config=config:llama3_debg"], "nanigpt: --config=config:llama3_debg: unknown recipe 'llama3_debg'; did you mean 'llama3_debug'"),
         (["train", "--config=set:optimizer.lrr=1"], "nanigpt: --config=set:optimizer.lrr=1: optimizer (adamw) has no 'lrr'; did you mean 'lr'?"),
         (["train", "--rum=x"], "nanigpt: train: Unknown command line flag 'rum'. Did you mean: run"),
-        (["eval", "--run=/nowhere/run"], "nanigpt: --run: /nowhere/run: no run there"),
+        (["eval", "--run_dir=/nowhere/run"], "nanigpt: --run_dir: /nowhere/run: no run there"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message_and_status_2(arguments, message, tmp_path, monkeypatch):
@@ -222,7 +260,7 @@ def assert_one_message(done, message, tmp_path):
 
 
 def test_generating_past_the_context_is_refused(finished):
-    done = here("generate", f"--run={finished}", "--max_new_tokens=1000")
+    done = here("generate", f"--run_dir={finished}", "--max_new_tokens=1000")
     assert done.returncode == 2
     assert "max_new_tokens=1000: expected at most 63 after" in done.stderr
 
@@ -283,7 +321,7 @@ print([name for name in heavy if name in sys.modules])
 
 def test_a_second_process_on_the_same_run_is_refused(tmp_path):
     path = tmp_path / "run"
-    command = ("train", *flags(*TINY, "fiddler:steps(400)"), f"--run={path}")
+    command = ("train", *flags(*TINY, "fiddler:steps(400)"), f"--run_dir={path}")
     first = start("-m", "nanigpt", *command)
     try:
         deadline = time.monotonic() + 60
@@ -298,7 +336,7 @@ def test_a_second_process_on_the_same_run_is_refused(tmp_path):
 
 
 def test_a_run_goes_on_when_its_reader_leaves(tmp_path):
-    process = start("-m", "nanigpt", "train", *flags(*TINY), f"--run={tmp_path / 'run'}")
+    process = start("-m", "nanigpt", "train", *flags(*TINY), f"--run_dir={tmp_path / 'run'}")
     process.stdout.readline()
     process.stdout.close()
     process.stdout = None
@@ -308,9 +346,9 @@ def test_a_run_goes_on_when_its_reader_leaves(tmp_path):
 
 
 def test_an_unwritable_place_is_named(monkeypatch):
-    done = here("train", *flags(*TINY), "--run=/proc/run")
+    done = here("train", *flags(*TINY), "--run_dir=/proc/run")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "nanigpt: --run=/proc/run: cannot be written" in done.stderr
+    assert "nanigpt: --run_dir=/proc/run: cannot be written" in done.stderr
     monkeypatch.setenv("NANIGPT_CACHE", "/proc/cache")
     done = here("train", *flags(*TINY))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -341,6 +379,6 @@ def test_a_mistake_of_one_rank_is_printed_by_it(monkeypatch, capsys):
     ],
 )
 def test_wrong_sampling_is_refused(finished, argument, message):
-    done = here("generate", f"--run={finished}", "--max_new_tokens=5", argument)
+    done = here("generate", f"--run_dir={finished}", "--max_new_tokens=5", argument)
     assert done.returncode == 2
     assert message in done.stderr

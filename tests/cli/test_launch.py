@@ -43,9 +43,9 @@ def printed(capsys, *arguments: str) -> list[str]:
 
 
 def test_one_node(capsys):
-    assert printed(capsys, "--nproc_per_node=4", "train", "--run=runs/a b") == [
+    assert printed(capsys, "--nproc_per_node=4", "train", "--run_dir=runs/a b") == [
         f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node=4 "
-        "--max-restarts=0 -m -- nanigpt train '--run=runs/a b'"
+        "--max-restarts=0 -m -- nanigpt train '--run_dir=runs/a b'"
     ]
 
 
@@ -60,7 +60,7 @@ def test_one_of_several_nodes(capsys):
 
 def test_slurm(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")  # as in an interactive job
-    nested = ("train", *flags("config:llama3_70b", "set:seed=2**9"), "--run=runs/70b")
+    nested = ("train", *flags("config:llama3_70b", "set:seed=2**9"), "--run_dir=runs/70b")
     lines = printed(capsys, "--nodes=4", "--sbatch=--time=8:00:00", "--", *nested)
     assert lines == [
         f"PYTHON={sys.executable} NPROC_PER_NODE=8 MAX_RESTARTS=1 sbatch --nodes=4 "
@@ -70,7 +70,7 @@ def test_slurm(capsys, monkeypatch):
         "--nproc-per-node=8 --max-restarts=1 --rdzv-backend=c10d "
         "--rdzv-endpoint=FIRST_NODE:PORT --rdzv-id=JOB-0 "
         r"--signals-to-handle=SIGTERM\,SIGINT\,SIGHUP\,SIGQUIT\,SIGUSR1 "
-        r"-m -- nanigpt train --config=config:llama3_70b --config=set:seed=2\*\*9 --run=runs/70b",
+        r"-m -- nanigpt train --config=config:llama3_70b --config=set:seed=2\*\*9 --run_dir=runs/70b",
     ]
 
 
@@ -104,7 +104,7 @@ def test_without_slurm(monkeypatch, capsys):
 
 def test_two_processes_here(short, tmp_path):
     # --run, which torchrun by itself may take for a flag of its own
-    nested = ("train", *short, f"--run={tmp_path / 'run'}")
+    nested = ("train", *short, f"--run_dir={tmp_path / 'run'}")
     out = succeed(nanigpt("launch", "--nproc_per_node=2", "--", *nested))
     assert "parameters on 2 x cpu" in out
     assert [row["step"] for row in metrics(tmp_path / "run")] == [1, 2]
@@ -112,7 +112,7 @@ def test_two_processes_here(short, tmp_path):
 
 def test_a_failure_is_passed_on(tmp_path):
     broken = flags(*TINY, f"set:data.corpus.path={tmp_path / 'nothing.txt'}")
-    done = nanigpt("launch", "--", "train", *broken, f"--run={tmp_path / 'run'}")
+    done = nanigpt("launch", "--", "train", *broken, f"--run_dir={tmp_path / 'run'}")
     assert done.returncode == 1  # as torchrun says it
     assert "nothing.txt" in done.stderr
 
@@ -120,7 +120,7 @@ def test_a_failure_is_passed_on(tmp_path):
 def test_ended_here_nothing_is_left(long, tmp_path):
     path = tmp_path / "run"
     process = start(
-        "-m", "nanigpt", "launch", "--nproc_per_node=2", "--", "train", *long, f"--run={path}"
+        "-m", "nanigpt", "launch", "--nproc_per_node=2", "--", "train", *long, f"--run_dir={path}"
     )
     wait_until(lambda: has_checkpoint(path), process)
     assert len(processes_of(path)) == 3  # torchrun and two ranks
@@ -187,7 +187,7 @@ def slurm(tmp_path, monkeypatch):
 
 
 def test_a_job_of_two_nodes(slurm, short):
-    nested = ("train", *short, "--run=run")
+    nested = ("train", *short, "--run_dir=run")
     process = slurm.launch(*nested)
     wait_until((slurm.folder / "run" / "launches.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)  # Slurm gives it to the ranks itself: here they go on
@@ -202,7 +202,7 @@ def test_a_job_of_two_nodes(slurm, short):
 
 def test_out_of_time_a_job_is_requeued_and_goes_on(slurm, long):
     path = slurm.folder / "run"
-    nested = ("train", *long, f"--run={path}")
+    nested = ("train", *long, f"--run_dir={path}")
     process = slurm.launch(*nested)
     wait_until(lambda: has_checkpoint(path), process)
     process.send_signal(signal.SIGUSR1)
@@ -219,7 +219,7 @@ def test_out_of_time_a_job_is_requeued_and_goes_on(slurm, long):
 
 def test_a_job_that_fails_by_itself_is_not_requeued(slurm):
     broken = flags(*TINY, "set:data.corpus.path=nothing.txt")
-    done = finish(slurm.launch("train", *broken, "--run=run"), 120)
+    done = finish(slurm.launch("train", *broken, "--run_dir=run"), 120)
     assert done.returncode == 1
     assert "nothing.txt" in done.stderr
     assert not slurm.requeued.exists()
@@ -234,7 +234,7 @@ def test_a_mistake_is_not_submitted(slurm):
 
 @pytest.mark.slow
 def test_torchx_runs_two_nodes_here(short, tmp_path):
-    nested = ("train", *short, f"--run={tmp_path / 'run'}")
+    nested = ("train", *short, f"--run_dir={tmp_path / 'run'}")
     where = ("--scheduler=local_cwd", "--nodes=2", "--nproc_per_node=1")
     options = ("--component=--gpus=0", f"--component=--port={free_port()}")
     done = nanigpt("launch", *where, *options, "--", *nested)

@@ -7,16 +7,36 @@ A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands fo
 import itertools
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanigpt.cli.main import main
+from nanigpt.config import registry
 from nanigpt.config.compose.flag import compose
 from nanigpt.config.record.file import dump
 
 TEXT = (Path(__file__).parent / "mistakes.txt").read_text()
 CASES = [case.partition("\n") for case in TEXT.removeprefix("$ ").split("\n$ ")]
+
+# Files of a user's own, for `--import`.
+CODE = {
+    "project/recipes.py": "@recipe\ndef my_recipe():\n    pass\n",
+    "project/edits.py": "@registry.fiddler\ndef my_fiddler(cfg):\n    pass\n",
+    "project/layers.py": "class MyLayer:\n    pass\n",
+    "my_code.py": "def my_function():\n    pass\n",
+    "other/my_code.py": "",
+    "other/json.py": "",
+    "my-code.py": "",
+    "fails.py": "def f():\n    return 1 / 0\n\n\nf()\n",
+    "needs.py": "import a_package_that_is_missing\n",
+    "no_syntax.py": "def f(:\n",
+    "leaves.py": "raise SystemExit(3)\n",
+    "twice.py": (
+        "from nanigpt.config.registry import recipe\n\n\n@recipe\ndef llama3_debug():\n    pass\n"
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +47,21 @@ def folder(tmp_path_factory):
     for module, name in (("os", "system"), ("subprocess", "run"), ("antigravity", "fly")):
         text = recorded.replace('"nanigpt.optim.adamw"', f'"{module}"')
         (path / f"{module}.json").write_text(text.replace('"adamw"', f'"{name}"'))
+    for name, text in CODE.items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
     run = path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.json").write_text(recorded)
     return path
+
+
+@pytest.fixture(autouse=True)
+def imports(monkeypatch):
+    """Forget what a command imported."""
+    monkeypatch.setattr(registry, "_imports", {})
+    monkeypatch.setattr(registry, "_flags", {})
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_trials_are_runs_and_survive_a_kill(tmp_path):
         assert [r["step"] for r in metrics(row["run"])] == list(range(1, 121))
         assert float(row["val_loss"]) == metrics(row["run"])[-1]["val_loss"]
     assert out.index("3e-3    ") < out.index("1e-3    ")  # the better one first
-    assert "best: '--config=tag:LearningRate=3e-3'" in out
+    assert "best: --config=tag:LearningRate=3e-3\n" in out
     assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,26 @@ def test_a_tracker_an_evaluation_and_a_policy_of_the_page_are_used(trained):
         row["loss"] for row in last
     )
     assert last[-1]["weights_norm"] > 0
+
+
+def test_the_examples_are_imported_by_a_flag(project, tmp_path):
+    """Where nothing names them as an entry point."""
+    shutil.copy(project / "my_project.py", tmp_path)
+    shown = re.findall(r"^    nanigpt train (--import=.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(shown) == 3
+    script = (
+        "import shlex, sys; from nanigpt.cli.main import main; "
+        "sys.exit(any([main(['check', *shlex.split(line)]) for line in sys.argv[1:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *shown],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("no problems") == 3
 
 
 def test_the_examples_are_used_from_the_command_line(project):

@@ -63,7 +63,7 @@ def test_losses_in_a_mesh_are_those_of_one_process(trained, recipe, mesh):
 
 
 def test_its_recipes_are_used_from_the_command_line(outside, tmp_path):
-    run_flag = f"--run={tmp_path / 'run'}"
+    run_flag = f"--run_dir={tmp_path / 'run'}"
     once = flags(*DENOISER, "set:checkpointer.interval=6")
     longer = flags(*DENOISER[:1], "set:steps=16", *DENOISER[2:], "set:checkpointer.interval=6")
     other = "config:outside_denoiser(width=64)"

@@ -54,7 +54,7 @@ def test_a_run_goes_on_under_another_mesh(base, meshes, tmp_path):
     assert ("resuming after step 5" in out) == (len(meshes) > 1)
     assert_equal_curves(metrics(run), expected)
     # One process goes on, too, and looks at what many trained.
-    out = succeed(here("train", *flags(*base, *SHORT), f"--run={run}"))
+    out = succeed(here("train", *flags(*base, *SHORT), f"--run_dir={run}"))
     assert "resuming after step 5" in out
     assert_equal_curves(metrics(run), expected)
-    assert '"step": 10' in succeed(here("eval", f"--run={run}"))
+    assert '"step": 10' in succeed(here("eval", f"--run_dir={run}"))

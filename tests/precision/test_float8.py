@@ -308,7 +308,7 @@ def test_torchao_is_asked_for_where_it_is_missing_and_only_there(monkeypatch):
 
 def test_sampling_from_a_run_is_in_full_precision(tmp_path, monkeypatch):
     """As in bfloat16: scales are of what is multiplied at a time, and any device can do it."""
-    run = f"--run={tmp_path / 'run'}"
+    run = f"--run_dir={tmp_path / 'run'}"
     edits = (*TINY, "fiddler:steps(1)", "set:schedule.warmup_steps=0", *QUICK)
     assert main(["train", *flags(*edits, "fiddler:float8(emulate=True)"), run]) == 0
     applied = []

@@ -76,8 +76,8 @@ def test_a_stored_record_checks(name):
 @pytest.mark.parametrize("name", ALONE)
 def test_a_stored_run_goes_on(name, tmp_path):
     run = unpacked(name, tmp_path)
-    assert_evaluates(run, succeed(here("eval", f"--run={run}")))
-    out = succeed(here("train", f"--config=run:{run}", f"--run={run}"))
+    assert_evaluates(run, succeed(here("eval", f"--run_dir={run}")))
+    out = succeed(here("train", f"--config=run:{run}", f"--run_dir={run}"))
     assert "resuming after step 4" in out
     assert_goes_on(run)
 
@@ -92,8 +92,8 @@ def test_a_stored_run_of_two_ranks_goes_on_on_two(tmp_path):
 def test_a_stored_run_of_two_ranks_goes_on_on_one(tmp_path):
     run = unpacked("tensor_parallel", tmp_path)
     # Evaluation runs on any number of processes, and this is how it was done when it was stored.
-    assert_evaluates(run, succeed(here("eval", f"--run={run}")))
+    assert_evaluates(run, succeed(here("eval", f"--run_dir={run}")))
     alone = flags(f"run:{run}", "tag:TensorParallel=1")
-    out = succeed(here("train", *alone, f"--run={run}"))
+    out = succeed(here("train", *alone, f"--run_dir={run}"))
     assert "resuming after step 4" in out
     assert_goes_on(run, exactly=False)

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nanigpt.experiments.pretraining import training
 from nanigpt.config.check.build import check
 from nanigpt.data.batch import IGNORED
+from nanigpt.experiments.pretraining import training
 from nanigpt.tasks.cross_entropy import CrossEntropy, LinearCrossEntropy
 from nanigpt.tasks.language_modeling import LanguageModeling
 from nanigpt.tasks.loss_check import loss_problems

@@ -222,7 +222,7 @@ def test_the_command_tells_where_training_went_wrong(tmp_path, monkeypatch, caps
     monkeypatch.setattr(Evaluation, "run", Returns.run)
     monkeypatch.setattr(Evaluation, "answer", [1.0], raising=False)
     options = [f"--config={d}" for d in ("config:llama3_debug", "fiddler:debug_scale")]
-    options += ["--config=fiddler:steps(1)", f"--run={tmp_path / 'run'}"]
+    options += ["--config=fiddler:steps(1)", f"--run_dir={tmp_path / 'run'}"]
     assert main(["train", *options]) == 2
     err = capsys.readouterr().err
     assert "nanigpt: evaluations['val']: expected Evaluation.run() to return a mapping" in err

@@ -89,7 +89,7 @@ def test_a_missing_package_is_told_before_anything_is_made(
         "importlib.util.find_spec", lambda n, *a: None if n == package else real(n, *a)
     )
     edits = flags(*TINY, *([edit] if edit else []))
-    assert main(["train", *edits, f"--run={tmp_path / 'run'}"]) == 2
+    assert main(["train", *edits, f"--run_dir={tmp_path / 'run'}"]) == 2
     err = capsys.readouterr().err
     assert f"expected the package {package}, which is not installed" in err
     assert "pip install" in err and "Traceback" not in err
@@ -108,7 +108,7 @@ def test_a_missing_login_is_told_before_anything_is_made(key, message, tmp_path,
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    done = nanigpt("train", *flags(*TINY, "fiddler:wandb"), f"--run={tmp_path / 'run'}")
+    done = nanigpt("train", *flags(*TINY, "fiddler:wandb"), f"--run_dir={tmp_path / 'run'}")
     assert done.returncode == 2, done.stderr
     assert "trackers[3]: expected a login to Weights & Biases" in done.stderr
     assert message in done.stderr and "WANDB_MODE=offline" in done.stderr
@@ -164,7 +164,7 @@ def test_weights_and_biases_has_every_step_once_also_of_a_resumed_run(
     run = tmp_path / "run"
     directives = [*TINY, "fiddler:steps(8)", *QUICK, "set:metrics.log_interval=1"]
     directives += ["set:checkpointer.interval=4", "fiddler:wandb"]
-    command = ["train", *flags(*directives), f"--run={run}"]
+    command = ["train", *flags(*directives), f"--run_dir={run}"]
     plain = loop.train_step
 
     def killed(session, batches):
@@ -197,7 +197,7 @@ def test_weights_and_biases_goes_where_its_environment_says(tmp_path, offline):
     offline("WANDB_RUN_ID", "chosen")
     (tmp_path / "there").mkdir()
     edits = flags(*TINY, "fiddler:steps(2)", *QUICK, "fiddler:wandb(project=mine)")
-    succeed(nanigpt("train", *edits, f"--run={tmp_path / 'run'}"))  # which reads them anew
+    succeed(nanigpt("train", *edits, f"--run_dir={tmp_path / 'run'}"))  # which reads them anew
     runs, rows = sent(tmp_path / "there")
     assert {(name, project) for name, project, _ in runs} == {("chosen", "mine")}
     assert [row["_step"] for row in rows] == [1, 2]
@@ -227,12 +227,12 @@ def test_a_second_evaluation_has_a_name_a_dataset_and_an_interval_of_its_own(tmp
     (tmp_path / "run" / "config.json").write_text(dump(cfg))
     for names in ([], ["digits"], ["digits", "val"]):
         chosen = [f"--evaluation={name}" for name in names]
-        assert main(["eval", f"--run={tmp_path / 'run'}", *chosen]) == 0
+        assert main(["eval", f"--run_dir={tmp_path / 'run'}", *chosen]) == 0
         found = json.loads(capsys.readouterr().out)
         wanted = names or ["val", "digits"]
         measures = [f"{name}_{m}" for name in wanted for m in ("loss", "bits_per_byte")]
         assert found == {key: rows[-1][key] for key in ("step", *measures)}
-    assert main(["eval", f"--run={tmp_path / 'run'}", "--evaluation=digit"]) == 2
+    assert main(["eval", f"--run_dir={tmp_path / 'run'}", "--evaluation=digit"]) == 2
     assert "did you mean 'digits'" in capsys.readouterr().err
 
 
@@ -249,7 +249,7 @@ def test_an_evaluation_asks_only_for_what_it_needs(finished, tmp_path, monkeypat
         "importlib.util.find_spec", lambda n, *a: None if n == "torchao" else real(n, *a)
     )
     monkeypatch.setitem(sys.modules, "torchao", None)
-    assert main(["eval", f"--run={run}"]) == 0
+    assert main(["eval", f"--run_dir={run}"]) == 0
     alone = json.loads(capsys.readouterr().out)
     out = succeed(torchrun(2, "-m", "nanigpt", "eval", f"--run_dir={run}"))
     two = json.loads(next(line for line in out.splitlines() if line.startswith("{")))

@@ -24,7 +24,7 @@ def test_an_image_as_text():
 
 
 def test_the_denoiser_beats_the_best_constant_by_a_fifth(tmp_path, capsys):
-    flags = ["--config=config:outside_denoiser(steps=60)", f"--run={tmp_path / 'run'}"]
+    flags = ["--config=config:outside_denoiser(steps=60)", f"--run_dir={tmp_path / 'run'}"]
     assert main(["train", *flags]) == 0
     assert "--- sampled image" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+from nanigpt.config.registry import import_flags
+
 PROGRAM = ["-m", "nanigpt"]
 
 _GRACE = 45.0  # seconds; torchrun gives its workers 30
@@ -122,8 +124,8 @@ class Pool:
 
 def train_arguments(directives: list[str], run: Path) -> list[str]:
     """Return the command line of a trial, as a user could type it."""
-    # This is another name of --run, which older versions of torchrun take for their own flag.
-    return ["train", *(f"--config={directive}" for directive in directives), f"--run_dir={run}"]
+    given = [f"--config={directive}" for directive in directives]
+    return ["train", *import_flags(), *given, f"--run_dir={run}"]
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:

@@ -3,10 +3,12 @@
 import csv
 import io
 import math
+import shlex
 from dataclasses import dataclass
 
 from nanigpt.cli.sweeping.directory import DONE, FAILED, STATUSES, SweepDirectory, Trial
 from nanigpt.cli.table import add_row, new_table, print_table
+from nanigpt.config.registry import import_flags
 from nanigpt.config.values import parse_value
 from nanigpt.errors import UnknownName
 from nanigpt.files import write_atomically
@@ -108,8 +110,8 @@ def write_csv(directory: SweepDirectory, rows: list[Row]) -> None:
 def print_conclusion(directory: SweepDirectory, rows: list[Row]) -> None:
     """Print the best trial as flags, whether it is an extreme of the tried values, and failures."""
     if rows and rows[0].status == DONE:
-        edits = " ".join(f"'--config={edit}'" for edit in rows[0].trial.edits)
-        print(f"best: {edits}")
+        edits = [f"--config={edit}" for edit in rows[0].trial.edits]
+        print(f"best: {shlex.join([*import_flags(), *edits])}")
         for axis, text in rows[0].trial.values.items():
             found = (number(row.trial.values.get(axis)) for row in rows)
             tried = {value for value in found if value is not None}

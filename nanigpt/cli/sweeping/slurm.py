@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from nanigpt.cli.sweeping.directory import SweepDirectory, Trial
+from nanigpt.config.registry import import_flags
 from nanigpt.errors import UsageError
 from nanigpt.files import write_atomically
 
@@ -44,7 +45,8 @@ def write_array(
         "--open-mode=append",
         *options,
     ]
-    command = [sys.executable, "-m", "nanigpt", "sweep", f"--dir={path}", f"--nproc={nproc}"]
+    command = [sys.executable, "-m", "nanigpt", "sweep", *import_flags()]
+    command += [f"--dir={path}", f"--nproc={nproc}"]
     script = "\n".join(
         [
             "#!/bin/bash",

@@ -11,6 +11,7 @@ from nanigpt.config.check.mend import flags_that_set
 from nanigpt.config.fold import Path, fold, path_text
 from nanigpt.config.locate import owner
 from nanigpt.config.record.provenance import origin
+from nanigpt.config.registry import import_flags
 from nanigpt.problems import show
 
 
@@ -65,7 +66,8 @@ def report(
         if flags:
             lines.append(f"{indent}  try: {shlex.join(flags)}")
     if directives is not None and not all(flags for _, flags in told):
-        command = ["nanigpt", "show", *(f"--config={d}" for d in directives)]
+        given = [*import_flags(), *(f"--config={d}" for d in directives)]
+        command = ["nanigpt", "show", *given]
         lines.append(f"  try: {shlex.join([*command, '--format=flat', '--why'])}")
     return "\n".join(lines)
 

@@ -18,12 +18,14 @@ from nanigpt.config.compose.overrides import apply_override, apply_tag
 from nanigpt.config.record.file import load
 from nanigpt.config.record.provenance import called_by, set_by
 from nanigpt.config.record.run_config import load_run
-from nanigpt.errors import UnknownName, UsageError
+from nanigpt.errors import MissingImport, UnknownName, UsageError
 from nanigpt.words import one_of
 
 _BASES = ("config", "config_file", "run")
 _EDITS = ("fiddler", "set", "tag")
 _HELP = "help"
+
+Base = str | Callable[[list[str]], str | None] | None
 
 
 class ConfigFlag(FiddleFlag):
@@ -35,14 +37,15 @@ class ConfigFlag(FiddleFlag):
 
     Args:
         *args: Arguments of `FiddleFlag`.
-        default_directive: The base if the first directive is an edit.
+        default_directive: The base if the first directive is an edit, or a function that returns
+            the base from the directives that are given.
         **kwargs: Further arguments of `FiddleFlag`.
     """
 
     _remaining_directives: list[str]
     _value: fdl.Buildable | None
 
-    def __init__(self, *args: Any, default_directive: str | None = None, **kwargs: Any):
+    def __init__(self, *args: Any, default_directive: Base = None, **kwargs: Any):
         self._default_directive = default_directive
         super().__init__(*args, default_module=registry, **kwargs)
 
@@ -50,10 +53,9 @@ class ConfigFlag(FiddleFlag):
     def directives(self) -> list[str]:
         """All directives, the default base included."""
         given = [d for d in self.all_arguments if d != _HELP]
-        kinds = {directive.partition(":")[0] for directive in given}
-        if self._default_directive and kinds <= set(_EDITS):
-            return [self._default_directive, *given]
-        return given
+        default = self._default_directive
+        base = default(given) if callable(default) else default
+        return given if base is None or any(map(is_base, given)) else [base, *given]
 
     @property
     def asks_for_help(self) -> bool:
@@ -73,7 +75,7 @@ class ConfigFlag(FiddleFlag):
         self._value = value
 
 
-def define_config_flag(values: flags.FlagValues, *, default_directive: str | None = None) -> None:
+def define_config_flag(values: flags.FlagValues, *, default_directive: Base = None) -> None:
     """Define `--config` among `values`."""
     flag = ConfigFlag(
         name="config",
@@ -95,6 +97,11 @@ def config_flag(values: flags.FlagValues) -> ConfigFlag:
     flag = values["config"]
     assert isinstance(flag, ConfigFlag)
     return flag
+
+
+def is_base(directive: str) -> bool:
+    """Return whether a directive begins a config, or has no form that could edit one."""
+    return directive.partition(":")[0] not in _EDITS
 
 
 def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buildable:
@@ -215,6 +222,8 @@ def _with_kind(text: str) -> list[str]:
 
 def _try(before: list[str], directive: str, error: UsageError) -> str:
     """Return a flag with a similar name that works, or a command that lists the names."""
+    if isinstance(error, MissingImport):
+        return shlex.join([error.flag])
     if isinstance(error, UnknownName):
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
@@ -225,16 +234,16 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
             if _is_right([*base, instead]):
                 return shlex.join([f"--config={instead}"])
     kind, _, expression = directive.partition(":")
-    flags_before = [f"--config={d}" for d in before]
+    command = ["nanigpt", "show", *registry.import_flags(), *(f"--config={d}" for d in before)]
     if before and kind == "set":
-        return shlex.join(["nanigpt", "show", *flags_before, "--format=flat"])
+        return shlex.join([*command, "--format=flat"])
     if not expression and "/" in directive:
         kind, expression = "run", directive
     if kind in ("run", "config_file") and expression:
         path = Path(expression).expanduser()
         if not (path / "config.json").exists() and not path.is_file():
             return shlex.join(["ls", str(path if path.is_dir() else path.parent)])
-    return shlex.join(["nanigpt", "show", *flags_before, "--config=help"])
+    return shlex.join([*command, "--config=help"])
 
 
 def _is_right(directives: list[str]) -> bool:

@@ -168,7 +168,7 @@ def _short(filename: str) -> str:
     if "ipykernel" in filename or filename.startswith("<ipython"):
         return "notebook"
     packages = [sys.modules[name] for name in extension_packages() if name in sys.modules]
-    parents = [Path(p.__file__).parents[1] for p in packages if p.__file__ is not None]
+    parents = [Path(p.__file__).parents[:2][-1] for p in packages if p.__file__ is not None]
     roots = [os.path.join(os.path.abspath(path), "") for path in [*sys.path, *map(str, parents)]]
     inside = [filename.removeprefix(root) for root in roots if filename.startswith(root)]
     return min(inside, key=len, default=filename)

@@ -32,6 +32,10 @@ def claim_run(
     *,
     started: bool,
     allow_config_change: bool = False,
+    advice: str = (
+        "give this one a directory of its own with --run_dir=DIR, or go on there with "
+        "--allow_config_change"
+    ),
 ) -> list[str]:
     """Record `cfg` at `path`, unless a run of another config started there.
 
@@ -41,6 +45,7 @@ def claim_run(
     Args:
         started: something was trained; before that any config may take the place.
         allow_config_change: the user said that every change is meant.
+        advice: end of the message that refuses.
 
     Returns:
         What changed, as `path: old -> new`.
@@ -60,9 +65,7 @@ def claim_run(
         if refused and not allow_config_change:
             others = f" (allowed would be: {_some(allowed)})" if allowed else ""
             raise UsageError(
-                f"{path.parent} holds a run of another config: {_some(refused)}{others}; give this "
-                "one a directory of its own with --run=DIR, or go on there with "
-                "--allow_config_change"
+                f"{path.parent} holds a run of another config: {_some(refused)}{others}; {advice}"
             )
     write_atomically(path, text)
     return changed
