@@ -100,7 +100,7 @@ def _name(axes: Axes, base: list[str]) -> str:
     if axes.base is None:
         return recipe_name(base)
     recipe, call, _ = axes.base.pieces[0].partition(":")[2].partition("(")
-    return recipe if call else f"{axes.base.kind.removesuffix('_file')}s"
+    return recipe if call else "recipes" if axes.base.kind == "config" else f"{axes.base.kind}s"
 
 
 def _plan(base: list[str], axes: Axes, values: flags.FlagValues, objective: dict[str, str]) -> Plan:

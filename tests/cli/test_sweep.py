@@ -10,50 +10,15 @@ import time
 
 import pytest
 
-from nanigpt.cli.main import main
 from nanigpt.cli.sweeping import pool
 from nanigpt.cli.sweeping.objective import Objective
 from nanigpt.cli.sweeping.tpe import Observation, Search
 from nanigpt.config.compose.space import Axis, Integers, LogUniform
 from nanigpt.config.record.run_config import load_run
+from tests.cli.conftest import STAND_IN
 from tests.support import TINY, finish, flags, metrics, nanigpt, start, succeed, tiny
 
 _RATES = "--sweep=tag:LearningRate="
-
-# Takes a trial's command line; its loss is best at a learning rate of 1e-3.
-_STAND_IN = """
-import json, math, pathlib, sys, time
-flags = [a.partition("=") for a in sys.argv[1:]]
-rate = float([v for n, _, v in flags if v.startswith("tag:LearningRate=")][-1].split("=")[1])
-run = pathlib.Path([v for n, _, v in flags if n == "--run_dir"][0])
-with open(run / "launches.jsonl", "a") as stream:
-    stream.write("{}\\n")
-if rate > 1:
-    sys.exit(f"a rate of {rate} is too much")
-with open(run / "metrics.jsonl", "w") as stream:
-    for step in range(1, 21):
-        loss = abs(math.log10(rate) + 3) + 1 / step if rate < 0.5 else math.nan
-        stream.write(json.dumps({"step": step, "loss": loss, "val_loss": loss}) + "\\n")
-        stream.flush()
-        if (run.parent / "slow").exists():
-            time.sleep(0.15)
-"""
-
-
-@pytest.fixture
-def sweep(tmp_path, monkeypatch, capsys):
-    """Runs a sweep of the stand-in; returns exit status, output and errors."""
-    program = tmp_path / "stand_in.py"
-    program.write_text(_STAND_IN)
-    monkeypatch.setattr(pool, "PROGRAM", [str(program)])
-
-    def run(*arguments):
-        status = main(["sweep", *flags(*TINY), f"--dir={tmp_path / 'sweep'}", *arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    run.path = tmp_path / "sweep"
-    return run
 
 
 def table(path):
@@ -223,6 +188,7 @@ def test_pruning_is_by_the_median_of_complete_trials(goal, hopeless):
     assert not is_hopeless(done, Observation(values, {5: 5.0}))
     assert not is_hopeless(done[:2], Observation(values, {5: hopeless}))  # too few
     assert not is_hopeless(done, Observation(values, {4: hopeless}))  # too early
+    assert not is_hopeless(done, Observation(values, {5: hopeless}), steps=40)  # of a longer run
     assert is_hopeless([], Observation(values, {1: 5.0, 2: float("nan")}))
 
 
@@ -231,7 +197,7 @@ def test_stopping_ends_the_trials(tmp_path, number, status):
     path = tmp_path / "sweep"
     path.mkdir()
     (path / "slow").touch()
-    (tmp_path / "stand_in.py").write_text(_STAND_IN)
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
     arguments = ["sweep", *flags(*TINY), f"--dir={path}", _RATES + "[1e-3,1e-2]", "--parallel=2"]
     # A test run that was started in the background hands down that SIGINT is ignored.
     code = f"""
@@ -378,13 +344,23 @@ def test_another_base_is_refused(sweep):
     assert "holds a sweep of another base: steps: 20 -> 30" in err
 
 
-def test_a_missing_package_is_named(sweep, monkeypatch):
+def test_only_a_search_and_the_picture_need_packages(sweep, monkeypatch):
     import importlib.util
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    status, _, err = sweep(_RATES + "[1e-3]")
+    find = importlib.util.find_spec
+    missing = ("matplotlib", "optuna")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in missing else find(name, *a)
+    )
+    search = ["--method=tpe", "--trials=2"]
+    status, _, err = sweep(_RATES + "[1e-3]", *search)
     assert status == 2
-    assert "a sweep needs matplotlib; install it with: pip install 'nanigpt[sweep]'" in err
+    assert "--method=tpe needs optuna; install it with: pip install 'nanigpt[sweep]'" in err
+    status, out, _ = sweep(_RATES + "[1e-3]")
+    assert (status, set(table(sweep.path))) == (0, {1e-3})
+    told = "results.csv; for a picture: pip install 'nanigpt[sweep]'"
+    assert out.splitlines()[-1] == f"{sweep.path}/{told}"
+    assert not (sweep.path / "sweep.png").exists()
 
 
 def test_importing_the_command_is_light():

@@ -60,8 +60,7 @@ class Plan:
     @cached_property
     def example(self) -> Trainer:
         """The run that has the first value of each axis."""
-        point = next(extremes(self.axes.axes))
-        return checked_trainer(compose(self._directives(point)), ranks=self.ranks)
+        return self._checked(next(extremes(self.axes.axes)))[1]
 
     def trial(self, point: Point) -> Trial:
         """Return the trial of a point.
@@ -69,8 +68,13 @@ class Plan:
         Raises:
             UsageError: The config cannot be composed, built or trained.
         """
+        return self._trial(point, *self._checked(point))
+
+    def _checked(self, point: Point) -> tuple[Any, Trainer]:
         cfg = compose(self._directives(point))
-        trainer = checked_trainer(cfg, ranks=self.ranks)
+        return cfg, checked_trainer(cfg, ranks=self.ranks)
+
+    def _trial(self, point: Point, cfg: Any, trainer: Trainer) -> Trial:
         require_recorded(self.objective, trainer)
         identity = fingerprint(cfg)
         values = {key: str(value) for key, value in point.items()}
@@ -92,11 +96,13 @@ class Plan:
         problems: dict[str, list[str]] = {}
         for point in chosen:
             try:
-                trial = self.trial(point)
-                trials.setdefault(trial.fingerprint, trial)
+                checked = self._checked(point)
             except UsageError as error:
                 where = ", ".join(f"{key}={value}" for key, value in point.items())
                 problems.setdefault(str(error), []).append(where)
+                continue
+            trial = self._trial(point, *checked)
+            trials.setdefault(trial.fingerprint, trial)
         if problems:
             raise UsageError("\n".join(["the sweep cannot be run:", *_lines(problems)]))
         return list(trials.values())

@@ -1,6 +1,11 @@
 """Lists in directives: `a, f(b, c), 'd, e'` are three items."""
 
+import re
+
 from nanigpt.errors import UsageError
+
+# A quoted text, or a character that has a meaning outside of quotes.
+_TOKEN = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[][(){},'"]""", re.DOTALL)
 
 
 def split_items(text: str) -> list[str]:
@@ -9,22 +14,15 @@ def split_items(text: str) -> list[str]:
     Raises:
         UsageError: An item is empty, or a bracket or quote is not closed.
     """
-    items, start, depth, quote = [], 0, 0, ""
-    for i, character in enumerate(text):
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "'\"":
-            quote = character
-        elif character in "([{":
-            depth += 1
-        elif character in ")]}":
-            depth -= 1
-        elif character == "," and depth == 0:
-            items.append(text[start:i].strip())
-            start = i + 1
-        if depth < 0:
-            raise UsageError("a bracket is closed that was not opened")
-    if depth or quote:
+    items, start, depth = [], 0, 0
+    for token in _TOKEN.finditer(text):
+        if token[0] == "," and depth == 0:
+            items.append(text[start : token.start()].strip())
+            start = token.end()
+        depth += (token[0] in "([{") - (token[0] in ")]}")
+        if depth < 0 or token[0] in ("'", '"'):
+            raise UsageError("a bracket or quote is not closed")
+    if depth:
         raise UsageError("a bracket or quote is not closed")
     items.append(text[start:].strip())
     if "" in items:

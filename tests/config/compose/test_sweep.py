@@ -344,6 +344,7 @@ def test_a_range_must_have_an_inside(make, arguments):
         ("set:pair=[(0.9,0.95),(0.9,0.99)]", ("set:pair", ("(0.9,0.95)", "(0.9,0.99)"))),
         ("set:names=[[a,b],[]]", ("set:names", ("[a,b]", "[]"))),
         ("set:path=[x=1.txt, 'a, b']", ("set:path", ("x=1.txt", "'a, b'"))),
+        (r"""set:path=['a\', [b\\', "c\""]""", ("set:path", (r"'a\', [b\\'", r'"c\""'))),
         ("tag:Rate=loguniform(2**-10, 1e-2)", ("tag:Rate", LogUniform(2**-10, 1e-2))),
         ("tag:Rate=uniform(0,1)", ("tag:Rate", Uniform(0.0, 1.0))),
         ("set:count=int(1,1e3)", ("set:count", Integers(1, 1000))),
