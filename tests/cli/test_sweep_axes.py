@@ -200,7 +200,7 @@ def test_a_run_that_stopped_because_it_diverged_is_no_failure(sweep):
         (("set:evaluations={}",), (), "--objective=val_loss: not among the metrics; did you mean"),
         (("set:trackers=[]",), (), "trackers: a sweep compares runs by metrics.jsonl"),
         ((), ("--objective_over=median",), "--objective_over=median: expected last, best or mean"),
-        ((), ("--objective_over=mean(0)",), "--objective_over=mean(0): mean(0): expected at least 1"),
+        ((), ("--objective_over=mean(0)",), "--objective_over=mean(0): expected at least 1"),
         ((), ("--slurm", "--sweep=set:optimizer.betas[1]=[0.95,2.0]"), "optimizer.betas=(0.9, 2.0)"),
         ((), ("--sweep=set:parallelizer.mesh.tp=[1,2]",), "parallelizer.mesh"),
         ((), ("--slurm", "--sbatch=--gpus=1\ntouch here"), "expected one line of printable"),
@@ -223,7 +223,7 @@ def test_a_search_that_can_prune_nothing_says_so(sweep):
         "--method=tpe will prune no trial: trials are compared between steps 5 and 20, and "
         "val_loss is recorded first at step 20"
     )
-    assert advice == "  try: --config='set:evaluations[val].interval=2'"
+    assert advice == "  try: '--config=set:evaluations[val].interval=2'"
     (flag,) = shlex.split(advice.removeprefix("  try: "))
     other = f"--dir={sweep.path}2"
     _, out, _ = sweep(*arguments, flag, other, base=base)

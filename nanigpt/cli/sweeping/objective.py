@@ -5,6 +5,7 @@ first trial. Evaluations and tasks of a user's own may have any numbers, so thei
 """
 
 import math
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ class Objective:
 
 def _mean(n: int) -> int:
     if n < 1:
-        raise UsageError(f"mean({n}): expected at least 1 value")
+        raise UsageError("expected at least 1 value")
     return n
 
 
@@ -154,4 +155,5 @@ def pruning_advice(objective: Objective, trainer: Trainer, *, after: int) -> str
         return f"{told}\n  try: --prune_after=0.25"
     if not isinstance(evaluation, Evaluation):
         return f"{told}; evaluate it more often, or end no trial early with --prune_after=1"
-    return f"{told}\n  try: --config='set:evaluations[{name}].interval={fitting[0]}'"
+    flag = f"--config=set:evaluations[{name}].interval={fitting[0]}"
+    return f"{told}\n  try: {shlex.quote(flag)}"

@@ -1,6 +1,7 @@
 """The trials of a sweep, from its axes: composed and checked before anything is written."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,10 +14,11 @@ from nanigpt.config.compose.axes import Axes, axis_label
 from nanigpt.config.compose.flag import compose
 from nanigpt.config.compose.space import Point, extremes, points
 from nanigpt.config.record.fingerprint import fingerprint
-from nanigpt.errors import UsageError
+from nanigpt.errors import UnknownName, UsageError
 from nanigpt.training.trainer import Trainer
 
 _SHOWN = 10  # problems
+_TRY = "\n  try: "
 
 
 @dataclass
@@ -71,8 +73,12 @@ class Plan:
         return self._trial(point, *self._checked(point))
 
     def _checked(self, point: Point) -> tuple[Any, Trainer]:
-        cfg = compose(self._directives(point))
-        return cfg, checked_trainer(cfg, ranks=self.ranks)
+        given = self._directives(point)
+        try:
+            cfg = compose(given)
+        except UsageError as error:
+            raise UsageError(self._with_advice(error)) from error
+        return cfg, checked_trainer(cfg, ranks=self.ranks, directives=given)
 
     def _trial(self, point: Point, cfg: Any, trainer: Trainer) -> Trial:
         require_recorded(self.objective, trainer)
@@ -93,19 +99,38 @@ class Plan:
 
     def _composed(self, chosen: Iterable[Point]) -> list[Trial]:
         trials: dict[str, Trial] = {}
-        problems: dict[str, list[str]] = {}
+        problems: dict[str, list[Point]] = {}
         for point in chosen:
             try:
                 checked = self._checked(point)
             except UsageError as error:
-                where = ", ".join(f"{key}={value}" for key, value in point.items())
-                problems.setdefault(str(error), []).append(where)
+                problems.setdefault(str(error), []).append(point)
                 continue
             trial = self._trial(point, *checked)
             trials.setdefault(trial.fingerprint, trial)
         if problems:
-            raise UsageError("\n".join(["the sweep cannot be run:", *_lines(problems)]))
+            raise UsageError("\n".join(["the sweep cannot be run:", *self._lines(problems)]))
         return list(trials.values())
+
+    def _lines(self, problems: dict[str, list[Point]]) -> Iterator[str]:
+        """Yield each problem once, with the first of the points that have it."""
+        for problem, where in list(problems.items())[:_SHOWN]:
+            more = f" (and {len(where) - 1} more)" if where[1:] else ""
+            yield f"  {', '.join(self.axes.edits(where[0]))}{more}: {problem}"
+        if len(problems) > _SHOWN:
+            yield f"  and {len(problems) - _SHOWN} more problems"
+
+    def _with_advice(self, error: UsageError) -> str:
+        """Return the message of `compose`. If it corrects a name of an axis, correct the axis."""
+        told, _, advice = str(error).partition(_TRY)
+        cause = error.__cause__
+        if isinstance(cause, UnknownName) and advice.removeprefix("'").startswith("--config="):
+            right = next((name for name in cause.near if name in advice), None)
+            wrong = re.compile(rf"(?<!\w){re.escape(cause.name)}(?!\w)")
+            text = next((text for text in self.axes.texts if wrong.search(text)), None)
+            if right is not None and text is not None:
+                return told + _TRY + shlex.quote(f"--sweep={wrong.sub(right, text)}")
+        return str(error)
 
     def _flops_of_step(self, cfg: Any, trainer: Trainer) -> float | None:
         """Return the training FLOPs of a step, or None if the model does not declare them."""
@@ -123,12 +148,3 @@ def _readable(values: dict[str, str]) -> str:
     text = ",".join(f"{axis_label(key)}={value}" for key, value in values.items())
     text = re.sub(r"[^\w=,+.-]+", ".", text.replace("]=", "=").replace(")", ""))
     return text[:120].strip(".")
-
-
-def _lines(problems: dict[str, list[str]]) -> Iterator[str]:
-    """Yield each problem once, with the first of the points that have it."""
-    for problem, where in list(problems.items())[:_SHOWN]:
-        more = f" (and {len(where) - 1} more)" if where[1:] else ""
-        yield f"  {where[0]}{more}: {problem}"
-    if len(problems) > _SHOWN:
-        yield f"  and {len(problems) - _SHOWN} more problems"

@@ -30,7 +30,7 @@ def plot(directory: SweepDirectory, rows: list[Row]) -> None:
     lost = [row for row in rows if row.status in (DIVERGED, FAILED)]
     costs = {row.trial.flops for row in shown if row.flops}
     n_panels = len(names) + (len(costs) > 1) + 1
-    columns = min(n_panels, _COLUMNS)
+    columns = 2 if n_panels == 4 else min(n_panels, _COLUMNS)
     lines = math.ceil(n_panels / columns)
     width = 4.6 * columns + (2 if len(rows) <= _LEGEND else 0)
     figure = Figure(figsize=(width, 3.8 * lines), layout="constrained")

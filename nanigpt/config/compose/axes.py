@@ -62,10 +62,17 @@ class Template:
 
 @dataclass
 class Axes:
-    """The axes of a sweep, and the directives that they give."""
+    """The axes of a sweep, and the directives that they give.
+
+    Attributes:
+        axes: The axes.
+        templates: The directives of each.
+        texts: The flags that they were parsed from.
+    """
 
     axes: list[Axis] = field(default_factory=list)
     templates: list[Template] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
     @property
     def base(self) -> Template | None:
@@ -101,6 +108,7 @@ def parse_axes(texts: list[str]) -> Axes:
             raise error.within(f"--sweep={text}") from error
         found.axes += new.axes
         found.templates += new.templates
+        found.texts.append(text)
     return found
 
 
@@ -133,7 +141,10 @@ def _zip(items: list[str], earlier: Axes) -> Axes:
     lists = [axis.space for axis in axes if isinstance(axis.space, tuple)]
     if len(lists) < max(len(axes), 2) or len(set(map(len, lists))) > 1:
         lengths = ", ".join(str(len(values)) for values in lists)
-        raise UsageError(f"zip needs two or more lists of one length, not of {lengths or 'ranges'}")
+        raise UsageError(
+            "zip needs two or more lists of equal length and no range; it has lists of length "
+            f"{lengths or 'none'}"
+        )
     keys = tuple(key for axis in axes for key in axis.keys)
     rows = tuple(zip(*lists, strict=True))
     return Axes([Axis(keys, rows)], parts.templates[len(earlier.templates) :])
