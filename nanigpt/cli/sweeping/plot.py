@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _COLUMNS = 3
 _LEGEND = 8  # trials that a legend has room for
 _LABELS = 6  # lines that all have a label at their end
-_DPI = 110
+_DPI = 100
 _TICKS = 7  # largest number of values that all have a label on their axis
 _CHARACTERS = 42  # of all labels together that fit below a panel
 _WIDE = 20  # a range of values this wide is shown on a logarithmic scale
@@ -55,7 +55,7 @@ def plot(directory: SweepDirectory, rows: list[Row]) -> None:
         f"{directory.path}: {n_done} of {len(rows)} trials done; red is the best, darker is better",
         fontsize=10,
     )
-    figure.savefig(directory.path / "sweep.png", dpi=_DPI)
+    figure.savefig(directory.path / "sweep.png", dpi=_DPI, pil_kwargs={"optimize": True})
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
@@ -95,8 +95,9 @@ def _axis_panel(
         joined = sorted((place[row.trial.values.get(axis, "(base)")], _value(row)) for row in group)
         panel.plot(*zip(*joined, strict=True), color="0.8", linewidth=1, zorder=1)
         if 1 < len(groups) <= _LABELS and len(joined) > 1:
-            text = " " + ", ".join(value[:20] for _, value in rest)
-            panel.annotate(text, joined[-1], fontsize=7, color="0.4", va="center")
+            text = ", ".join(value[:20] for _, value in rest)
+            beside: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            panel.annotate(text, joined[-1], fontsize=7, color="0.4", **beside)
     limit = _limit([_value(row) for row in shown])
     for row in reversed(shown):  # the best on top
         panel.scatter(
@@ -120,6 +121,10 @@ def _cost_panel(panel: "Axes", shown: list[Row], colors: dict[str, Any]) -> None
     """Draw the objective over training FLOPs."""
     panel.set_xlabel("training FLOPs")
     panel.set_xscale("log")
+    distinct = sorted({row.flops for row in shown if row.flops})
+    if len(distinct) <= _TICKS:
+        panel.set_xticks(distinct, [f"{flops:.2g}" for flops in distinct])
+        panel.set_xticks([], minor=True)
     for row in reversed(shown):
         if row.flops:
             panel.scatter(row.flops, _value(row), s=34, color=colors[row.trial.name])
