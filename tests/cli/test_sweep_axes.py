@@ -10,13 +10,17 @@ import subprocess
 import pytest
 
 from nanigpt.cli.main import main
-from nanigpt.cli.sweeping.objective import Objective
+from nanigpt.cli.sweeping.objective import Objective, recorded, require_recorded
 from nanigpt.cli.sweeping.tpe import Observation, Search
+from nanigpt.cli.trainer import checked_trainer
 from nanigpt.config import registry
 from nanigpt.config.compose.axes import parse_axes
+from nanigpt.errors import UsageError
 from nanigpt.experiments.llama3 import llama3_model
 from nanigpt.experiments.pretraining import debugging
 from nanigpt.fiddlers.scale import steps
+from nanigpt.training.evaluation import Evaluation
+from tests.support import QUICK, tiny, train
 
 _RATES = "--sweep=tag:LearningRate="
 _SIZES = "--sweep=config:sized(dim=[32,64])"
@@ -212,6 +216,26 @@ def test_a_sweep_that_cannot_be_right_writes_no_trial(sweep, base, arguments, me
     assert message in err
     assert not list(sweep.path.glob("*/launches.jsonl"))
     assert not (sweep.path / "array.sbatch").exists()
+
+
+@pytest.mark.parametrize("recipe", ["llama3_debug", "qwen3_moe_debug"])
+def test_the_names_that_are_known_beforehand_are_those_of_a_run(recipe, tmp_path):
+    cfg = tiny("fiddler:steps(2)", "fiddler:phase_timers", *QUICK, recipe=recipe)
+    names, prefixes = recorded(checked_trainer(cfg))
+    found = {name for row in train(cfg, tmp_path) for name in row}
+    assert {name for name in found if not name.startswith(prefixes)} | {"ms_per_step"} == set(names)
+
+
+def test_evaluations_of_ones_own_may_have_any_numbers():
+    class Own(Evaluation):
+        def run(self, parallel, task, data, /):
+            return {"anything": 1.0}
+
+    trainer = checked_trainer(tiny())
+    trainer.evaluations = {"own": Own()}
+    require_recorded(Objective("own_anything"), trainer)
+    with pytest.raises(UsageError, match="not among the metrics"):
+        require_recorded(Objective("ownanything"), trainer)
 
 
 def test_a_search_that_can_prune_nothing_says_so(sweep):

@@ -99,17 +99,18 @@ def require_recorded(objective: Objective, trainer: Trainer) -> None:
         raise UsageError(
             "trackers: a sweep compares runs by metrics.jsonl; expected a JsonLines among them"
         )
-    names, prefixes = _recorded(trainer)
+    names, prefixes = recorded(trainer)
     if objective.name not in names and not objective.name.startswith(prefixes):
         problem = f"--objective={objective.name}: not among the metrics"
         raise UnknownName(problem, objective.name, names)
 
 
-def _recorded(trainer: Trainer) -> tuple[list[str], tuple[str, ...]]:
+def recorded(trainer: Trainer) -> tuple[list[str], tuple[str, ...]]:
     """Return the names of a run's metrics, and prefixes behind which any name may stand."""
     names, prefixes = list(trainer.task.losses(trainer.model)), list(_OPEN)
     for prefix, evaluation in trainer.evaluations.items():
-        measures = _measures(trainer) if isinstance(evaluation, Evaluation) else None
+        known = getattr(type(evaluation), "run", None) is Evaluation.run
+        measures = _measures(trainer) if known else None
         names += [f"{prefix}_{measure}" for measure in measures or ()]
         prefixes += [f"{prefix}_"] if measures is None else []
     unit = "samples" if trainer.sequence_length is None else "tokens"

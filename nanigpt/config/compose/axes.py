@@ -34,6 +34,9 @@ _FORMS = (
     "fiddler:NAME([a,b])"
 )
 
+Pairs = tuple[tuple[str, str], ...]
+"""Keys and their values."""
+
 
 @dataclass(frozen=True)
 class Template:
@@ -47,7 +50,7 @@ class Template:
 
     pieces: tuple[str, ...]
     keys: tuple[str, ...]
-    when: tuple[tuple[str, str], ...] = ()
+    when: Pairs = ()
 
     @property
     def kind(self) -> str:
@@ -161,10 +164,10 @@ def _when(items: list[str], earlier: Axes) -> Axes:
     )
 
 
-def _condition(directive: str, earlier: Axes) -> tuple[tuple[str, str], ...]:
+def _condition(directive: str, earlier: Axes) -> Pairs:
     """Return the values of keys with which earlier axes give a directive."""
     listed: list[str] = []
-    found: list[tuple[tuple, tuple]] = []
+    found: list[tuple[Pairs, Pairs]] = []
     for template in earlier.templates:
         own = [
             a for a in earlier.axes if a.when == template.when and set(a.keys) & set(template.keys)
@@ -249,4 +252,5 @@ def _space(text: str) -> Space:
     call = Call.parse(text)
     if call.name not in RANGES:
         raise UnknownName(f"unknown range {call.name!r}", call.name, RANGES)
-    return call.apply(RANGES[call.name])
+    space: Space = call.apply(RANGES[call.name])
+    return space

@@ -17,7 +17,7 @@ class Uniform:
     low: float
     high: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not -math.inf < self.low < self.high < math.inf:
             raise UsageError(f"expected low < high, not {self.low}, {self.high}")
 
@@ -34,7 +34,7 @@ class Uniform:
 class LogUniform(Uniform):
     """A distribution from `low` to `high` that is uniform in the logarithm."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.low <= 0:
             raise UsageError(f"expected 0 < low on a logarithmic scale, not {self.low}")
@@ -50,7 +50,7 @@ class Integers:
     low: int
     high: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.low < self.high:
             raise UsageError(f"expected low < high, not {self.low}, {self.high}")
 
@@ -60,7 +60,7 @@ class Integers:
 
 RANGES = {"uniform": Uniform, "loguniform": LogUniform, "int": Integers}
 
-Space = tuple | Uniform | Integers
+Space = tuple[Any, ...] | Uniform | Integers
 Point = dict[Any, Any]
 """A value for each key that varies."""
 

@@ -106,7 +106,7 @@ def _axis(key: Key | tuple[Key, ...], values: Any, earlier: list[Axis]) -> Axis:
     """Return an axis that was given in Python."""
     keys = key if isinstance(key, tuple) else (key,)
     name = key_name(key)
-    when: tuple = ()
+    when: tuple[tuple[Any, Any], ...] = ()
     if isinstance(values, When):
         when, values = condition(earlier, values.key, values.value), values.values
     space = _space(name, values)
