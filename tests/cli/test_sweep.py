@@ -1,6 +1,7 @@
 """`nanigpt sweep`: trials of real training, and of a stand-in where only the sweep is looked at."""
 
 import csv
+import functools
 import json
 import os
 import signal
@@ -9,49 +10,15 @@ import time
 
 import pytest
 
-from nanigpt.cli.main import main
 from nanigpt.cli.sweeping import pool
+from nanigpt.cli.sweeping.objective import Objective
 from nanigpt.cli.sweeping.tpe import Observation, Search
-from nanigpt.config.compose.sweep import Integers, LogUniform
+from nanigpt.config.compose.space import Axis, Integers, LogUniform
 from nanigpt.config.record.run_config import load_run
+from tests.cli.conftest import STAND_IN
 from tests.support import TINY, finish, flags, metrics, start, succeed, tiny
 
 _RATES = "--sweep=tag:LearningRate="
-
-# Takes a trial's command line; its loss is best at a learning rate of 1e-3.
-_STAND_IN = """
-import json, math, pathlib, sys, time
-flags = [a.partition("=") for a in sys.argv[1:]]
-rate = float([v for n, _, v in flags if v.startswith("tag:LearningRate=")][-1].split("=")[1])
-run = pathlib.Path([v for n, _, v in flags if n == "--run_dir"][0])
-with open(run / "launches.jsonl", "a") as stream:
-    stream.write("{}\\n")
-if rate > 1:
-    sys.exit(f"a rate of {rate} is too much")
-with open(run / "metrics.jsonl", "w") as stream:
-    for step in range(1, 21):
-        loss = abs(math.log10(rate) + 3) + 1 / step if rate < 0.5 else math.nan
-        stream.write(json.dumps({"step": step, "loss": loss, "val_loss": loss}) + "\\n")
-        stream.flush()
-        if (run.parent / "slow").exists():
-            time.sleep(0.15)
-"""
-
-
-@pytest.fixture
-def sweep(tmp_path, monkeypatch, capsys):
-    """Runs a sweep of the stand-in; returns exit status, output and errors."""
-    program = tmp_path / "stand_in.py"
-    program.write_text(_STAND_IN)
-    monkeypatch.setattr(pool, "PROGRAM", [str(program)])
-
-    def run(*arguments):
-        status = main(["sweep", *flags(*TINY), f"--dir={tmp_path / 'sweep'}", *arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    run.path = tmp_path / "sweep"
-    return run
 
 
 def table(path):
@@ -95,7 +62,7 @@ def test_trials_are_runs_and_survive_a_kill(tmp_path):
         assert [r["step"] for r in metrics(row["run"])] == list(range(1, 121))
         assert float(row["val_loss"]) == metrics(row["run"])[-1]["val_loss"]
     assert out.index("3e-3    ") < out.index("1e-3    ")  # the better one first
-    assert "best: --config=tag:LearningRate=3e-3\n" in out
+    assert "best: --config=tag:LearningRate=3e-3" in out
     assert (path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -173,8 +140,10 @@ def test_a_hopeless_trial_is_pruned(sweep):
     assert "done" in sweep(*search, "--prune_after=1", "--trials=2", "--seed=4")[1]
 
 
-def search(axes, **settings):
-    return Search(axes, **{"goal": "min", "seed": 0, "startup": 3, "prune_after": 5} | settings)
+def search(axes, goal="min", seed=0):
+    axes = [Axis((key,), space) for key, space in axes.items()]
+    objective = Objective("val_loss", goal)
+    return Search(axes, objective=objective, seed=seed, startup=3, prune_after=0.25)
 
 
 def test_suggestions_are_a_function_of_what_is_known():
@@ -185,8 +154,9 @@ def test_suggestions_are_a_function_of_what_is_known():
     }
     seen = []
     for i in range(30):
-        values = search(axes).suggest(seen, attempt=0)
-        assert values == search(axes).suggest(seen, attempt=0)
+        point = search(axes).suggest(seen, attempt=0)
+        assert point == search(axes).suggest(seen, attempt=0)
+        values = {key: str(value) for key, value in point.items()}
         assert search(axes).covers(values)
         loss = abs(float(values["tag:LearningRate"]) - 1e-3) + (values["set:a"] == "x")
         state = "fail" if i % 7 == 6 else "complete"
@@ -213,11 +183,12 @@ def test_pruning_is_by_the_median_of_complete_trials(goal, hopeless):
     axes = {"tag:LearningRate": LogUniform(1e-5, 1e-1)}
     values = {"tag:LearningRate": "1e-3"}
     done = [Observation(values, {5: v, 10: v}, "complete") for v in (4.0, 5.0, 6.0)]
-    is_hopeless = search(axes, goal=goal).is_hopeless
+    is_hopeless = functools.partial(search(axes, goal=goal).is_hopeless, steps=20)
     assert is_hopeless(done, Observation(values, {5: hopeless}))
     assert not is_hopeless(done, Observation(values, {5: 5.0}))
     assert not is_hopeless(done[:2], Observation(values, {5: hopeless}))  # too few
     assert not is_hopeless(done, Observation(values, {4: hopeless}))  # too early
+    assert not is_hopeless(done, Observation(values, {5: hopeless}), steps=40)  # of a longer run
     assert is_hopeless([], Observation(values, {1: 5.0, 2: float("nan")}))
 
 
@@ -226,7 +197,7 @@ def test_stopping_ends_the_trials(tmp_path, number, status):
     path = tmp_path / "sweep"
     path.mkdir()
     (path / "slow").touch()
-    (tmp_path / "stand_in.py").write_text(_STAND_IN)
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
     arguments = ["sweep", *flags(*TINY), f"--dir={path}", _RATES + "[1e-3,1e-2]", "--parallel=2"]
     # A test run that was started in the background hands down that SIGINT is ignored.
     code = f"""
@@ -373,13 +344,23 @@ def test_another_base_is_refused(sweep):
     assert "holds a sweep of another base: steps: 20 -> 30" in err
 
 
-def test_a_missing_package_is_named(sweep, monkeypatch):
+def test_only_a_search_and_the_picture_need_packages(sweep, monkeypatch):
     import importlib.util
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    status, _, err = sweep(_RATES + "[1e-3]")
+    find = importlib.util.find_spec
+    missing = ("matplotlib", "optuna")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in missing else find(name, *a)
+    )
+    search = ["--method=tpe", "--trials=2"]
+    status, _, err = sweep(_RATES + "[1e-3]", *search)
     assert status == 2
-    assert "a sweep needs matplotlib; install it with: pip install 'nanigpt[sweep]'" in err
+    assert "--method=tpe needs optuna; install it with: pip install 'nanigpt[sweep]'" in err
+    status, out, _ = sweep(_RATES + "[1e-3]")
+    assert (status, set(table(sweep.path))) == (0, {1e-3})
+    told = "results.csv; for a picture: pip install 'nanigpt[sweep]'"
+    assert out.splitlines()[-1] == f"{sweep.path}/{told}"
+    assert not (sweep.path / "sweep.png").exists()
 
 
 def test_importing_the_command_is_light():

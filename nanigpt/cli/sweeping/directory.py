@@ -2,14 +2,14 @@
 
 import json
 import math
-import re
 import signal
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanigpt.cli.trainer import checked_trainer
+from nanigpt.cli.sweeping.objective import Objective
+from nanigpt.config.compose.axes import BASES
 from nanigpt.config.compose.flag import compose
 from nanigpt.config.record.file import differences, dump, load
 from nanigpt.config.record.fingerprint import fingerprint
@@ -36,9 +36,11 @@ class Trial:
     Attributes:
         name: Name of its run directory.
         fingerprint: Fingerprint of its config, which differs from that of every other trial.
-        edits: Directives that follow those of the base.
+        edits: Directives that follow those of the base. The first may be a base.
         steps: Last step of its run.
         method: The method that suggested it first: `grid`, `random` or `tpe`.
+        values: The text of the value on each axis, by the axis's key.
+        flops: FLOPs of a step, or None if they are unknown.
     """
 
     name: str
@@ -46,39 +48,32 @@ class Trial:
     edits: tuple[str, ...]
     steps: int
     method: str
+    values: dict[str, str] = field(default_factory=dict)
+    flops: float | None = None
 
-    @cached_property
-    def values(self) -> dict[str, str]:
-        """The text of the value of each `tag:TAG` or `set:PATH`."""
-        return {key: text for key, _, text in (edit.partition("=") for edit in self.edits)}
+    @classmethod
+    def load(cls, recorded: dict[str, Any]) -> "Trial":
+        """Return a trial of sweep.json. Records of version 0.1 have no `values`."""
+        edits = tuple(recorded["edits"])
+        values = {key: text for key, _, text in (edit.partition("=") for edit in edits)}
+        return cls(**{"values": values, **recorded, "edits": edits})
 
 
-def compose_trial(base: list[str], values: dict[str, Any], *, method: str) -> Trial:
-    """Return the trial of a point.
+def has_base(directives: Sequence[str]) -> bool:
+    """Return whether directives begin with a base."""
+    return bool(directives) and directives[0].partition(":")[0] in BASES
 
-    Args:
-        base: Directives of the base.
-        values: Value of each `tag:TAG` or `set:PATH`.
-        method: The method that suggested the point.
 
-    Raises:
-        UsageError: The config cannot be composed or built.
-    """
-    edits = tuple(f"{key}={value}" for key, value in values.items())
-    cfg = compose([*base, *edits])
-    trainer = checked_trainer(cfg)
-    identity = fingerprint(cfg)
-    # A name without characters that are special to a shell or a file system.
-    readable = ",".join(edit.partition(":")[2] for edit in edits).replace("]=", "=")
-    readable = re.sub(r"[^\w=,+.-]+", ".", readable)[:120].strip(".")
-    name = f"{readable}-{identity[:8]}"
-    return Trial(name, identity, edits, trainer.steps, method)
+def directives(base: Sequence[str], edits: Sequence[str]) -> list[str]:
+    """Return all directives of a trial: its own base comes before the edits of all trials."""
+    own = 1 if has_base(edits) else 0
+    return [*edits[:own], *base, *edits[own:]]
 
 
 class SweepDirectory:
     """The files of a sweep, its trials, and their statuses.
 
-    config.json           the config of the base, which loads back equal
+    config.json           the config of the base, which loads back equal, unless bases are an axis
     sweep.json            the settings, and every trial in the order of its index
     NAME-FINGERPRINT/     a run directory for each trial, with two more files:
         log.txt           the output of its process
@@ -96,9 +91,7 @@ class SweepDirectory:
         self.trials: list[Trial] = []
         if self._record.exists():
             recorded = json.loads(self._record.read_text())
-            self.trials = [
-                Trial(**{**t, "edits": tuple(t["edits"])}) for t in recorded.pop("trials")
-            ]
+            self.trials = [Trial.load(trial) for trial in recorded.pop("trials")]
             self.settings = recorded
 
     @property
@@ -107,8 +100,15 @@ class SweepDirectory:
 
     @property
     def base(self) -> list[str]:
-        """The directives that precede those of each trial."""
+        """The directives that all trials have."""
         return self.settings["base"]
+
+    @property
+    def objective(self) -> Objective:
+        """The number that trials are compared by."""
+        given = {"name": "objective", "goal": "goal", "over": "objective_over"}
+        known = {k: self.settings[name] for k, name in given.items() if name in self.settings}
+        return Objective(**known)
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Record the settings of the sweep; axes, values and method may change between calls.
@@ -116,18 +116,23 @@ class SweepDirectory:
         Raises:
             UsageError: The directory has a sweep of another base.
         """
-        cfg = compose(settings["base"])
-        recorded = self.path / "config.json"
-        if recorded.exists():
-            old = load(recorded)
-            if fingerprint(old) != fingerprint(cfg):
-                changed = differences(old, cfg)
-                raise UsageError(
-                    f"--dir={self.path} holds a sweep of another base: "
-                    f"{listed(changed, 5, separator='; ')}; "
-                    "give this one a directory of its own with --dir=DIR"
-                )
-        write_atomically(recorded, dump(cfg))
+        base, recorded = settings["base"], self.path / "config.json"
+        cfg = compose(base) if has_base(base) else None
+        if cfg is None or not recorded.exists():
+            old = self.settings.get("base", base)
+            changed = [] if old == base else [f"{' '.join(old)} -> {' '.join(base)}"]
+        else:
+            before = load(recorded)
+            same = fingerprint(before) == fingerprint(cfg)
+            changed = [] if same else [str(change) for change in differences(before, cfg)]
+        if changed:
+            raise UsageError(
+                f"--dir={self.path} holds a sweep of another base: "
+                f"{listed(changed, 5, separator='; ')}; "
+                "give this one a directory of its own with --dir=DIR"
+            )
+        if cfg is not None:
+            write_atomically(recorded, dump(cfg))
         self.settings = settings
         self._save()
 
@@ -169,10 +174,10 @@ class SweepDirectory:
         rows = self.rows(trial)
         step = rows[-1]["step"] if rows else 0
         result: dict[str, Any] = {"status": FAILED, "exit_status": exit_status, "step": step}
-        if pruned or (exit_status == 0 and step >= trial.steps):
-            finite = math.isfinite(rows[-1]["loss"])
-            early = PRUNED if step < trial.steps else DONE
-            result["status"] = early if finite else DIVERGED
+        if (pruned or exit_status >= 0) and rows and self._diverged(rows):
+            result["status"] = DIVERGED  # also if the run stopped itself for this reason
+        elif pruned or (exit_status == 0 and step >= trial.steps):
+            result["status"] = PRUNED if step < trial.steps else DONE
         elif exit_status < 0:
             result["error"] = f"killed by {signal.Signals(-exit_status).name}"
         else:
@@ -180,6 +185,12 @@ class SweepDirectory:
             result["error"] = next((line for line in reversed(lines) if line.strip()), "")
         write_atomically(self._result(trial), json.dumps(result) + "\n")
         return result["status"]
+
+    def _diverged(self, rows: list[dict[str, float]]) -> bool:
+        """Return whether the last loss, or the last value of the objective, is not finite."""
+        name = self.objective.name
+        last = [rows[-1].get("loss", 0.0), *[row[name] for row in rows if name in row][-1:]]
+        return not all(map(math.isfinite, last))
 
     def forget_failure(self, trial: Trial) -> None:
         """Allow a failed trial to run again."""
@@ -193,12 +204,7 @@ class SweepDirectory:
         *lines, _ = path.read_text().split("\n")  # the last may be incomplete
         return [json.loads(line) for line in lines if f'"{having}"' in line]
 
-    def curve(self, trial: Trial, name: str) -> dict[int, float]:
-        """Return a trial's values of one metric by step."""
+    def curve(self, trial: Trial) -> dict[int, float]:
+        """Return a trial's values of the objective by step."""
+        name = self.objective.name
         return {int(row["step"]): row[name] for row in self.rows(trial, having=name)}
-
-    def objective(self, trial: Trial) -> float | None:
-        """Return a trial's newest value of the objective, or None if there is none."""
-        name = self.settings["objective"]
-        rows = self.rows(trial, having=name)
-        return rows[-1][name] if rows else None

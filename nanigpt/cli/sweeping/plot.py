@@ -5,13 +5,15 @@ import textwrap
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nanigpt.cli.sweeping.directory import DIVERGED, DONE, FAILED, PRUNED, SweepDirectory
-from nanigpt.cli.sweeping.report import Row, axes, number, short
+from nanigpt.cli.sweeping.report import Row, axes, labels, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = 3
 _LEGEND = 8  # trials that a legend has room for
+_LABELS = 6  # lines that all have a label at their end
+_DPI = 100
 _TICKS = 7  # largest number of values that all have a label on their axis
 _CHARACTERS = 42  # of all labels together that fit below a panel
 _WIDE = 20  # a range of values this wide is shown on a logarithmic scale
@@ -20,34 +22,40 @@ _PRUNED = "0.65"
 
 
 def plot(directory: SweepDirectory, rows: list[Row]) -> None:
-    """Draw a panel for each axis and one of curves; the best trial is red in all."""
+    """Draw a panel for each axis, one of costs, and one of curves; the best trial is red in all."""
     from matplotlib.figure import Figure
 
     names = axes(rows)
-    columns = min(len(names) + 1, _COLUMNS)
-    lines = math.ceil((len(names) + 1) / columns)
+    shown = [row for row in rows if row.status in (DONE, PRUNED) and _finite(row.value)]
+    lost = [row for row in rows if row.status in (DIVERGED, FAILED)]
+    costs = {row.trial.flops for row in shown if row.flops}
+    n_panels = len(names) + (len(costs) > 1) + 1
+    columns = 2 if n_panels == 4 else min(n_panels, _COLUMNS)
+    lines = math.ceil(n_panels / columns)
     width = 4.6 * columns + (2 if len(rows) <= _LEGEND else 0)
     figure = Figure(figsize=(width, 3.8 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-    shown = [row for row in rows if row.status in (DONE, PRUNED) and _finite(row.value)]
-    lost = [row for row in rows if row.status in (DIVERGED, FAILED)]
     colors = _colors(shown)
-    for axis in names:
-        _axis_panel(panels[names.index(axis)], axis, shown, lost, colors)
-    _curves(panels[len(names)], shown, colors, names)
-    for panel in panels[: len(names) + 1]:
-        panel.set_ylabel(directory.settings["objective"])
+    for panel, axis, label in zip(panels, names, labels(names), strict=False):
+        panel.set_xlabel(label)
+        _axis_panel(panel, axis, shown, lost, colors)
+    if len(costs) > 1:
+        _cost_panel(panels[n_panels - 2], shown, colors)
+    _curves(panels[n_panels - 1], shown, colors, names)
+    for panel in panels[:n_panels]:
+        panel.set_ylabel(directory.objective.text)
         panel.grid(True, color="0.92", linewidth=0.8)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(names) + 1 :]:
+    panels[n_panels - 1].set_ylabel(directory.objective.name)
+    for panel in panels[n_panels:]:
         panel.set_visible(False)
     n_done = sum(row.status == DONE for row in rows)
     figure.suptitle(
         f"{directory.path}: {n_done} of {len(rows)} trials done; red is the best, darker is better",
         fontsize=10,
     )
-    figure.savefig(directory.path / "sweep.png", dpi=130)
+    figure.savefig(directory.path / "sweep.png", dpi=_DPI, pil_kwargs={"optimize": True})
 
 
 def _finite(value: float | None) -> TypeGuard[float]:
@@ -78,15 +86,18 @@ def _axis_panel(
         lost: Trials without one.
         colors: Colors by name of the trial.
     """
-    panel.set_xlabel(short(axis))
     place = _scale(panel, [row.trial.values.get(axis, "(base)") for row in shown + lost])
     groups: dict[tuple[tuple[str, str], ...], list[Row]] = {}
     for row in (row for row in shown if row.status == DONE):
         rest = tuple((key, text) for key, text in row.trial.values.items() if key != axis)
         groups.setdefault(rest, []).append(row)
-    for group in groups.values():
+    for rest, group in groups.items():
         joined = sorted((place[row.trial.values.get(axis, "(base)")], _value(row)) for row in group)
         panel.plot(*zip(*joined, strict=True), color="0.8", linewidth=1, zorder=1)
+        if 1 < len(groups) <= _LABELS and len(joined) > 1:
+            text = ", ".join(value[:20] for _, value in rest)
+            beside: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            panel.annotate(text, joined[-1], fontsize=7, color="0.4", **beside)
     limit = _limit([_value(row) for row in shown])
     for row in reversed(shown):  # the best on top
         panel.scatter(
@@ -104,6 +115,22 @@ def _axis_panel(
         at = place[row.trial.values.get(axis, "(base)")]
         top = panel.get_xaxis_transform()
         panel.scatter(at, 1.0, marker="x", color="black", transform=top, clip_on=False)
+
+
+def _cost_panel(panel: "Axes", shown: list[Row], colors: dict[str, Any]) -> None:
+    """Draw the objective over training FLOPs."""
+    panel.set_xlabel("training FLOPs")
+    panel.set_xscale("log")
+    distinct = sorted({row.flops for row in shown if row.flops})
+    if len(distinct) <= _TICKS:
+        panel.set_xticks(distinct, [f"{flops:.2g}" for flops in distinct])
+        panel.set_xticks([], minor=True)
+    for row in reversed(shown):
+        if row.flops:
+            panel.scatter(row.flops, _value(row), s=34, color=colors[row.trial.name])
+    limit = _limit([_value(row) for row in shown])
+    if math.isfinite(limit):
+        panel.set_ylim(top=limit)
 
 
 def _value(row: Row) -> float:
@@ -156,11 +183,11 @@ def _curves(panel: "Axes", rows: list[Row], colors: dict[str, Any], names: list[
     if math.isfinite(limit):
         panel.set_ylim(top=limit)
     if 0 < len(rows) <= _LEGEND:
-        handles, labels = panel.get_legend_handles_labels()
+        handles, texts = panel.get_legend_handles_labels()
         panel.legend(
             handles[::-1],
-            labels[::-1],
-            title=", ".join(map(short, names)),
+            texts[::-1],
+            title=", ".join(labels(names)),
             fontsize=7,
             title_fontsize=7,
             frameon=False,

@@ -6,8 +6,10 @@ import math
 import shlex
 from dataclasses import dataclass
 
-from nanigpt.cli.sweeping.directory import DONE, FAILED, STATUSES, SweepDirectory, Trial
+from nanigpt.cli.sweeping.directory import DIVERGED, DONE, FAILED, STATUSES, SweepDirectory, Trial
+from nanigpt.cli.sweeping.objective import Objective
 from nanigpt.cli.table import add_row, new_table, print_table
+from nanigpt.config.compose.axes import axis_label
 from nanigpt.config.registry import import_flags
 from nanigpt.config.values import parse_value
 from nanigpt.errors import UnknownName
@@ -16,21 +18,27 @@ from nanigpt.files import write_atomically
 
 @dataclass(frozen=True)
 class Row:
-    """A trial, its status, and its objective by step."""
+    """A trial, its status, its objective by step, and its cost.
+
+    Attributes:
+        trial: The trial.
+        status: Its status.
+        curve: Objective by step.
+        value: The trial's objective, or None if there is no value yet.
+        step: Step of that value.
+        seconds: Time of all its steps, without evaluations and checkpoints.
+        tokens: Number of tokens that it was trained on, or of samples.
+        flops: Training FLOPs, or None if they are unknown.
+    """
 
     trial: Trial
     status: str
     curve: dict[int, float]
-
-    @property
-    def value(self) -> float | None:
-        """The newest value of the objective, or None if there is none."""
-        return list(self.curve.values())[-1] if self.curve else None
-
-    @property
-    def step(self) -> int:
-        """The step of that value."""
-        return max(self.curve, default=0)
+    value: float | None
+    step: int
+    seconds: float
+    tokens: int
+    flops: float | None
 
 
 def results(directory: SweepDirectory) -> list[Row]:
@@ -39,34 +47,52 @@ def results(directory: SweepDirectory) -> list[Row]:
     Raises:
         UnknownName: Trials are done, but none has a metric with the objective's name.
     """
-    name = directory.settings["objective"]
-    sign = 1 if directory.settings["goal"] == "min" else -1
-    rows = []
-    for trial in directory.trials:
-        rows.append(Row(trial, directory.status(trial), directory.curve(trial, name)))
+    objective = directory.objective
+    rows = [_row(directory, trial, objective) for trial in directory.trials]
     finished = [row for row in rows if row.status == DONE]
     if finished and not any(row.curve for row in finished):
         metrics = directory.rows(finished[0].trial)
         known = dict.fromkeys(key for row in metrics for key in row)
+        name = objective.name
         raise UnknownName(f"--objective={name}: not among the metrics", name, known)
 
     def order(row: Row) -> tuple[int, bool, float]:
         value = row.value
         if value is None or math.isnan(value):
             return STATUSES.index(row.status), True, 0.0
-        return STATUSES.index(row.status), False, sign * value
+        return STATUSES.index(row.status), False, objective.sign * value
 
     return sorted(rows, key=order)
 
 
+def _row(directory: SweepDirectory, trial: Trial, objective: Objective) -> Row:
+    metrics = directory.rows(trial)
+    curve = {int(m["step"]): m[objective.name] for m in metrics if objective.name in m}
+    value, status = objective.value(curve), directory.status(trial)
+    if status == DONE and value is not None and not math.isfinite(value):
+        status = DIVERGED  # the objective is another one than when the trial ended
+    last = metrics[-1] if metrics else {}
+    return Row(
+        trial,
+        status,
+        curve,
+        value,
+        objective.step(curve),
+        seconds=sum(m.get("ms_per_step", 0.0) for m in metrics) / 1000,
+        tokens=int(last.get("tokens", last.get("samples", 0))),
+        flops=None if trial.flops is None else trial.flops * last.get("step", 0),
+    )
+
+
 def axes(rows: list[Row]) -> list[str]:
-    """Return every `tag:TAG` and `set:PATH` that a trial sets."""
+    """Return the key of every axis on which a trial has a value."""
     return list(dict.fromkeys(key for row in rows for key in row.trial.values))
 
 
-def short(axis: str) -> str:
-    """Return the name of an axis without `tag:` or `set:`."""
-    return axis.partition(":")[2]
+def labels(keys: list[str]) -> list[str]:
+    """Return a heading for each axis: its short name, or the whole key if two have one name."""
+    short = [axis_label(key) for key in keys]
+    return [key if short.count(name) > 1 else name for key, name in zip(keys, short, strict=True)]
 
 
 def number(text: str | None) -> float | None:
@@ -79,13 +105,17 @@ def number(text: str | None) -> float | None:
 
 def print_results(directory: SweepDirectory, rows: list[Row]) -> None:
     """Print the results as a table."""
-    numbers = [*map(short, axes(rows)), directory.settings["objective"], "step"]
+    cost = ("seconds", "tokens", "FLOPs")
+    numbers = [*labels(axes(rows)), directory.objective.text, "step", *cost]
     table = new_table([*numbers, "status", "run"], right=numbers)
     for i, row in enumerate(rows):
         cells = [
             *(row.trial.values.get(axis, "") for axis in axes(rows)),
             "" if row.value is None else f"{row.value:.4f}",
             str(row.step or ""),
+            f"{row.seconds:.1f}" if row.seconds else "",
+            f"{row.tokens:,}" if row.tokens else "",
+            f"{row.flops:.3g}" if row.flops else "",
             row.status,
             str(directory.run(row.trial).path),
         ]
@@ -97,13 +127,15 @@ def write_csv(directory: SweepDirectory, rows: list[Row]) -> None:
     """Write the table, at full precision, to results.csv."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    objective = directory.settings["objective"]
-    names = map(short, axes(rows))
-    writer.writerow([*names, objective, "step", "status", "run", "fingerprint"])
+    cost = ("seconds", "tokens", "flops")
+    objective = directory.objective.text
+    headings = [*labels(axes(rows)), objective, "step", *cost, "status", "run", "fingerprint"]
+    writer.writerow(headings)
     for row in rows:
         values = [row.trial.values.get(axis, "") for axis in axes(rows)]
+        numbers = [row.value, row.step, row.seconds, row.tokens, row.flops]
         run = directory.run(row.trial).path
-        writer.writerow([*values, row.value, row.step, row.status, run, row.trial.fingerprint])
+        writer.writerow([*values, *numbers, row.status, run, row.trial.fingerprint])
     write_atomically(directory.path / "results.csv", text.getvalue())
 
 
@@ -118,7 +150,8 @@ def print_conclusion(directory: SweepDirectory, rows: list[Row]) -> None:
             ends = {min(tried): "smallest", max(tried): "largest"} if len(tried) > 2 else {}
             best = number(text)
             if best in ends:
-                print(f"the best {short(axis)}, {text}, is the {ends[best]} tried: try beyond it")
+                name = axis_label(axis)
+                print(f"the best {name}, {text}, is the {ends[best]} tried: try beyond it")
     for row in rows:
         if row.status == FAILED:
             print(f"failed: {row.trial.name}: {directory.error(row.trial)}")

@@ -30,6 +30,9 @@ def write_array(
         parallel: Largest number of tasks at a time; None sets no limit.
         nproc: Number of ranks of each trial.
         options: Further options of sbatch, such as `--gpus=1`.
+
+    Raises:
+        UsageError: An option or the path has a line break.
     """
     numbers = ",".join(str(directory.trials.index(trial)) for trial in trials)
     limit = f"%{parallel}" if parallel else ""
@@ -45,6 +48,9 @@ def write_array(
         "--open-mode=append",
         *options,
     ]
+    broken = next((line for line in lines if not line.isprintable()), None)
+    if broken is not None:  # its second line would be a command of the script
+        raise UsageError(f"#SBATCH {broken!r}: expected one line of printable characters")
     command = [sys.executable, "-m", "nanigpt", "sweep", *import_flags()]
     command += [f"--dir={path}", f"--nproc={nproc}"]
     script = "\n".join(

@@ -1,17 +1,21 @@
 """A tree-structured Parzen estimator with median pruning, by Optuna.
 
 (Bergstra et al., 2011, "Algorithms for Hyper-Parameter Optimization".) All results are functions of
-the trials so far, which are on disk. So a killed search continues as if nothing had happened, and
-trials of another method inform it, too.
+the trials so far, which are on disk as runs. So a killed search continues as if nothing had
+happened, and trials of another method inform it, too. A storage of Optuna's would be a second
+record of the same facts: it does not allow that a list gets more values, and after a kill it has
+trials that run although nothing runs.
 """
 
 import hashlib
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanigpt.config.compose.sweep import Integers, LogUniform, Space, Uniform
+from nanigpt.cli.sweeping.objective import Objective
+from nanigpt.config.compose.space import Axis, Integers, LogUniform, Point
 from nanigpt.config.values import parse_value
 
 
@@ -35,22 +39,22 @@ class Search:
     """A search for the best values.
 
     Args:
-        axes: Values or ranges of each `tag:TAG` or `set:PATH`.
-        goal: `min` or `max`.
+        axes: The axes.
+        objective: The number to optimize.
         seed: Seed of the estimator.
         startup: Number of trials that are drawn at random before the estimator takes over, and that
             must be complete before any trial is pruned.
-        prune_after: Number of steps before which no trial is pruned.
+        prune_after: Fraction of a trial's steps before which it is not pruned; 1 prunes none.
     """
 
-    axes: dict[str, Space]
-    goal: str
+    axes: Sequence[Axis]
+    objective: Objective
     seed: int
     startup: int
-    prune_after: int
+    prune_after: float
 
-    def suggest(self, observations: list[Observation], *, attempt: int) -> dict[str, str]:
-        """Suggest the text of each axis for the next trial; each attempt gives another one."""
+    def suggest(self, observations: list[Observation], *, attempt: int) -> Point:
+        """Suggest the point of the next trial; each attempt gives another one."""
         import optuna
 
         stream = f"{self.seed}/{len(observations)}/{attempt}".encode()
@@ -60,43 +64,47 @@ class Search:
             sampler = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=self.startup, constant_liar=True
             )
-        asked = self._study(observations, sampler).ask(self._distributions())
-        return {key: self._text(key, value) for key, value in asked.params.items()}
+        asked = self._study(observations, sampler).ask()
+        point: Point = {}
+        for axis in self.axes:
+            if axis.exists(point):
+                point |= axis.row(_suggest(asked, axis))
+        return point
 
-    def is_hopeless(self, observations: list[Observation], running: Observation) -> bool:
+    def is_hopeless(
+        self, observations: list[Observation], running: Observation, *, steps: int
+    ) -> bool:
         """Return whether a running trial has diverged, or is worse than the median.
 
         The median is that of complete trials at the same step.
+
+        Args:
+            observations: The other trials.
+            running: The trial.
+            steps: Number of its steps.
         """
         import optuna
 
         if not all(map(math.isfinite, running.curve.values())):
             return True
+        if self.prune_after >= 1:
+            return False
         pruner = optuna.pruners.MedianPruner(
-            n_startup_trials=self.startup, n_warmup_steps=self.prune_after
+            n_startup_trials=self.startup, n_warmup_steps=round(self.prune_after * steps)
         )
         study = self._study(observations, None)
         return pruner.prune(study, self._frozen(running))
 
     def covers(self, values: dict[str, str]) -> bool:
         """Return whether a trial with these values lies within the axes."""
-        if values.keys() != self.axes.keys():
-            return False
-        try:
-            parameters = self._parameters(values)
-        except ValueError:  # an earlier list had a text, and the axis is now a range of numbers
-            return False
-        return all(
-            value in space if isinstance(space, tuple) else space.low <= value <= space.high
-            for value, space in zip(parameters.values(), self.axes.values(), strict=True)
-        )
+        return self._parameters(values) is not None
 
     def _study(self, observations: list[Observation], sampler: Any) -> Any:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         directions = optuna.study.StudyDirection
-        direction = directions.MINIMIZE if self.goal == "min" else directions.MAXIMIZE
+        direction = directions.MINIMIZE if self.objective.goal == "min" else directions.MAXIMIZE
         study = optuna.create_study(direction=direction, sampler=sampler)
         study.add_trials([self._frozen(o) for o in observations])
         return study
@@ -104,41 +112,67 @@ class Search:
     def _frozen(self, observation: Observation) -> Any:
         import optuna
 
-        last = list(observation.curve.values())[-1:]
+        value = self.objective.value(observation.curve)
         state = observation.state
-        if state == "complete" and not (last and math.isfinite(last[0])):
+        if state == "complete" and (value is None or not math.isfinite(value)):
             state = "pruned"  # a complete trial needs a number; this one ranks last
+        parameters = self._parameters(observation.values) or {}
+        by_name = {str(axis): axis for axis in self.axes}
         return optuna.trial.create_trial(
             state=optuna.trial.TrialState[state.upper()],
-            value=last[0] if state == "complete" else None,
-            params=self._parameters(observation.values),
-            distributions=self._distributions(),
+            value=value if state == "complete" else None,
+            params=parameters,
+            distributions={name: _distribution(by_name[name]) for name in parameters},
             intermediate_values=observation.curve,
         )
 
-    def _distributions(self) -> dict[str, Any]:
-        from optuna import distributions
+    def _parameters(self, values: dict[str, str]) -> dict[str, Any] | None:
+        """Return Optuna's parameter of each axis, or None if the axes do not have these values."""
+        parameters: dict[str, Any] = {}
+        met: set[str] = set()
+        for axis in self.axes:
+            if not axis.exists(values):
+                continue
+            if not values.keys() >= set(axis.keys):
+                return None
+            met |= set(axis.keys)
+            parameter = _parameter(axis, axis.value(values))
+            if parameter is None:
+                return None
+            parameters[str(axis)] = parameter
+        return parameters if met == values.keys() else None
 
-        def of(space: Space) -> Any:
-            if isinstance(space, tuple):
-                return distributions.CategoricalDistribution(space)
-            if isinstance(space, Integers):
-                return distributions.IntDistribution(space.low, space.high)
-            return distributions.FloatDistribution(
-                space.low, space.high, log=isinstance(space, LogUniform)
-            )
 
-        return {key: of(space) for key, space in self.axes.items()}
+def _distribution(axis: Axis) -> Any:
+    """Return Optuna's distribution of an axis: for a list, that of its indices."""
+    from optuna import distributions
 
-    def _parameters(self, values: dict[str, str]) -> dict[str, Any]:
-        """Return the value on each axis, or raise ValueError if a range needs a number."""
-        return {
-            key: values[key]
-            if isinstance(space, tuple)
-            else parse_value(values[key], int if isinstance(space, Integers) else float)
-            for key, space in self.axes.items()
-        }
+    space = axis.space
+    if isinstance(space, tuple):
+        return distributions.CategoricalDistribution(tuple(range(len(space))))
+    if isinstance(space, Integers):
+        return distributions.IntDistribution(space.low, space.high)
+    return distributions.FloatDistribution(space.low, space.high, log=isinstance(space, LogUniform))
 
-    def _text(self, key: str, value: Any) -> str:
-        space = self.axes[key]
-        return repr(space.rounded(value)) if isinstance(space, Uniform) else str(value)
+
+def _suggest(asked: Any, axis: Axis) -> Any:
+    """Return a value of an axis, as Optuna's trial suggests it."""
+    name, space = str(axis), axis.space
+    if isinstance(space, tuple):
+        return space[asked.suggest_categorical(name, list(range(len(space))))]
+    if isinstance(space, Integers):
+        return asked.suggest_int(name, space.low, space.high)
+    is_log = isinstance(space, LogUniform)
+    return space.rounded(asked.suggest_float(name, space.low, space.high, log=is_log))
+
+
+def _parameter(axis: Axis, value: Any) -> Any:
+    """Return Optuna's parameter for a value of an axis, or None if the axis does not have it."""
+    space = axis.space
+    if isinstance(space, tuple):
+        return space.index(value) if value in space else None
+    try:
+        number = parse_value(value, int if isinstance(space, Integers) else float)
+    except ValueError:  # an earlier list had a text, and the axis is now a range of numbers
+        return None
+    return number if space.low <= number <= space.high else None

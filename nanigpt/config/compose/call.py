@@ -1,11 +1,12 @@
 """`name` or `name(arguments)` of a directive."""
 
-import ast
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from nanigpt.config.compose.items import split_items
 from nanigpt.config.values import argument_annotation, parse_value
 from nanigpt.errors import UsageError
 
@@ -28,25 +29,29 @@ class Call:
         if text.isidentifier():
             return cls(text)
         expected = UsageError(f"expected NAME or NAME(3, key=text), not {text!r}")
+        name, _, inside = text.partition("(")
+        if not name.isidentifier() or not inside.endswith(")"):
+            raise expected
+        inside = inside[:-1].strip()
         try:
-            tree = ast.parse(text, mode="eval").body
-        except SyntaxError:
+            items = split_items(inside.removesuffix(",")) if inside else []
+        except UsageError:
             raise expected from None
-        if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
-            raise expected
-
-        def source(node: ast.expr) -> str:
-            return ast.get_source_segment(text, node) or ""
-
-        args = tuple(source(a) for a in tree.args if not isinstance(a, ast.Starred))
-        kwargs = tuple((k.arg, source(k.value)) for k in tree.keywords if k.arg is not None)
-        if len(args) < len(tree.args) or len(kwargs) < len(tree.keywords):
-            raise expected
+        args: list[str] = []
+        kwargs: list[tuple[str, str]] = []
+        for item in items:
+            keyword = re.match(r"([^\W\d]\w*)\s*=(?!=)\s*(.+)", item, re.DOTALL)
+            if keyword:
+                kwargs.append((keyword[1], keyword[2]))
+            elif kwargs or item.startswith("*"):
+                raise expected
+            else:
+                args.append(item)
         names = [name for name, _ in kwargs]
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
             raise UsageError(f"{twice[0]} is given twice in {text!r}; keep one of the two")
-        return cls(tree.func.id, args, kwargs)
+        return cls(name, tuple(args), tuple(kwargs))
 
     def apply(self, function: Callable, *first: Any) -> Any:
         """Call `function(*first, *args, **kwargs)`, after converting arguments to its annotations.
