@@ -25,6 +25,18 @@ class MisfitError(UsageError):
     """A checkpoint is of another model or optimizer than the config: nothing was trained."""
 
 
+class ForeignFile(UsageError):
+    """A file of another program.
+
+    Attributes:
+        advice: the command or the flag that takes such files.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(problem)
+        self.advice = advice
+
+
 class UnknownName(UsageError):
     """A name that is none of those known.
 

@@ -1,6 +1,6 @@
-"""Recipes, fiddlers and component factories by name.
+"""Recipes, sources, fiddlers and component factories by name.
 
-`@recipe`, `@fiddler` and `@component` register the functions of the packages `nanigpt.experiments`
+`@recipe`, `@source`, `@fiddler` and `@component` register the functions of the packages `nanigpt.experiments`
 and `nanigpt.fiddlers`, and of every module that another installed distribution names under the
 entry point group `nanigpt`. A name from the command line is looked up here and nowhere else:
 nothing is imported by a name that a user typed.
@@ -22,6 +22,7 @@ _PACKAGES = ("nanigpt.experiments", "nanigpt.fiddlers")
 _ENTRY_POINTS = "nanigpt"
 
 _recipes: dict[str, Callable] = {}
+_sources: dict[str, Callable[[str], Any]] = {}
 _fiddlers: dict[str, Callable] = {}
 _components: dict[str, Callable] = {}
 _upgrades: list[Callable[[Any], None]] = []
@@ -32,6 +33,11 @@ _loaded = False
 def recipe(function: Callable) -> Callable:
     """Register a function that returns a run's config: `--config=config:NAME`."""
     return _register(_recipes, "recipe", function)
+
+
+def source(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Register a function that returns the config of a path: `--config=NAME:PATH`."""
+    return _register(_sources, "source", function)
 
 
 def fiddler(function: Callable) -> Callable:
@@ -74,6 +80,12 @@ def recipes() -> dict[str, Callable]:
     """Return all recipes by name."""
     _load()
     return dict(sorted(_recipes.items()))
+
+
+def sources() -> dict[str, Callable[[str], Any]]:
+    """Return all sources by name."""
+    _load()
+    return dict(sorted(_sources.items()))
 
 
 def fiddlers() -> dict[str, Callable]:
