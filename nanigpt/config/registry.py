@@ -1,9 +1,9 @@
 """Recipes, sources, fiddlers and component factories by name.
 
-`@recipe`, `@source`, `@fiddler` and `@component` register the functions of the packages `nanigpt.experiments`
-and `nanigpt.fiddlers`, and of every module that another installed distribution names under the
-entry point group `nanigpt`. A name from the command line is looked up here and nowhere else:
-nothing is imported by a name that a user typed.
+`@recipe`, `@source`, `@fiddler` and `@component` register the functions of the packages
+`nanigpt.experiments` and `nanigpt.fiddlers`, and of every module that another installed
+distribution names under the entry point group `nanigpt`. A name from the command line is looked up
+here and nowhere else: nothing is imported by a name that a user typed.
 
 A module of recipes tells the family of its models by a constant: `FAMILY = "Llama 3"`.
 """

@@ -29,9 +29,9 @@ _HELP = "help"
 class ConfigFlag(FiddleFlag):
     """The flag `--config` with its directives.
 
-    Bases are `config:RECIPE`, `config_file:PATH`, `run:DIR` and `SOURCE:PATH`. Edits are `fiddler:NAME(args)`,
-    `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry. After a failed
-    directive, reading the value fails again, so that no config is half edited.
+    Bases are `config:RECIPE`, `config_file:PATH`, `run:DIR` and `SOURCE:PATH`. Edits are
+    `fiddler:NAME(args)`, `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry.
+    After a failed directive, reading the value fails again, so that no config is half edited.
 
     Args:
         *args: Arguments of `FiddleFlag`.

@@ -13,13 +13,36 @@ from nanigpt.words import one_of
 # Fields that do not change the model: versions and files, ids of tokens, caches, generation, the
 # format of stored weights, the initial weights of transformers, and losses that it adds itself.
 _IDLE = frozenset(
-    """
-    _attn_implementation_autoset _name_or_path architectures auto_map aux_loss_alpha bos_token_id
-    cache_implementation chunk_size_feed_forward dtype eos_token_id ep_size for_llm_compressor
-    id2label initial_context_length initializer_range label2id model_type name_or_path pad_token_id
-    pretraining_tp problem_type quantization_config return_dict router_aux_loss_coef seq_aux
-    torch_dtype transformers_version use_cache
-    """.split()
+    [
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "aux_loss_alpha",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "ep_size",
+        "for_llm_compressor",
+        "id2label",
+        "initial_context_length",
+        "initializer_range",
+        "label2id",
+        "model_type",
+        "name_or_path",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "quantization_config",
+        "return_dict",
+        "router_aux_loss_coef",
+        "seq_aux",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    ]
 )
 
 # Fields with which a model would compute something else, unless they have these values.
@@ -37,7 +60,7 @@ _NEUTRAL = {
 # `completed` reads them under other names.
 _READ = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
-_LEAST = {name: 1 for name in ("vocab_size", "hidden_size", "num_hidden_layers")}
+_LEAST = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers"), 1)
 
 
 class Fields(dict[str, Any]):
