@@ -84,11 +84,11 @@ class Draft:
         """Set a value of the run, such as `optimizer.eps`."""
         self.lines += _assignment(f"cfg.{path} = ", value)
 
-    def node(self, path: str, name: str, **arguments: Any) -> None:
+    def node(self, path: str, name: str, /, **arguments: Any) -> None:
         """Set a component of the run, by the name of its class."""
         self.set(path, self.config(name, **arguments))
 
-    def config(self, name: str, **arguments: Any) -> "Node":
+    def config(self, name: str, /, **arguments: Any) -> "Node":
         """Return the source of a component's config."""
         self._used.add(name)
         return Node((name, *_named(arguments)))
@@ -100,7 +100,7 @@ class Draft:
             self.lines.append(f"# {self.program} decays gains and biases, too.")
             self.call("parameter_group", "vectors", weight_decay=decay)
 
-    def call(self, name: str, *positional: Any, **arguments: Any) -> None:
+    def call(self, name: str, /, *positional: Any, **arguments: Any) -> None:
         """Call a fiddler on the run."""
         self._used.add(name)
         given = ["cfg", *map(_python, positional), *_named(arguments)]

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from nanigpt.errors import UsageError
+from nanigpt.words import one_of
 
 T = TypeVar("T", bool, int, float, str)
 
@@ -38,6 +39,17 @@ class Keys:
         """Return what `take` would, and leave it there."""
         value = self._values.get(key)
         return default if value is None else _converted(key, value, type(default))
+
+    def choose(self, key: str, *choices: str) -> str:
+        """Take one of several words; the first is the default.
+
+        Raises:
+            UsageError: The value is another one.
+        """
+        value = self.take(key, choices[0])
+        if value not in choices:
+            raise UsageError(f"{key}={value!r}: expected {one_of(map(repr, choices))}")
+        return value
 
     def find(self, key: str, kind: type[T]) -> T | None:
         """Take a value of a type, or return None if it is missing or null."""

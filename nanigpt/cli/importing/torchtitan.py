@@ -90,7 +90,7 @@ def _model(keys: Keys, draft: Draft) -> None:
     if size not in TORCHTITAN:
         raise UsageError(f"model.flavor={flavor!r}: expected {one_of(map(repr, TORCHTITAN))}")
     draft.model = {**TORCHTITAN[size], "sequence_length": keys.take("training.seq_len", 2048)}
-    if keys.take("training.mixed_precision_param", "bfloat16") == "float32":
+    if keys.choose("training.mixed_precision_param", "bfloat16", "float32") == "float32":
         draft.model["compute_dtype"] = Source("torch.float32")
     if core is not None:
         kind = {"flex": "FlexAttention", "varlen": "VarLen"}[core]
@@ -138,10 +138,10 @@ def _global_batch(keys: Keys, draft: Draft, local: int, ranks: int | None) -> in
             "one rank for each copy; give --ranks=N for another"
         )
         return local * sizes["dp_replicate"]
-    if ranks % (others * sizes["dp_replicate"]):
+    unit = others * sizes["dp_replicate"]
+    if ranks % unit:
         raise UsageError(
-            f"--ranks={ranks}: expected a multiple of {others * mesh['dp_replicate']}, the product "
-            "of the degrees of parallelism"
+            f"--ranks={ranks}: expected a multiple of {unit}, the product of all degrees"
         )
     return local * (ranks // others)
 

@@ -2,6 +2,7 @@
 
 from nanigpt.cli.importing.draft import Draft
 from nanigpt.cli.importing.keys import Keys
+from nanigpt.errors import UsageError
 
 AXES = {
     "dp_replicate": ("data_parallel_replicate_degree", 1),
@@ -53,15 +54,19 @@ def _context(keys: Keys, draft: Draft, ranks: int) -> None:
 
 def recomputation(keys: Keys, draft: Draft) -> None:
     """Carry the mode of each layer's recomputation."""
-    mode = keys.take("activation_checkpoint.mode", "selective")
+    mode = keys.choose("activation_checkpoint.mode", "selective", "full", "none", "memory_budget")
     option = keys.take("activation_checkpoint.selective_ac_option", "2")
     budget = keys.take("activation_checkpoint.memory_budget", 0.5)
     keys.without_effect("activation_checkpoint.per_op_sac_force_recompute")  # routers
     if mode == "memory_budget":
         draft.set("parallelizer.recomputation.budget", budget)
         draft.each_layer("activation_checkpointing", "budget")
-    elif mode == "selective" and option.isdecimal() and int(option):
-        n = int(option)  # every n-th layer recomputes all
+    elif mode == "selective" and option != "op":
+        n = int(option) if option.isdecimal() else 0  # every n-th layer recomputes all
+        if n < 1:
+            raise UsageError(
+                f"activation_checkpoint.selective_ac_option={option!r}: expected 'op' or a number"
+            )
         draft.each_layer("activation_checkpointing", "full", layers=f"[{n - 1}::{n}]")
     elif mode != "none":
         draft.each_layer("activation_checkpointing", mode)
@@ -74,9 +79,10 @@ def compile(keys: Keys, draft: Draft) -> bool:
     parts = keys.words("compile.components") or ["model", "loss"]
     if on and "model" in parts:
         draft.call("compile", backend=backend, loss="loss" in parts)
-    elif on:
+    others = [part for part in parts if part not in ("model", "loss")]
+    if on and (others or "model" not in parts):
         draft.notes.append(
-            f"compile.components = {parts}: nanigpt compiles the loss with the model"
+            f"compile.components = {parts}: nanigpt compiles model and loss, or model"
         )
     return on and "model" in parts
 

@@ -72,11 +72,8 @@ def _model(keys: Keys, draft: Draft) -> None:
     key = keys.first("tokenizer.max_seq_len", "dataset.max_seq_len")
     length = keys.find(key, int) or min(LONGEST.get(family, _LONGEST), _LONGEST)
     draft.model = {**sizes, "sequence_length": length}
-    dtype = keys.take("dtype", "bf16")
-    if dtype == "fp32":
+    if keys.choose("dtype", "bf16", "fp32") == "fp32":
         draft.model["compute_dtype"] = Source("torch.float32")
-    elif dtype != "bf16":
-        raise UsageError(f"dtype={dtype!r}: expected 'bf16' or 'fp32'")
     theta = keys.take("model.rope_base", THETA.get(family, 500_000.0))
     if theta != 500_000.0:
         draft.set("model.layers[0].attention.rope.theta", theta)  # all layers share it
@@ -87,7 +84,7 @@ def _own_sizes(keys: Keys, family: str) -> dict[str, Any]:
     """Return sizes that the file gives one by one."""
     dim = keys.take("model.embed_dim", 0)
     heads = keys.take("model.num_heads", 0)
-    sizes = {
+    sizes: dict[str, Any] = {
         "dim": dim,
         "n_layers": keys.take("model.num_layers", 0),
         "n_heads": heads,
@@ -218,14 +215,15 @@ def _memory(keys: Keys, draft: Draft) -> None:
     loss = keys.peek("loss._component_", "")
     if loss.rpartition(".")[2] in _LOSSES:
         keys.take("loss._component_", "")
-    if keys.take("device", "cuda") == "cpu":
+    if keys.choose("device", "cuda", "cpu") == "cpu":
         draft.set("device", "cpu")
 
 
 def _data(keys: Keys, draft: Draft) -> None:
     files = keys.peek("dataset.data_files", "")
     if keys.peek("dataset._component_", "").endswith(".text_completion_dataset") and files:
-        for key in ("_component_", "data_files", "source", "split"):
+        keys.choose("dataset.source", "text", "json", "parquet")
+        for key in ("_component_", "data_files"):
             keys.take(f"dataset.{key}", "")
         draft.set("data.corpus.path", files)
         draft.set("data.corpus.text_field", keys.take("dataset.column", "text"))
