@@ -67,7 +67,9 @@ def _read(path: Path) -> tuple[str, Translation, dict[str, Any]]:
         UsageError: It is no config of torchtitan or torchtune, or cannot be read.
     """
     if path.suffix not in (".toml", ".yaml", ".yml"):
-        raise UsageError(f"{path}: expected a .toml of torchtitan, or a .yaml of torchtune")
+        other = shlex.join(["nanigpt", "show", f"--config=huggingface:{path}"])
+        advice = f"\n  try: {other}" if path.suffix == ".json" else ""
+        raise UsageError(f"{path}: expected a .toml of torchtitan, or a .yaml of torchtune{advice}")
     is_toml = path.suffix == ".toml"
     try:
         text = path.read_text()

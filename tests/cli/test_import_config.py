@@ -4,6 +4,8 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +325,15 @@ def test_a_file_that_is_there_is_kept(tmp_path):
     assert done.returncode == 2
     assert f"--out={path}: is there already; expected a new file" in done.stderr
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize("file", ["titan_8b.toml", "tune_1b.yaml"])
+def test_the_advice_about_a_foreign_file_is_right(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(FILES / file, tmp_path)
+    refused = here("show", f"--config=config_file:{file}")
+    assert refused.returncode == 2
+    command = shlex.split(refused.stderr.partition("  try: ")[2])
+    assert command[:3] == ["nanigpt", "import-config", file]
+    assert here(*command[1:]).returncode == 0
+    assert Path(file).with_suffix(".py").is_file()
