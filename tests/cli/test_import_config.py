@@ -94,6 +94,23 @@ def test_the_recipe_is_formatted(file, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    "file, ranks, told",
+    [
+        ("titan_8b.toml", 64, "8,030,261,248 parameters, 1,000 steps of 64 x 8192 tokens"),
+        ("titan_405b.toml", 512, "405,853,388,800 parameters, 3,000 steps of 512 x 8192 tokens"),
+        ("tune_1b.yaml", 8, "1,235,814,400 parameters, 120 steps of 256 x 8192 tokens"),
+        ("tune_lora.yaml", 8, "6,738,415,616 parameters, 1,000 steps of 128 x 1024 tokens"),
+    ],
+)
+def test_the_recipe_has_no_problems(file, ranks, told, tmp_path, registered):
+    path, name, _ = run(FILES / file, tmp_path, f"--ranks={ranks}")
+    load(path)
+    checked = here("check", f"--config=config:{name}", f"--ranks={ranks}")
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith(f"no problems; {told}")
+
+
 # Keys of a feature that the file switches off.
 INERT = {
     "titan_8b.toml": {
