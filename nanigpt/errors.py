@@ -38,6 +38,18 @@ class MissingImport(UsageError):
         super().__init__(f"{message}; add {self.flag}")
 
 
+class ForeignFile(UsageError):
+    """A file of another program.
+
+    Attributes:
+        advice: the command or the flag that takes such files.
+    """
+
+    def __init__(self, problem: str, advice: str):
+        super().__init__(problem)
+        self.advice = advice
+
+
 class UnknownName(UsageError):
     """A name that is not among the known names.
 

@@ -1,10 +1,11 @@
 """Import Hugging Face weights into a new run, or export a run's newest checkpoint.
 
-nanigpt convert --from_hf=Llama-3.2-1B --config=config:llama3_1b --run_dir=runs/mine
+nanigpt convert --from_hf=Llama-3.2-1B --config=huggingface:Llama-3.2-1B --run_dir=runs/mine
 nanigpt convert --run_dir=runs/mine --to_hf=exported --dtype=bfloat16
 """
 
 import logging
+import shlex
 from pathlib import Path
 
 import torch
@@ -64,7 +65,8 @@ def run(values: flags.FlagValues) -> int:
     given = bool(config_flag(values).directives)
     if values.from_hf is not None and not given:
         raise UsageError(
-            "--config is missing; expected the model of the weights: --config=config:RECIPE"
+            "--config is missing; expected the model of the weights\n"
+            f"  try: {shlex.join([f'--config=huggingface:{values.from_hf}'])}"
         )
     if values.to_hf is not None and given:
         raise UsageError("--config with --to_hf: the run has its own; leave one of the two out")

@@ -23,6 +23,7 @@ COMMANDS = {
     "fingerprint": "Print the content hash of a config.",
     "generate": "Sample text from a run's newest checkpoint.",
     "convert": "Import Hugging Face weights, or export a run's.",
+    "import-config": "Write a recipe from a config of torchtitan or torchtune.",
     "sweep": "Train variants of a config, and compare them.",
     "launch": "Start a command on many processes, here or on a cluster.",
 }
@@ -80,10 +81,12 @@ def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, lis
     Raises:
         UsageError: There is no such command, or it does not take these arguments.
     """
+    if name.replace("_", "-") in COMMANDS:  # as flags and fiddlers are written
+        name = name.replace("_", "-")
     if name not in COMMANDS:
         error = UnknownName(f"unknown command {name!r}", name, COMMANDS)
         raise UsageError(f"{error}\n  try: nanigpt {' '.join([*error.near[:1], '--help'])}")
-    command = importlib.import_module(f"nanigpt.cli.{name}")
+    command = importlib.import_module(f"nanigpt.cli.{name.replace('-', '_')}")
     # A separate set of flags, since fiddle.absl_flags adds legacy flags to absl's global one.
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)

@@ -1,9 +1,10 @@
-"""Recipes, fiddlers and component factories by name.
+"""Recipes, sources, fiddlers and component factories by name.
 
-`@recipe`, `@fiddler` and `@component` register the functions of the packages `nanigpt.experiments`
-and `nanigpt.fiddlers`, of every module that another installed distribution names under the entry
-point group `nanigpt`, and of modules that `--import` names (`imports.py`). A name from the command
-line is looked up here and nowhere else: no other flag imports anything by a name.
+`@recipe`, `@source`, `@fiddler` and `@component` register the functions of the packages
+`nanigpt.experiments` and `nanigpt.fiddlers`, of every module that another installed distribution
+names under the entry point group `nanigpt`, and of modules that `--import` names (`imports.py`). A
+name from the command line is looked up here and nowhere else: no other flag imports anything by a
+name.
 
 A module of recipes tells the family of its models by a constant: `FAMILY = "Llama 3"`.
 """
@@ -33,6 +34,7 @@ _ENTRY_POINTS = "nanigpt"
 entrances: dict[int, types.CodeType] = {}
 
 _recipes: dict[str, Callable] = {}
+_sources: dict[str, Callable[[str], Any]] = {}
 _fiddlers: dict[str, Callable] = {}
 _components: dict[str, Callable] = {}
 _upgrades: list[Callable[[Any], None]] = []
@@ -45,6 +47,11 @@ _loaded = False
 def recipe(function: Callable) -> Callable:
     """Register a function that returns a run's config: `--config=config:NAME`."""
     return _register(_recipes, "recipe", function)
+
+
+def source(function: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Register a function that returns the config of a path: `--config=NAME:PATH`."""
+    return _register(_sources, "source", function)
 
 
 def fiddler(function: Callable) -> Callable:
@@ -91,6 +98,12 @@ def recipes() -> dict[str, Callable]:
     """Return all recipes by name."""
     load()
     return dict(sorted(_recipes.items()))
+
+
+def sources() -> dict[str, Callable[[str], Any]]:
+    """Return all sources by name."""
+    load()
+    return dict(sorted(_sources.items()))
 
 
 def fiddlers() -> dict[str, Callable]:

@@ -5,6 +5,7 @@ A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands fo
 """
 
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -38,6 +39,24 @@ CODE = {
     ),
 }
 
+# A config.json of Hugging Face, and fields that change it, by folder.
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 512,
+    "max_position_embeddings": 128,
+}
+HUGGING_FACE = {
+    "hf": {},
+    "gpt2": {"model_type": "gpt2"},
+    "mistral": {"sliding_window": 32, "hidden_act": "gelu"},
+    "linear": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "headless": {"num_key_value_heads": 3},
+}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -50,6 +69,14 @@ def folder(tmp_path_factory):
     for name, text in CODE.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(text)
+
+    for name, fields in HUGGING_FACE.items():
+        (path / name).mkdir()
+        (path / name / "config.json").write_text(json.dumps({**LLAMA, **fields}))
+    (path / "titan.toml").write_text("[training]\nsteps = 3\n")
+    (path / "flux.toml").write_text('[training]\nsteps = 3\n[model]\nname = "flux"\n')
+    (path / "tune.yaml").write_text("model: {_component_: torchtune.models.gemma.gemma_2b}\n")
+    (path / "other.yaml").write_text("wibble: 3\n")
     run = path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.json").write_text(recorded)

@@ -16,9 +16,10 @@ from nanigpt.config import registry
 from nanigpt.config.compose.call import Call
 from nanigpt.config.compose.overrides import apply_override, apply_tag
 from nanigpt.config.record.file import load
+from nanigpt.config.record.foreign import refuse_foreign
 from nanigpt.config.record.provenance import called_by, set_by
 from nanigpt.config.record.run_config import load_run
-from nanigpt.errors import MissingImport, UnknownName, UsageError
+from nanigpt.errors import ForeignFile, MissingImport, UnknownName, UsageError
 from nanigpt.words import one_of
 
 _BASES = ("config", "config_file", "run")
@@ -31,9 +32,9 @@ Base = str | Callable[[list[str]], str | None] | None
 class ConfigFlag(FiddleFlag):
     """The flag `--config` with its directives.
 
-    Bases are `config:RECIPE`, `config_file:PATH` and `run:DIR`. Edits are `fiddler:NAME(args)`,
-    `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry. After a failed
-    directive, reading the value fails again, so that no config is half edited.
+    Bases are `config:RECIPE`, `config_file:PATH`, `run:DIR` and `SOURCE:PATH`. Edits are
+    `fiddler:NAME(args)`, `set:PATH=VALUE` and `tag:TAG=VALUE`. Names come only from the registry.
+    After a failed directive, reading the value fails again, so that no config is half edited.
 
     Args:
         *args: Arguments of `FiddleFlag`.
@@ -84,8 +85,9 @@ def define_config_flag(values: flags.FlagValues, *, default_directive: Base = No
         parser=flags.ArgumentParser(),
         serializer=None,
         help_string=(
-            "Start from config:RECIPE, config_file:PATH or run:DIR, and apply fiddler:NAME(args), "
-            "set:PATH=VALUE and tag:TAG=VALUE in this order. Repeat the flag for each. "
+            "Start from config:RECIPE, config_file:PATH, run:DIR or huggingface:DIR, and apply "
+            "fiddler:NAME(args), set:PATH=VALUE and tag:TAG=VALUE in this order. Repeat the flag "
+            "for each. "
             "--config=help lists the names."
         ),
     )
@@ -132,7 +134,8 @@ def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buil
 def _require_base_first(directives: list[str]) -> None:
     """Raise a UsageError if a base stands behind an edit, which would apply to nothing."""
     kinds = [directive.partition(":")[0] for directive in directives]
-    later = [d for d, kind in zip(directives, kinds, strict=True) if kind in _BASES]
+    bases = {*_BASES, *registry.sources()}
+    later = [d for d, kind in zip(directives, kinds, strict=True) if kind in bases]
     if kinds[0] in _EDITS and later:
         ordered = [*later, *(d for d in directives if d not in later)]
         raise UsageError(
@@ -155,14 +158,16 @@ def recipe_name(directives: list[str]) -> str:
 def _apply(cfg: fdl.Buildable | None, directive: str, base: str | None) -> fdl.Buildable:
     """Return the config after one directive, which must be a base if there is no `base` yet."""
     kind, expression = _kind(directive), directive.partition(":")[2]
-    if kind in _BASES and base is not None:
+    if kind not in _EDITS and base is not None:
         raise UsageError(f"a second base after {base!r}; keep one of the two")
-    if kind not in _BASES and base is None:
+    if kind in _EDITS and base is None:
         raise UsageError("expected config:RECIPE, config_file:PATH or run:DIR first")
     if kind == "config":
         return _recipe(expression)
     if kind in ("config_file", "run"):
         return _recorded(kind, expression)
+    if kind not in _EDITS:
+        return _from_source(kind, expression)
     if kind == "fiddler":
         with called_by(f"--config={directive}", cfg):
             _apply_fiddler(cfg, expression)
@@ -183,15 +188,22 @@ def _recorded(kind: str, expression: str) -> fdl.Buildable:
             )
         return load_run(path)
     if (Path(path) / "config.json").is_file():
+        refuse_foreign(Path(path) / "config.json")
         raise UnknownName(f"{path} is the directory of a run", "config_file", near=["run"])
     if Path(path).is_dir():
         raise UsageError(f"{path} is a directory, not a file")
     return load(path)
 
 
+def _from_source(name: str, expression: str) -> fdl.Buildable:
+    if not expression:
+        raise UsageError(f"the path is empty; expected {name}:PATH")
+    return registry.sources()[name](os.path.expanduser(expression))
+
+
 def _kind(directive: str) -> str:
     kind, colon, _ = directive.partition(":")
-    known = [*_BASES, *_EDITS]
+    known = [*_BASES, *registry.sources(), *_EDITS]
     if colon and kind in known:
         return kind
     expected = f"expected {one_of(f'{k}:...' for k in known)}"
@@ -224,13 +236,15 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
     """Return a flag with a similar name that works, or a command that lists the names."""
     if isinstance(error, MissingImport):
         return shlex.join([error.flag])
+    if isinstance(error, ForeignFile):
+        return error.advice
     if isinstance(error, UnknownName):
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
             instead = f"{head}{name}{tail}"
             # Most commands have a default base, which an edit without one applies to.
             any_base = [f"config:{recipe}" for recipe in list(registry.recipes())[:1]]
-            base = before or ([] if instead.partition(":")[0] in _BASES else any_base)
+            base = before or ([] if is_base(instead) else any_base)
             if _is_right([*base, instead]):
                 return shlex.join([f"--config={instead}"])
     kind, _, expression = directive.partition(":")
@@ -239,7 +253,7 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
         return shlex.join([*command, "--format=flat"])
     if not expression and "/" in directive:
         kind, expression = "run", directive
-    if kind in ("run", "config_file") and expression:
+    if kind in ("run", "config_file", *registry.sources()) and expression:
         path = Path(expression).expanduser()
         if not (path / "config.json").exists() and not path.is_file():
             return shlex.join(["ls", str(path if path.is_dir() else path.parent)])

@@ -15,6 +15,7 @@ from fiddle._src.experimental import serialization  # the public module hides Se
 
 from nanigpt.config.flatten import Container, Node, leaves, show_value
 from nanigpt.config.record.fingerprint import same_content
+from nanigpt.config.record.foreign import refuse_foreign
 from nanigpt.config.record.names import AllowList, library_name
 from nanigpt.config.record.provenance import mark
 from nanigpt.config.recursion import TOO_DEEP
@@ -109,6 +110,7 @@ def load(path: str | Path) -> fdl.Buildable:
     """
     if not Path(path).is_file():
         raise UsageError(f"{path}: no such file")
+    refuse_foreign(path)
     try:
         text = json.dumps(_at_places_of_today(json.loads(Path(path).read_text())))
         cfg = serialization.load_json(text, pyref_policy=AllowList())

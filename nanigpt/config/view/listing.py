@@ -10,7 +10,7 @@ from fiddle import daglish
 
 from nanigpt.config.flatten import show_value
 from nanigpt.config.paths import arguments
-from nanigpt.config.registry import components, fiddlers, recipes
+from nanigpt.config.registry import components, fiddlers, recipes, sources
 
 _COLUMN = 44
 
@@ -23,6 +23,7 @@ def listing(cfg: fdl.Buildable | None = None) -> str:
     """
     sections = [
         ("Recipes, --config=config:NAME", _functions(recipes(), 0)),
+        ("Sources, --config=NAME:PATH", _functions(sources(), 1)),
         ("Fiddlers, --config=fiddler:NAME or fiddler:NAME(ARGUMENTS)", _functions(fiddlers(), 1)),
         ("Components, --config='set:PATH=@NAME(ARGUMENTS)'", _functions(components(), 0)),
     ]

@@ -191,4 +191,9 @@ DEEPSEEK_V3 = Family(
     normalized=normalized,
     ignored=(f"{_THEIRS}.rotary_emb.inv_freq",),
     further="num_nextn_predict_layers",
+    second_names={
+        "head_dim": "qk_rope_head_dim",
+        "num_local_experts": "n_routed_experts",
+        "num_mtp_layers": "num_nextn_predict_layers",
+    },
 )

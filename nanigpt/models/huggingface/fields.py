@@ -8,8 +8,6 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
-from torch.distributed.fsdp import FSDPModule
-
 from nanigpt.errors import UsageError
 from nanigpt.models.activation import SwiGLU
 from nanigpt.models.attention import Attention
@@ -106,6 +104,8 @@ def of_kind(kind: type[T], modules: Iterable[Any]) -> list[T]:
 
 def _class(module: object) -> type:
     """Return the class of a module; FSDP has replaced it with a subclass."""
+    from torch.distributed.fsdp import FSDPModule  # takes a second; recipes import this file
+
     cls = type(module)
     return cls.__bases__[1] if issubclass(cls, FSDPModule) else cls
 

@@ -120,4 +120,5 @@ GPT_OSS = Family(
     ),
     fields=fields,
     normalized=normalized,
+    second_names={"experts_per_token": "num_experts_per_tok"},
 )

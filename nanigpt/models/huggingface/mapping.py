@@ -8,8 +8,8 @@ ours, or a part of it, from theirs.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -214,6 +214,7 @@ class Family:
         further: Field with the number of extra layers, after those of the model, that predict
             further tokens.
         whole: A model that contains such a model as a part.
+        second_names: Fields of config.json by other names, which files may have as well.
     """
 
     model_type: str
@@ -224,6 +225,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     further: str | None = None
     whole: Whole | None = None
+    second_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for a, b in itertools.combinations(self.rules, 2):

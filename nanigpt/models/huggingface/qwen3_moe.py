@@ -99,4 +99,5 @@ QWEN3_MOE = Family(
     ),
     fields=fields,
     normalized=normalized,
+    second_names={"num_local_experts": "num_experts"},
 )

@@ -4,7 +4,7 @@ Headers are enough to check that a folder fits a model. Then each rank reads onl
 tensor that its shard needs. No rank ever holds a whole tensor to keep a part of it.
 """
 
-import json
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,10 @@ from torch.distributed.tensor import DTensor
 
 from nanigpt.errors import UsageError
 from nanigpt.models.decoder import Decoder
+from nanigpt.models.huggingface.config_json import normalized, part_of, read_object
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
-from nanigpt.models.huggingface.mapping import Family, Link, Whole, named_weights, weights
+from nanigpt.models.huggingface.mapping import Family, Link, named_weights, weights
 from nanigpt.models.huggingface.quantized import FLOATS, Quantization, quantization
 from nanigpt.models.huggingface.views import Region, Stored, View
 from nanigpt.words import counted, one_of, shortened
@@ -39,37 +40,35 @@ class Folder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UsageError(f"{self.path}: no such folder; expected config.json and safetensors")
-        self.config = self._json("config.json")
+        self.config = read_object(self.path / "config.json")
         handles = {name: self._open(name) for name in self._files()}
         self._holder = {name: f for f in handles.values() for name in f.keys()}  # noqa: SIM118
         self._prefix = ""
-        try:
+        with self._within():
             self._quantization = quantization(self.config.get("quantization_config"))
-        except UsageError as error:
-            raise error.within(str(self.path / "config.json")) from error
 
-    def narrow(self, whole: Whole | None) -> None:
+    def narrow(self, family: Family) -> None:
         """Keep only the part that a family knows, if the folder has the whole model."""
+        whole = family.whole
         if whole is not None and self.config.get("model_type") == whole.model_type:
-            part = self.config.get(whole.field) or {}
-            if not isinstance(part, dict):
-                where = self.path / "config.json"
-                raise UsageError(f"{where}: {whole.field}={part!r}: expected an object")
-            self.config = part
+            with self._within():
+                self.config = part_of(self.config, family)
             self._prefix = whole.prefix
 
     def normalized(self, family: Family) -> dict[str, Any] | None:
         """Return the `normalized` config.json, or None if it is another family's."""
         if self.config.get("model_type") != family.model_type:
             return None
+        with self._within():
+            return normalized(self.config, family)
+
+    @contextlib.contextmanager
+    def _within(self) -> Iterator[None]:
+        """Name config.json in errors about it."""
         try:
-            return family.normalized(self.config)
-        except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            # `normalized` computes with values of the file, which may have any type.
-            raise UsageError(
-                f"{self.path / 'config.json'} does not describe a model of {family.model_type} "
-                f"({type(error).__name__}: {error})"
-            ) from error
+            yield
+        except UsageError as error:
+            raise error.within(str(self.path / "config.json")) from error
 
     @cached_property
     def names(self) -> set[str]:
@@ -117,21 +116,10 @@ class Folder:
     def _files(self) -> list[str]:
         if not (self.path / INDEX).is_file():
             return [SINGLE]
-        index = self._json(INDEX)
+        index = read_object(self.path / INDEX)
         if not isinstance(index.get("weight_map"), dict):
             raise UsageError(f"{self.path / INDEX}: expected a weight_map")
         return sorted(set(index["weight_map"].values()))
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((self.path / name).read_text())
-        except FileNotFoundError as error:
-            raise UsageError(f"{self.path} has no {name}") from error
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self.path / name} cannot be read ({error})") from error
-        if not isinstance(found, dict):
-            raise UsageError(f"{self.path / name}: expected an object")
-        return found
 
     def _open(self, name: str) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -160,7 +148,7 @@ class Pretrained:
     def __init__(self, path: str | Path, model: Decoder):
         family = family_of(model)
         self._folder = Folder(path)
-        self._folder.narrow(family.whole)
+        self._folder.narrow(family)
         self._shapes = {name: tuple(weight.shape) for name, weight in weights(model).items()}
         self._fields = family.fields(model)
         links, _ = family.links(self._shapes)

@@ -1,5 +1,7 @@
 """`--config` directives."""
 
+import os
+
 import fiddle as fdl
 import pytest
 from absl import flags
@@ -153,3 +155,20 @@ def test_fiddlers_work_on_every_recipe(recipe):
     assert trainer.data.sequence_length == trainer.model.max_sequence_length == 128
     assert trainer.model.vocab_size == trainer.model.head.out_dim == 1000
     assert trainer.data.tokenizer.path == "tokenizer.json"
+
+
+def test_a_source_makes_a_base_of_a_path(monkeypatch):
+    seen = []
+
+    def elsewhere(path):
+        seen.append(path)
+        return compose(["config:llama3_debug"])
+
+    monkeypatch.setattr(registry, "_sources", registry.sources())
+    registry.source(elsewhere)
+    cfg = compose(["elsewhere:~/models/mine", "set:steps=40"])
+    assert cfg.steps == 40
+    assert seen == [os.path.expanduser("~/models/mine")]
+    assert recipe_name(["elsewhere:models/mine"]) == "mine"
+    with pytest.raises(UsageError, match="a second base after 'config:llama3_debug'"):
+        compose(["config:llama3_debug", "elsewhere:models/mine"])
