@@ -4,7 +4,6 @@ A paragraph there is `$ ARGUMENTS` and what standard error says; {tmp} stands fo
 `.py:N` for a line of a recipe.
 """
 
-import itertools
 import json
 import re
 import shlex
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nanigpt.cli.main import main
+from nanigpt.cli.main import main, parse
 from nanigpt.config import registry
 from nanigpt.config.compose.flag import compose
 from nanigpt.config.record.file import dump
@@ -76,6 +75,8 @@ def folder(tmp_path_factory):
     (path / "titan.toml").write_text("[training]\nsteps = 3\n")
     (path / "flux.toml").write_text('[training]\nsteps = 3\n[model]\nname = "flux"\n')
     (path / "tune.yaml").write_text("model: {_component_: torchtune.models.gemma.gemma_2b}\n")
+    llama = "model: {_component_: torchtune.models.llama3_2.llama3_2_1b}\n"
+    (path / "llama.yaml").write_text(llama)
     (path / "other.yaml").write_text("wibble: 3\n")
     run = path / "runs" / "mine"
     run.mkdir(parents=True)
@@ -101,22 +102,62 @@ def test_message(line, message, folder, capsys, monkeypatch):
     assert told == message.rstrip("\n") + "\n"
 
 
-def directives(arguments):
-    return [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+def advice(message):
+    """Return the commands and the flags that a message says to try."""
+    lines = [line.strip() for line in message.splitlines()]
+    return [line.removeprefix("try: ") for line in lines if line.startswith("try: ")]
 
 
-def test_flags_that_mend_a_config_are_right():
-    """Those after a check come on top of the command's own."""
-    checked = 0
-    for line, _, message in CASES:
-        tries = [t[7:] for t in message.splitlines() if t.strip().startswith("try: ")]
-        tried = [directives(shlex.split(text)) for text in tries if "nanigpt show" not in text]
-        if line.startswith("check") and any(tried):
-            given = directives(shlex.split(line))
-            base = [] if given[0].startswith("config:") else ["config:llama3_debug"]
-            compose([*base, *given, *itertools.chain(*tried)])
-            checked += 1
-    assert checked >= 5
+def are_flags(text):
+    return text.lstrip("'").startswith("--")
+
+
+COMMANDS = {text for _, _, message in CASES for text in advice(message) if not are_flags(text)}
+FLAGS = [case for case in CASES if any(map(are_flags, advice(case[2])))]
+PRINTING = ("show", "check", "fingerprint", "count", "diff")
+
+
+@pytest.mark.parametrize("text", sorted(COMMANDS))
+def test_a_command_to_try_is_right(text, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    program, *arguments = shlex.split(text.replace("{tmp}", str(folder)))
+    if program == "ls":
+        assert [Path(argument).exists() for argument in arguments] == [True]
+        return
+    assert program == "nanigpt"
+    if "--help" in arguments or arguments[0] in PRINTING:
+        assert main(arguments) == 0
+    elif arguments[0] == "import-config":
+        assert main(arguments[:2]) == 0  # without the file that it writes
+    else:
+        parse(arguments[0], arguments[1:])
+        configs = [a for a in arguments if a.startswith(("--config=", "--import="))]
+        assert main(["show", *configs]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line, message", [(line, message) for line, _, message in FLAGS], ids=[c[0] for c in FLAGS]
+)
+def test_flags_to_try_are_right(line, message, folder, capsys, monkeypatch):
+    """They take the place of the flag that the message begins with, or else come on top."""
+    monkeypatch.chdir(folder)
+    command, *given = shlex.split(line.replace("{tmp}", str(folder)))
+    tried = [text.replace("{tmp}", str(folder)) for text in advice(message) if are_flags(text)]
+    flags = [flag for text in tried for flag in shlex.split(text)]
+    said = message.removeprefix("nanigpt: ").replace("{tmp}", str(folder))
+    wrong = [flag for flag in given if flag[:2] == "--" and said.startswith(f"{flag}: ")]
+    if len(flags) > 1 and wrong:  # the whole command line in another order
+        wrong = [flag for flag in given if flag.startswith("--config=")]
+    kept = [flag for flag in given if flag not in wrong]
+    bases = [flag for flag in flags if re.match("--config=(?!set|tag|fiddler)", flag)]
+    edits = [flag for flag in flags if flag not in bases]
+    if command in ("train", "generate", "eval", "convert", "launch", "sweep"):
+        command, kept = "check", [flag for flag in kept if flag.startswith("--config=")]
+        edits = [flag for flag in edits if flag.startswith(("--config=", "--import="))]
+    status = main([command, *bases, *kept, *edits])
+    told = capsys.readouterr().err
+    # There may be other mistakes, but not this one.
+    assert status == 0 or message.partition("\n")[0] not in told, told
 
 
 def test_there_are_many():
