@@ -29,7 +29,7 @@ from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
 from nanigpt.models.multi_token import MultiTokenPrediction, PredictionDepth
 from nanigpt.models.norm import LayerNorm, RMSNorm
-from nanigpt.models.rope import RotaryEmbedding
+from nanigpt.models.rope import RotaryEmbedding, YarnScaling
 from nanigpt.tags import ResidualScale, SequenceLength, VocabSize, Width
 
 
@@ -357,9 +357,26 @@ def decoder(
 
 
 def reach(model: fdl.Config[Any], n: int) -> None:
-    """Give a model at least n positions: tables of RoPE and of learned positions grow."""
+    """Give a model at least n positions: tables of RoPE and of learned positions grow.
+
+    The scaling of RoPE stays, since it belongs to the weights.
+
+    Raises:
+        UsageError: YaRN does not extend RoPE that far.
+    """
     for node, _ in daglish.iterate(model):
         if isinstance(node, fdl.Buildable):
             for name, tags in node.__argument_tags__.items():
                 if SequenceLength in tags and getattr(node, name) < n:
+                    _check_yarn(getattr(node, "scaling", None), n)
                     setattr(node, name, n)
+
+
+def _check_yarn(scaling: Any, n: int) -> None:
+    if isinstance(scaling, fdl.Buildable) and fdl.get_callable(scaling) is YarnScaling:
+        most = int(scaling.original_max_positions * scaling.factor)
+        if n > most:
+            raise UsageError(
+                f"{n} positions: expected at most {most}, since YaRN extends "
+                f"{scaling.original_max_positions} positions by a factor of {scaling.factor:g}"
+            )

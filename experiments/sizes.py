@@ -59,8 +59,10 @@ def head_width(dim: int, n_heads: int) -> int:
     Raises:
         UsageError: The width is no multiple of the number of heads.
     """
-    if n_heads < 1 or dim % n_heads:
-        raise UsageError(f"dim={dim}, n_heads={n_heads}: expected a multiple of n_heads as dim")
+    if n_heads < 1:
+        raise UsageError(f"n_heads={n_heads}: expected at least 1")
+    if dim < 1 or dim % n_heads:
+        raise UsageError(f"dim={dim}: expected a multiple of n_heads={n_heads}, or head_dim too")
     return dim // n_heads
 
 
