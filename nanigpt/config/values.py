@@ -373,7 +373,7 @@ def _advice(allowed: list[Any]) -> str:
     structural = any(map(is_protocol, allowed))
     fitting = [
         f"@{name}"
-        for name, (kind, made) in _components()
+        for name, (kind, made) in made_by_components()
         # What a partial gives a protocol is compared by a check: here it is no advice.
         if takes_node(allowed, kind, made) and not (structural and kind is fdl.Partial)
     ]
@@ -386,7 +386,7 @@ def _item_types(annotation: Any) -> bool:
     return any(_takes(annotation, kind) for kind in (list, tuple, dict))
 
 
-def _components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
+def made_by_components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
     """Yield names of components that a command line can exchange, how each builds, and what."""
     for name, function in components().items():
         returned = typing.get_type_hints(function).get("return")
