@@ -65,7 +65,7 @@ part(
 )
 
 part("attention_sink", AttentionSink, initializer=nodes.zero)
-part("attention_temperature", AttentionTemperature)
+part("attention_temperature", AttentionTemperature, slots=("temperature",))
 part("rotary_embedding", RotaryEmbedding, slots=("rope",))
 part("llama3_scaling", Llama3Scaling)
 
