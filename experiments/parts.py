@@ -34,7 +34,7 @@ def part(name: str, kind: type, *, slots: tuple[str, ...] = (), **nodes: Callabl
         if parameter.name not in nodes
         and _can_be_written(annotation := argument_annotation(kind, parameter.name))
     ]
-    signature = inspect.Signature(parameters, return_annotation=fdl.Config[kind])  # type: ignore[valid-type]
+    signature = inspect.Signature(parameters, return_annotation=fdl.Config[kind])
 
     def make(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments

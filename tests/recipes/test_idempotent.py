@@ -30,7 +30,7 @@ CALLS = {
     "optimizer_state": "optimizer_state(bfloat16)",
     "parameter_group": "parameter_group(embedding, lr=1e-4)",
     "phase_timers": "phase_timers",
-    "pipeline": "pipeline(4, 1F1B, 16)",
+    "pipeline": "pipeline(4, GPipe, 16)",
     "profile": "profile",
     "steps": "steps(10)",
     "tensor_parallel": "tensor_parallel(2)",
@@ -62,20 +62,20 @@ def test_twice_gives_what_once_gives(recipe):
 
 def test_a_pipeline_keeps_the_size_of_a_microbatch():
     base = ["config:llama3_8b", "tag:LocalBatchSize=2"]
-    cfg = compose([*base, "fiddler:pipeline(4, 1F1B, 8)"])
+    cfg = compose([*base, "fiddler:pipeline(4, GPipe, 8)"])
     assert cfg.local_batch_size == 16
     compose(["fiddler:pipeline(4, ZBVZeroBubble, 8)"], cfg)
     assert cfg.local_batch_size == 16
     compose(["fiddler:pipeline(4, ZBVZeroBubble, 4)"], cfg)
     assert cfg.local_batch_size == 8
     # It has 32 microbatches of one sequence each.
-    cfg = compose(["config:llama3_405b_on_512", "fiddler:pipeline(8, 1F1B, 16)"])
+    cfg = compose(["config:llama3_405b_on_512", "fiddler:pipeline(8, GPipe, 16)"])
     assert cfg.local_batch_size == 16
     with pytest.raises(UsageError, match="no multiple of the run's microbatches=3"):
         three = ("fiddler:pipeline(2)", "set:parallelizer.pipeline.microbatches=3")
-        compose([*base, *three, "fiddler:pipeline(2, 1F1B, 4)"])
+        compose([*base, *three, "fiddler:pipeline(2, GPipe, 4)"])
     with pytest.raises(UsageError, match="expected at least 2 ranks"):
-        compose([*base, "fiddler:pipeline(1, 1F1B, 4)"])
+        compose([*base, "fiddler:pipeline(1, GPipe, 4)"])
 
 
 def test_the_last_number_of_steps_counts():
