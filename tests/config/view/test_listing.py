@@ -12,7 +12,9 @@ from tests.config.components import whole
 
 def test_names_signatures_and_meanings():
     text = guide()
-    assert "  llama3_8b  " in text
+    assert "  llama3_8b(...)  " in text
+    assert "  arguments for Llama 3:\n    sequence_length, dim, n_layers," in text
+    assert "  dial(depth: int = 12, vocab_size: int = 512, sequence_length: int = 1024)\n" in text
     assert "Train Llama 3.1 8B, with 8.03 B parameters." in text
     assert "  steps(n: int)  " in text
     assert "huggingface_tokenizer(path: str)" in text
