@@ -12,6 +12,7 @@ import fiddle as fdl
 from fiddle import daglish
 
 from nanigpt import tags
+from nanigpt.config.compose.overrides import tagged
 from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.registry import fiddler
 from nanigpt.config.sharing import Sharing
@@ -38,7 +39,7 @@ def depth(cfg: fdl.Config[Trainer], n: int, repeat: int | None = None) -> None:
         raise UsageError("depth: expected a model with a list of layers, such as a Decoder")
     if n < 1:
         raise UsageError(f"depth({n}): expected at least 1 layer")
-    if not _residual_scales(cfg.model):
+    if not tagged(cfg.model, tags.ResidualScale):
         raise UsageError(
             "depth: no initial weight of the model has the tag ResidualScale; add it where weights "
             "write to the residual stream: fdl.add_tag(initializer, 'scale', tags.ResidualScale)"
@@ -70,13 +71,11 @@ def context(cfg: fdl.Config[Trainer], n: int) -> None:
         raise UsageError(f"context({n}): expected at least 1 token")
     nodes.reach(cfg.model, n)
     model = {id(part) for part, _ in daglish.iterate(cfg.model)}
-    lengths = [
-        (node, name) for node, name in _tagged(cfg, tags.SequenceLength) if id(node) not in model
-    ]
+    lengths = [p for p in tagged(cfg, tags.SequenceLength) if id(p.node) not in model]
     if not lengths:
         raise UsageError("context: no argument of the data has the tag SequenceLength")
-    for node, name in lengths:
-        setattr(node, name, n)
+    for length in lengths:
+        length.set(n)
 
 
 def scale_residuals(model: fdl.Config[Any], before: int, after: int) -> None:
@@ -89,10 +88,10 @@ def scale_residuals(model: fdl.Config[Any], before: int, after: int) -> None:
     """
     if before == after:
         return
-    for node, name in _residual_scales(model):
+    for place in tagged(model, tags.ResidualScale):
         # Without rounding, the scale of one layer would be 0.9999... and not the recipe's.
-        one = round(getattr(node, name) * math.sqrt(2 * before), 9)
-        setattr(node, name, nodes.residual_scale(after, one))
+        one = round(getattr(place.node, place.argument) * math.sqrt(2 * before), 9)
+        place.set(nodes.residual_scale(after, one))
 
 
 def copy_of(layer: fdl.Config[Any], sharing: Sharing) -> fdl.Config[Any]:
@@ -105,21 +104,6 @@ def copy_of(layer: fdl.Config[Any], sharing: Sharing) -> fdl.Config[Any]:
         and (id(part) not in own or fdl.get_callable(part) is RotaryEmbedding)
     ]
     return copy.deepcopy(layer, {id(part): part for part in shared})
-
-
-def _residual_scales(model: fdl.Config[Any]) -> list[tuple[Any, str]]:
-    return _tagged(model, tags.ResidualScale)
-
-
-def _tagged(root: fdl.Config[Any], tag: type[fdl.Tag]) -> list[tuple[Any, str]]:
-    """Return the nodes and names of arguments that have a tag."""
-    return [
-        (node, name)
-        for node, _ in daglish.iterate(root, memoized=True)
-        if isinstance(node, fdl.Buildable)
-        for name, found in node.__argument_tags__.items()
-        if tag in found
-    ]
 
 
 def _period(sharing: Sharing, layers: Any) -> int:

@@ -10,9 +10,9 @@ import torch
 from nanigpt import tags
 from nanigpt.config.check.build import build
 from nanigpt.config.compose.flag import compose
+from nanigpt.config.compose.overrides import tagged
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
-from nanigpt.fiddlers.sizes import _tagged
 from tests.support import built_model, each_recipe
 
 # Of each family: its debug recipe and arguments that change every size.
@@ -32,6 +32,10 @@ FAMILIES = {
 def sized(recipe, **sizes):
     given = ", ".join(f"{k}={v}" for k, v in sizes.items())
     return compose([f"config:{recipe}({given})"])
+
+
+def residual_scales(cfg):
+    return {getattr(p.node, p.argument) for p in tagged(cfg.model, tags.ResidualScale)}
 
 
 def n_parameters(recipe, *, dim, n_layers, n_heads, hidden_dim, vocab_size, **sizes):
@@ -77,7 +81,7 @@ def test_every_size_of_every_family(recipe):
     assert len(trainer.model.layers) == 5
     assert trainer.data.sequence_length == 64
 
-    scales = {getattr(node, name) for node, name in _tagged(cfg.model, tags.ResidualScale)}
+    scales = residual_scales(cfg)
     assert scales == {1 / math.sqrt(10)}
 
     model = built_model(cfg)
@@ -177,8 +181,8 @@ def test_depth_scales_what_the_initial_weights_were_scaled_with():
 
 def test_fiddlers_of_sizes_raise_where_they_do_not_fit():
     cfg = compose(["config:llama3_debug"])
-    for node, name in _tagged(cfg.model, tags.ResidualScale):
-        fdl.remove_tag(node, name, tags.ResidualScale)
+    for place in tagged(cfg, tags.ResidualScale):
+        fdl.remove_tag(place.node, place.argument, tags.ResidualScale)
     with pytest.raises(UsageError, match="no initial weight of the model has the tag Residual"):
         compose(["fiddler:depth(3)"], cfg)
     for wrong in ("depth(0)", "depth(9, repeat=7)", "vocabulary(0)", "context(0)"):
@@ -189,7 +193,7 @@ def test_fiddlers_of_sizes_raise_where_they_do_not_fit():
 @pytest.mark.parametrize("recipe", each_recipe())
 def test_debug_scale_scales_residuals_for_the_layers_that_it_leaves(recipe):
     cfg = compose([f"config:{recipe}", "fiddler:debug_scale"])
-    scales = {getattr(node, name) for node, name in _tagged(cfg.model, tags.ResidualScale)}
+    scales = residual_scales(cfg)
     assert scales == {1 / math.sqrt(2 * len(cfg.model.layers))}
 
 
@@ -205,5 +209,12 @@ def test_depth_changes_a_record_from_before_the_tag(run):
     path = Path(__file__).parents[1] / "fixtures" / "runs" / run / "config.json"
     assert "ResidualScale" not in path.read_text()
     cfg = compose([f"config_file:{path}", "fiddler:depth(1)"])
-    scales = {getattr(node, name) for node, name in _tagged(cfg.model, tags.ResidualScale)}
+    scales = residual_scales(cfg)
     assert scales == {1 / math.sqrt(2)}
+
+
+def test_an_initializer_that_layers_share_is_scaled_once():
+    cfg = compose(["config:llama3_debug"])
+    for layer in cfg.model.layers:
+        layer.attention.wo.initializer = cfg.model.layers[0].attention.wo.initializer
+    assert residual_scales(compose(["fiddler:depth(2)"], cfg)) == {0.5}
