@@ -8,12 +8,15 @@ scaling. The published weights were extended afterwards; this sets their scaling
 `set:model.layers[*].attention.rope.scaling=@yarn(40, 4096, 1.0)`.
 """
 
+from typing import Any
+
 import fiddle as fdl
 import torch
 
 from nanigpt.config.registry import recipe
 from nanigpt.experiments import nodes
-from nanigpt.experiments.pretraining import debugging, pretraining_at_4096
+from nanigpt.experiments.pretraining import debugging, pretraining
+from nanigpt.experiments.sizes import sized
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.feed_forward import FeedForward
@@ -142,70 +145,87 @@ def deepseek_v3_model(
 
 
 @recipe
-def deepseek_v3_debug() -> fdl.Config[Trainer]:
+@sized(
+    deepseek_v3_model,
+    dim=256,
+    n_layers=4,
+    n_dense_layers=1,
+    n_heads=8,
+    hidden_dim=768,
+    expert_dim=128,
+    n_experts=16,
+    top_k=4,
+    n_shared=1,
+    n_groups=4,
+    top_groups=2,
+    q_lora_rank=96,
+    kv_lora_rank=64,
+    nope_head_dim=32,
+    rope_head_dim=16,
+    v_head_dim=32,
+    vocab_size=2048,
+    compute_dtype=torch.float32,
+)
+def deepseek_v3_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train a small DeepSeek-V3 with every kind of layer on bytes, in minutes on two CPU cores."""
-    model = deepseek_v3_model(
-        dim=256,
-        n_layers=4,
-        n_dense_layers=1,
-        n_heads=8,
-        hidden_dim=768,
-        expert_dim=128,
-        n_experts=16,
-        top_k=4,
-        n_shared=1,
-        n_groups=4,
-        top_groups=2,
-        q_lora_rank=96,
-        kv_lora_rank=64,
-        nope_head_dim=32,
-        rope_head_dim=16,
-        v_head_dim=32,
-        vocab_size=2048,
-        sequence_length=256,
-        compute_dtype=torch.float32,
-    )
-    return debugging(model, steps=600)
+    model = deepseek_v3_model(**sizes, sequence_length=256)
+    return debugging(model, steps=600, sequence_length=sequence_length)
 
 
 @recipe
-def deepseek_v3_16b() -> fdl.Config[Trainer]:
+@sized(
+    deepseek_v3_model,
+    dim=2048,
+    n_layers=27,
+    n_dense_layers=1,
+    n_heads=16,
+    hidden_dim=10_944,
+    expert_dim=1408,
+    n_experts=64,
+    top_k=6,
+    n_shared=2,
+    scale=2.446,
+    q_lora_rank=None,
+    vocab_size=102_400,
+)
+def deepseek_v3_16b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train DeepSeek-V3 at the sizes of V2-Lite, with 15.7 B parameters (2.7 B for each token).
 
     Learning rate and batch size are V2-Lite's (DeepSeek-V2, 2024, appendix B). The scale of the
     experts' weights is that of Moonlight (Liu et al., 2025), which has as many experts.
     """
-    model = deepseek_v3_model(
-        dim=2048,
-        n_layers=27,
-        n_dense_layers=1,
-        n_heads=16,
-        hidden_dim=10_944,
-        expert_dim=1408,
-        n_experts=64,
-        top_k=6,
-        n_shared=2,
-        scale=2.446,
-        q_lora_rank=None,
-        vocab_size=102_400,
+    model = deepseek_v3_model(**sizes)
+    return pretraining(
+        model,
+        lr=4.2e-4,
+        global_batch_size=4608,
+        local_batch_size=1,
+        sequence_length=sequence_length,
     )
-    return pretraining_at_4096(model, lr=4.2e-4, global_batch_size=4608)
 
 
 @recipe
-def deepseek_v3_671b() -> fdl.Config[Trainer]:
+@sized(
+    deepseek_v3_model,
+    dim=7168,
+    n_layers=61,
+    n_dense_layers=3,
+    n_heads=128,
+    hidden_dim=18_432,
+    expert_dim=2048,
+    n_experts=256,
+    top_k=8,
+    n_shared=1,
+    n_groups=8,
+    top_groups=4,
+)
+def deepseek_v3_671b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train DeepSeek-V3, with 671 B parameters (37 B for each token)."""
-    model = deepseek_v3_model(
-        dim=7168,
-        n_layers=61,
-        n_dense_layers=3,
-        n_heads=128,
-        hidden_dim=18_432,
-        expert_dim=2048,
-        n_experts=256,
-        top_k=8,
-        n_shared=1,
-        n_groups=8,
-        top_groups=4,
+    model = deepseek_v3_model(**sizes)
+    return pretraining(
+        model,
+        lr=2.2e-4,
+        global_batch_size=15_360,
+        local_batch_size=1,
+        sequence_length=sequence_length,
     )
-    return pretraining_at_4096(model, lr=2.2e-4, global_batch_size=15_360)

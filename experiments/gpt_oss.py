@@ -16,7 +16,8 @@ import torch
 
 from nanigpt.config.registry import recipe
 from nanigpt.experiments import nodes
-from nanigpt.experiments.pretraining import debugging, pretraining_at_4096
+from nanigpt.experiments.pretraining import debugging, pretraining
+from nanigpt.experiments.sizes import sized
 from nanigpt.models.activation import ClampedSwiGLU
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionSink
@@ -131,38 +132,45 @@ def gpt_oss_model(
 
 
 @recipe
-def gpt_oss_debug() -> fdl.Config[Trainer]:
+@sized(
+    gpt_oss_model,
+    n_layers=4,
+    n_experts=16,
+    dim=256,
+    n_heads=16,
+    n_kv_heads=4,
+    head_dim=32,
+    hidden_dim=128,
+    window=32,
+    vocab_size=2048,
+    rope_scaling_factor=2.0,
+    original_max_positions=128,
+    compute_dtype=torch.float32,
+)
+def gpt_oss_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train 9 M parameters (4 M for each token) on bytes, in minutes on two CPU cores.
 
     Windows are shorter than sequences, and YaRN extends the length of the training sequences.
     """
-    model = gpt_oss_model(
-        n_layers=4,
-        n_experts=16,
-        dim=256,
-        n_heads=16,
-        n_kv_heads=4,
-        head_dim=32,
-        hidden_dim=128,
-        window=32,
-        vocab_size=2048,
-        sequence_length=256,
-        rope_scaling_factor=2.0,
-        original_max_positions=128,
-        compute_dtype=torch.float32,
-    )
-    return debugging(model, steps=600)
+    model = gpt_oss_model(**sizes, sequence_length=256)
+    return debugging(model, steps=600, sequence_length=sequence_length)
 
 
 @recipe
-def gpt_oss_20b() -> fdl.Config[Trainer]:
+@sized(gpt_oss_model, n_layers=24, n_experts=32)
+def gpt_oss_20b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train gpt-oss-20b, with 20.9 B parameters (3.6 B for each token)."""
-    model = gpt_oss_model(n_layers=24, n_experts=32)
-    return pretraining_at_4096(model, lr=4e-4, global_batch_size=1024)
+    model = gpt_oss_model(**sizes)
+    return pretraining(
+        model, lr=4e-4, global_batch_size=1024, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def gpt_oss_120b() -> fdl.Config[Trainer]:
+@sized(gpt_oss_model, n_layers=36, n_experts=128)
+def gpt_oss_120b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train gpt-oss-120b, with 117 B parameters (5.1 B for each token)."""
-    model = gpt_oss_model(n_layers=36, n_experts=128)
-    return pretraining_at_4096(model, lr=3e-4, global_batch_size=2048)
+    model = gpt_oss_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=2048, local_batch_size=1, sequence_length=sequence_length
+    )

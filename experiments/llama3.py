@@ -12,6 +12,7 @@ import torch
 from nanigpt.config.registry import recipe
 from nanigpt.experiments import nodes
 from nanigpt.experiments.pretraining import debugging, pretraining
+from nanigpt.experiments.sizes import head_width, sized
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import Llama3Scaling, RotaryEmbedding
@@ -27,6 +28,7 @@ def llama3_model(
     n_heads: int,
     n_kv_heads: int,
     hidden_dim: int,
+    head_dim: int | None = None,
     vocab_size: int = 128_256,
     sequence_length: int = 8192,
     rope_scaling_factor: float | None = None,
@@ -46,6 +48,7 @@ def llama3_model(
         n_heads: Number of attention heads.
         n_kv_heads: Number of heads of keys and values.
         hidden_dim: Width of the feed-forward networks.
+        head_dim: Features of a head; None is `dim / n_heads`.
         vocab_size: Rows of the embedding.
         sequence_length: Positions of the model.
         rope_scaling_factor: Factor by which RoPE extends the original 8192 positions, or None.
@@ -53,7 +56,8 @@ def llama3_model(
         compute_dtype: Dtype of activations.
         init_scale: Factor of the initial weights' standard deviations.
     """
-    head_dim = dim // n_heads
+    if head_dim is None:
+        head_dim = head_width(dim, n_heads)
     scales: dict[str, Any] = {
         "init_scale": init_scale,
         "output_scale": nodes.residual_scale(n_layers, init_scale),
@@ -91,90 +95,115 @@ def llama3_model(
 
 
 @recipe
-def llama3_debug() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=256,
+    n_layers=6,
+    n_heads=16,
+    n_kv_heads=16,
+    hidden_dim=768,
+    vocab_size=2048,
+    compute_dtype=torch.float32,
+)
+def llama3_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train 6 M parameters on bytes, in two minutes on two CPU cores."""
-    model = llama3_model(
-        dim=256,
-        n_layers=6,
-        n_heads=16,
-        n_kv_heads=16,
-        hidden_dim=768,
-        vocab_size=2048,
-        sequence_length=256,
-        compute_dtype=torch.float32,
-    )
-    cfg = debugging(model, steps=700)
+    model = llama3_model(**sizes, sequence_length=256)
+    cfg = debugging(model, steps=700, sequence_length=sequence_length)
     cfg.model.embedding.initializer.std = 0.2
     return cfg
 
 
 @recipe
-def llama3_1b() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=2048,
+    n_layers=16,
+    n_heads=32,
+    n_kv_heads=8,
+    hidden_dim=8192,
+    rope_scaling_factor=32.0,
+    tied=True,
+)
+def llama3_1b(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 3.2 1B, with 1.24 B parameters and tied embeddings."""
-    model = llama3_model(
-        dim=2048,
-        n_layers=16,
-        n_heads=32,
-        n_kv_heads=8,
-        hidden_dim=8192,
-        rope_scaling_factor=32.0,
-        tied=True,
+    model = llama3_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=256, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining(model, lr=3e-4, global_batch_size=256, local_batch_size=1)
 
 
 @recipe
-def llama3_3b() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=3072,
+    n_layers=28,
+    n_heads=24,
+    n_kv_heads=8,
+    hidden_dim=8192,
+    rope_scaling_factor=32.0,
+    tied=True,
+)
+def llama3_3b(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 3.2 3B, with 3.21 B parameters and tied embeddings."""
-    model = llama3_model(
-        dim=3072,
-        n_layers=28,
-        n_heads=24,
-        n_kv_heads=8,
-        hidden_dim=8192,
-        rope_scaling_factor=32.0,
-        tied=True,
+    model = llama3_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=256, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining(model, lr=3e-4, global_batch_size=256, local_batch_size=1)
 
 
 @recipe
-def llama3_8b() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=4096,
+    n_layers=32,
+    n_heads=32,
+    n_kv_heads=8,
+    hidden_dim=14_336,
+    rope_scaling_factor=8.0,
+)
+def llama3_8b(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 3.1 8B, with 8.03 B parameters."""
-    model = llama3_model(
-        dim=4096,
-        n_layers=32,
-        n_heads=32,
-        n_kv_heads=8,
-        hidden_dim=14_336,
-        rope_scaling_factor=8.0,
+    model = llama3_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=512, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining(model, lr=3e-4, global_batch_size=512, local_batch_size=1)
 
 
 @recipe
-def llama3_70b() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=8192,
+    n_layers=80,
+    n_heads=64,
+    n_kv_heads=8,
+    hidden_dim=28_672,
+    rope_scaling_factor=8.0,
+)
+def llama3_70b(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 3.1 70B, with 70.6 B parameters."""
-    model = llama3_model(
-        dim=8192,
-        n_layers=80,
-        n_heads=64,
-        n_kv_heads=8,
-        hidden_dim=28_672,
-        rope_scaling_factor=8.0,
+    model = llama3_model(**sizes)
+    return pretraining(
+        model,
+        lr=1.5e-4,
+        global_batch_size=1024,
+        local_batch_size=1,
+        sequence_length=sequence_length,
     )
-    return pretraining(model, lr=1.5e-4, global_batch_size=1024, local_batch_size=1)
 
 
 @recipe
-def llama3_405b() -> fdl.Config[Trainer]:
+@sized(
+    llama3_model,
+    dim=16_384,
+    n_layers=126,
+    n_heads=128,
+    n_kv_heads=8,
+    hidden_dim=53_248,
+    rope_scaling_factor=8.0,
+)
+def llama3_405b(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 3.1 405B, with 405.9 B parameters."""
-    model = llama3_model(
-        dim=16_384,
-        n_layers=126,
-        n_heads=128,
-        n_kv_heads=8,
-        hidden_dim=53_248,
-        rope_scaling_factor=8.0,
+    model = llama3_model(**sizes)
+    return pretraining(
+        model, lr=8e-5, global_batch_size=2048, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining(model, lr=8e-5, global_batch_size=2048, local_batch_size=1)

@@ -19,6 +19,7 @@ import torch
 from nanigpt.config.registry import recipe
 from nanigpt.experiments import nodes
 from nanigpt.experiments.pretraining import debugging, pretraining
+from nanigpt.experiments.sizes import sized
 from nanigpt.models.attention import Attention
 from nanigpt.models.attention_extras import AttentionTemperature
 from nanigpt.models.block import TransformerBlock
@@ -136,39 +137,46 @@ def llama4_model(
 
 
 @recipe
-def llama4_debug() -> fdl.Config[Trainer]:
+@sized(
+    llama4_model,
+    n_experts=8,
+    mixture_interval=2,
+    qk_norm=True,
+    dim=256,
+    n_layers=4,
+    n_heads=8,
+    n_kv_heads=4,
+    head_dim=32,
+    hidden_dim=384,
+    dense_hidden_dim=768,
+    chunk=32,
+    vocab_size=2048,
+    compute_dtype=torch.float32,
+)
+def llama4_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train 8 M parameters (4 M for each token) on bytes, in minutes on two CPU cores.
 
     The model has each kind of layer, and chunks that are shorter than sequences.
     """
-    model = llama4_model(
-        n_experts=8,
-        mixture_interval=2,
-        qk_norm=True,
-        dim=256,
-        n_layers=4,
-        n_heads=8,
-        n_kv_heads=4,
-        head_dim=32,
-        hidden_dim=384,
-        dense_hidden_dim=768,
-        chunk=32,
-        vocab_size=2048,
-        sequence_length=256,
-        compute_dtype=torch.float32,
-    )
-    return debugging(model, steps=600)
+    model = llama4_model(**sizes, sequence_length=256)
+    return debugging(model, steps=600, sequence_length=sequence_length)
 
 
 @recipe
-def llama4_scout() -> fdl.Config[Trainer]:
+@sized(llama4_model, n_experts=16, mixture_interval=1, qk_norm=True, rope_scaling_factor=16.0)
+def llama4_scout(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 4 Scout (17B-16E), with 108 B parameters (17 B for each token)."""
-    model = llama4_model(n_experts=16, mixture_interval=1, qk_norm=True, rope_scaling_factor=16.0)
-    return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)
+    model = llama4_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=2048, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def llama4_maverick() -> fdl.Config[Trainer]:
+@sized(llama4_model, n_experts=128, mixture_interval=2, qk_norm=False)
+def llama4_maverick(sequence_length: int = 8192, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Llama 4 Maverick (17B-128E), with 400 B parameters (17 B for each token)."""
-    model = llama4_model(n_experts=128, mixture_interval=2, qk_norm=False)
-    return pretraining(model, lr=3e-4, global_batch_size=2048, local_batch_size=1)
+    model = llama4_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=2048, local_batch_size=1, sequence_length=sequence_length
+    )

@@ -13,7 +13,9 @@ from typing import Any
 
 import fiddle as fdl
 import torch
+from fiddle import daglish
 
+from nanigpt.errors import UsageError
 from nanigpt.models.attention import Attention
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
@@ -27,16 +29,31 @@ from nanigpt.models.moe.mixture import MixtureOfExperts
 from nanigpt.models.moe.router import Router
 from nanigpt.models.multi_token import MultiTokenPrediction, PredictionDepth
 from nanigpt.models.norm import LayerNorm, RMSNorm
-from nanigpt.models.rope import RotaryEmbedding
-from nanigpt.tags import VocabSize, Width
+from nanigpt.models.rope import RotaryEmbedding, YarnScaling
+from nanigpt.tags import ResidualScale, SequenceLength, VocabSize, Width
 
 
 def residual_scale(n_layers: int, init_scale: float = 1.0) -> float:
     """Return the scale of projections that write to the residual stream.
 
     With it, the sum of all 2 n_layers of them is as large as a single one (Radford et al., 2019).
+
+    Raises:
+        UsageError: There is no layer.
     """
+    if n_layers < 1:
+        raise UsageError(f"n_layers={n_layers}: expected at least 1")
     return init_scale / math.sqrt(2 * n_layers)
+
+
+def residual_initializer(scale: float) -> fdl.Config[FanInNormal]:
+    """Return the initializer of a weight that writes to the residual stream.
+
+    Its scale has a tag, by which the fiddler `depth` finds it.
+    """
+    cfg = fdl.Config(FanInNormal, scale=scale)
+    fdl.add_tag(cfg, "scale", ResidualScale)
+    return cfg
 
 
 def linear(
@@ -47,6 +64,13 @@ def linear(
     cfg = fdl.Config(Linear, in_dim=in_dim, out_dim=out_dim, initializer=initializer)
     if bias:
         cfg.bias = zero()
+    return cfg
+
+
+def output(in_dim: int, out_dim: int, scale: float, *, bias: bool = False) -> fdl.Config[Linear]:
+    """Return a projection that writes to the residual stream."""
+    cfg = linear(in_dim, out_dim, bias=bias)
+    cfg.initializer = residual_initializer(scale)
     return cfg
 
 
@@ -99,7 +123,7 @@ def attention(
         wq=linear(dim, n_heads * head_dim, init_scale, bias=bias),
         wk=linear(dim, n_kv_heads * head_dim, init_scale, bias=bias),
         wv=linear(dim, n_kv_heads * head_dim, init_scale, bias=bias),
-        wo=linear(n_heads * head_dim, dim, output_scale, bias=bias),
+        wo=output(n_heads * head_dim, dim, output_scale, bias=bias),
         **arguments,
     )
 
@@ -151,7 +175,7 @@ def latent_attention(
         wkv_a=linear(dim, kv_lora_rank + rope.head_dim, init_scale),
         kv_norm=norm(kv_lora_rank, eps=eps),
         wkv_b=linear(kv_lora_rank, n_heads * (nope_head_dim + v_head_dim), init_scale),
-        wo=linear(n_heads * v_head_dim, dim, output_scale),
+        wo=output(n_heads * v_head_dim, dim, output_scale),
         rope=rope,
         **arguments,
     )
@@ -177,7 +201,7 @@ def feed_forward(
     return fdl.Config(
         FeedForward,
         w1=linear(dim, hidden_dim, init_scale),
-        w2=linear(hidden_dim, dim, output_scale),
+        w2=output(hidden_dim, dim, output_scale),
         w3=linear(dim, hidden_dim, init_scale),
         **arguments,
     )
@@ -196,7 +220,7 @@ def mlp(
     return fdl.Config(
         MLP,
         w1=linear(dim, hidden_dim, init_scale, bias=bias),
-        w2=linear(hidden_dim, dim, output_scale, bias=bias),
+        w2=output(hidden_dim, dim, output_scale, bias=bias),
         **arguments,
     )
 
@@ -247,7 +271,7 @@ def mixture_of_experts(
             dim=dim,
             hidden_dim=hidden_dim,
             initializer=fdl.Config(FanInNormal, scale=init_scale),
-            output_initializer=fdl.Config(FanInNormal, scale=output_scale),
+            output_initializer=residual_initializer(output_scale),
             **(experts or {}),
         ),
         shared=shared,
@@ -330,3 +354,29 @@ def decoder(
         fdl.remove_tag(head, "out_dim", Width)
         fdl.add_tag(head, "out_dim", VocabSize)
     return fdl.Config(Decoder, embedding=embedding, layers=layers, norm=norm, head=head)
+
+
+def reach(model: fdl.Config[Any], n: int) -> None:
+    """Give a model at least n positions: tables of RoPE and of learned positions grow.
+
+    The scaling of RoPE stays, since it belongs to the weights.
+
+    Raises:
+        UsageError: YaRN does not extend RoPE that far.
+    """
+    for node, _ in daglish.iterate(model):
+        if isinstance(node, fdl.Buildable):
+            for name, tags in node.__argument_tags__.items():
+                if SequenceLength in tags and getattr(node, name) < n:
+                    _check_yarn(getattr(node, "scaling", None), n)
+                    setattr(node, name, n)
+
+
+def _check_yarn(scaling: Any, n: int) -> None:
+    if isinstance(scaling, fdl.Buildable) and fdl.get_callable(scaling) is YarnScaling:
+        most = int(scaling.original_max_positions * scaling.factor)
+        if n > most:
+            raise UsageError(
+                f"{n} positions: expected at most {most}, since YaRN extends "
+                f"{scaling.original_max_positions} positions by a factor of {scaling.factor:g}"
+            )

@@ -9,6 +9,7 @@ from nanigpt.data.corpus import TextCorpus
 from nanigpt.data.dataset import PackedDataset
 from nanigpt.data.loader import Loader
 from nanigpt.data.tokenizer import ByteTokenizer
+from nanigpt.experiments import nodes
 from nanigpt.models.decoder import Decoder
 from nanigpt.optim.adamw import adamw
 from nanigpt.optim.schedule import Cosine
@@ -48,8 +49,10 @@ def pretraining(
     """Return a run of `model` on the bytes of the embedded corpus, which an edit may replace.
 
     It uses AdamW with betas 0.9 and 0.95, weight decay 0.1, gradients clipped at norm 1, linear
-    warm-up, and cosine decay to a tenth.
+    warm-up, and cosine decay to a tenth. The model gets as many positions as a sequence has tokens,
+    if it has fewer.
     """
+    nodes.reach(model, sequence_length)
     data = fdl.Config(
         PackedDataset,
         corpus=fdl.Config(TextCorpus),
@@ -125,27 +128,21 @@ def training(
     )
 
 
-def pretraining_at_4096(
-    model: fdl.Config[Decoder], *, lr: float, global_batch_size: int
+def debugging(
+    model: fdl.Config[Decoder], *, steps: int, sequence_length: int = 128
 ) -> fdl.Config[Trainer]:
-    """Return a run with sequences of 4096 tokens and local batches of one sequence."""
-    return pretraining(
-        model,
-        lr=lr,
-        global_batch_size=global_batch_size,
-        local_batch_size=1,
-        sequence_length=4096,
-    )
-
-
-def debugging(model: fdl.Config[Decoder], *, steps: int) -> fdl.Config[Trainer]:
     """Return a run of a small model on the embedded corpus, which takes minutes on two CPU cores.
 
     Small batches make many steps of few tokens. A model should have twice as many positions as its
     training sequences, so that it can continue a text.
     """
     cfg = pretraining(
-        model, lr=1e-3, steps=steps, warmup_steps=20, global_batch_size=4, sequence_length=128
+        model,
+        lr=1e-3,
+        steps=steps,
+        warmup_steps=20,
+        global_batch_size=4,
+        sequence_length=sequence_length,
     )
     cfg.evaluations["val"].interval = 100
     cfg.evaluations["val"].n_samples = 64

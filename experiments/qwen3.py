@@ -14,7 +14,8 @@ import torch
 
 from nanigpt.config.registry import recipe
 from nanigpt.experiments import nodes
-from nanigpt.experiments.pretraining import debugging, pretraining_at_4096
+from nanigpt.experiments.pretraining import debugging, pretraining
+from nanigpt.experiments.sizes import sized
 from nanigpt.models.block import TransformerBlock
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.rope import RotaryEmbedding
@@ -102,84 +103,123 @@ def qwen3_model(
 
 
 @recipe
-def qwen3_debug() -> fdl.Config[Trainer]:
+@sized(
+    qwen3_model,
+    dim=256,
+    n_layers=6,
+    n_heads=16,
+    n_kv_heads=8,
+    hidden_dim=768,
+    tied=True,
+    head_dim=32,
+    vocab_size=2048,
+    compute_dtype=torch.float32,
+)
+def qwen3_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train 6 M parameters on bytes, in two minutes on two CPU cores."""
-    return _debug(n_layers=6, n_heads=16, n_kv_heads=8, hidden_dim=768, tied=True)
+    model = qwen3_model(**sizes, sequence_length=256)
+    return debugging(model, steps=600, sequence_length=sequence_length)
 
 
 @recipe
-def qwen3_moe_debug() -> fdl.Config[Trainer]:
+@sized(
+    qwen3_model,
+    dim=256,
+    n_layers=4,
+    n_heads=8,
+    n_kv_heads=4,
+    hidden_dim=192,
+    n_experts=16,
+    top_k=4,
+    head_dim=32,
+    vocab_size=2048,
+    compute_dtype=torch.float32,
+)
+def qwen3_moe_debug(sequence_length: int = 128, **sizes: Any) -> fdl.Config[Trainer]:
     """Train 11 M parameters (4 M for each token) on bytes, in minutes on two CPU cores."""
-    return _debug(n_layers=4, n_heads=8, n_kv_heads=4, hidden_dim=192, n_experts=16, top_k=4)
-
-
-def _debug(**sizes: Any) -> fdl.Config[Trainer]:
-    model = qwen3_model(
-        dim=256,
-        head_dim=32,
-        vocab_size=2048,
-        sequence_length=256,
-        compute_dtype=torch.float32,
-        **sizes,
-    )
-    return debugging(model, steps=600)
+    model = qwen3_model(**sizes, sequence_length=256)
+    return debugging(model, steps=600, sequence_length=sequence_length)
 
 
 @recipe
-def qwen3_0_6b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True)
+def qwen3_0_6b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 0.6B, with 596 M parameters and tied embeddings."""
-    model = qwen3_model(dim=1024, n_layers=28, n_heads=16, hidden_dim=3072, tied=True)
-    return pretraining_at_4096(model, lr=6e-4, global_batch_size=512)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=6e-4, global_batch_size=512, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def qwen3_1_7b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=2048, n_layers=28, n_heads=16, hidden_dim=6144, tied=True)
+def qwen3_1_7b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 1.7B, with 1.72 B parameters and tied embeddings."""
-    model = qwen3_model(dim=2048, n_layers=28, n_heads=16, hidden_dim=6144, tied=True)
-    return pretraining_at_4096(model, lr=4e-4, global_batch_size=512)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=4e-4, global_batch_size=512, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def qwen3_4b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=2560, n_layers=36, n_heads=32, hidden_dim=9728, tied=True)
+def qwen3_4b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 4B, with 4.02 B parameters, tied embeddings, and heads wider than the model."""
-    model = qwen3_model(dim=2560, n_layers=36, n_heads=32, hidden_dim=9728, tied=True)
-    return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=1024, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def qwen3_8b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=4096, n_layers=36, n_heads=32, hidden_dim=12_288)
+def qwen3_8b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 8B, with 8.19 B parameters."""
-    model = qwen3_model(dim=4096, n_layers=36, n_heads=32, hidden_dim=12_288)
-    return pretraining_at_4096(model, lr=3e-4, global_batch_size=1024)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=3e-4, global_batch_size=1024, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def qwen3_14b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=5120, n_layers=40, n_heads=40, hidden_dim=17_408)
+def qwen3_14b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 14B, with 14.8 B parameters."""
-    model = qwen3_model(dim=5120, n_layers=40, n_heads=40, hidden_dim=17_408)
-    return pretraining_at_4096(model, lr=2e-4, global_batch_size=1024)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=2e-4, global_batch_size=1024, local_batch_size=1, sequence_length=sequence_length
+    )
 
 
 @recipe
-def qwen3_32b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
+def qwen3_32b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 32B, with 32.8 B parameters and heads wider than the model."""
-    model = qwen3_model(dim=5120, n_layers=64, n_heads=64, hidden_dim=25_600)
-    return pretraining_at_4096(model, lr=1.5e-4, global_batch_size=2048)
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model,
+        lr=1.5e-4,
+        global_batch_size=2048,
+        local_batch_size=1,
+        sequence_length=sequence_length,
+    )
 
 
 @recipe
-def qwen3_30b_a3b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=2048, n_layers=48, n_heads=32, n_kv_heads=4, hidden_dim=768, n_experts=128)
+def qwen3_30b_a3b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 30B-A3B, with 30.5 B parameters (3.3 B for each token)."""
-    model = qwen3_model(
-        dim=2048, n_layers=48, n_heads=32, n_kv_heads=4, hidden_dim=768, n_experts=128
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=4e-4, global_batch_size=1024, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining_at_4096(model, lr=4e-4, global_batch_size=1024)
 
 
 @recipe
-def qwen3_235b_a22b() -> fdl.Config[Trainer]:
+@sized(qwen3_model, dim=4096, n_layers=94, n_heads=64, n_kv_heads=4, hidden_dim=1536, n_experts=128)
+def qwen3_235b_a22b(sequence_length: int = 4096, **sizes: Any) -> fdl.Config[Trainer]:
     """Train Qwen3 235B-A22B, with 235 B parameters (22 B for each token)."""
-    model = qwen3_model(
-        dim=4096, n_layers=94, n_heads=64, n_kv_heads=4, hidden_dim=1536, n_experts=128
+    model = qwen3_model(**sizes)
+    return pretraining(
+        model, lr=2e-4, global_batch_size=2048, local_batch_size=1, sequence_length=sequence_length
     )
-    return pretraining_at_4096(model, lr=2e-4, global_batch_size=2048)

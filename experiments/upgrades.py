@@ -6,13 +6,19 @@ Fiddle has read it. The record may then have arguments that its class no longer 
 does not change parts that are up to date.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import fiddle as fdl
-from fiddle import daglish
+from fiddle import daglish, tagging
 
 from nanigpt.config.registry import moved, upgrade
+from nanigpt.models.attention import Attention
+from nanigpt.models.feed_forward import MLP, FeedForward
+from nanigpt.models.latent_attention import LatentAttention
+from nanigpt.models.moe.experts import Experts
+from nanigpt.tags import ResidualScale
 from nanigpt.tasks.language_modeling import LanguageModeling
 from nanigpt.training.evaluation import Evaluation
 from nanigpt.training.metrics import Metrics
@@ -62,6 +68,32 @@ def metrics_go_to_trackers(cfg: fdl.Buildable) -> None:
             if trainer.metrics is metrics and "trackers" not in trainer.__arguments__:
                 kinds = (Console, JsonLines, *([TensorBoard] if with_tensorboard else []))
                 trainer.trackers = [fdl.Config(kind) for kind in kinds]
+
+
+_WRITERS = {  # to the residual stream, and the argument that is or has the initializer
+    Attention: "wo",
+    LatentAttention: "wo",
+    FeedForward: "w2",
+    MLP: "w2",
+    Experts: "output_initializer",
+}
+
+
+@upgrade
+def residual_scales_have_a_tag(cfg: fdl.Buildable) -> None:
+    """Scales of weights that write to the residual stream got the tag `ResidualScale`."""
+    if ResidualScale in tagging.list_tags(cfg):
+        return
+    for kind, argument in _WRITERS.items():
+        for node in _nodes(cfg, kind):
+            part = getattr(node, argument)
+            initializer = getattr(part, "initializer", part)
+            if isinstance(initializer, fdl.Buildable) and "scale" in _parameters(initializer):
+                fdl.add_tag(initializer, "scale", ResidualScale)
+
+
+def _parameters(node: fdl.Buildable) -> Iterable[str]:
+    return inspect.signature(fdl.get_callable(node)).parameters
 
 
 def _nodes(cfg: fdl.Buildable, kind: type) -> Iterator[Any]:

@@ -53,6 +53,8 @@ def parameter_group(
 ) -> None:
     """Give some parameters a learning rate or a weight decay of their own.
 
+    A group that selects the same has its values replaced.
+
     Args:
         cfg: The run.
         select: Name or kind of the parameters, which may be AdamW's or Muon's.
@@ -61,7 +63,8 @@ def parameter_group(
     """
     group = fdl.Config(ParameterGroup, select=select, lr=lr, weight_decay=weight_decay)
     for optimizer in (_adamw(cfg), *selectors.select(cfg, make_muon, check_nonempty=False)):
-        optimizer.groups = (*optimizer.groups, group)
+        groups = {g.select: g for g in optimizer.groups}  # a replaced one keeps its place
+        optimizer.groups = tuple((groups | {select: group}).values())
 
 
 def _adamw(cfg: fdl.Config[Trainer]) -> Any:

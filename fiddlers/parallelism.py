@@ -8,6 +8,7 @@ import fiddle as fdl
 from nanigpt import tags
 from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.registry import fiddler
+from nanigpt.errors import UsageError
 from nanigpt.parallel.context import Method
 from nanigpt.parallel.fsdp import Reshard
 from nanigpt.training.trainer import Trainer
@@ -51,7 +52,8 @@ def pipeline(
 ) -> None:
     """Divide the layers over n ranks, through which microbatches pass.
 
-    Each microbatch has as many sequences as a local batch had before.
+    Each microbatch has as many sequences as one had before, or as a local batch had where layers
+    were not divided.
 
     Args:
         cfg: The run.
@@ -59,8 +61,25 @@ def pipeline(
         schedule: Name of the schedule.
         microbatches: Number of microbatches; None makes one of each sequence.
     """
+    if n < 2 and microbatches is not None:
+        raise UsageError(f"pipeline({n}, microbatches={microbatches}): expected at least 2 ranks")
+    if microbatches is not None and cfg.local_batch_size is not None:
+        set_tag(cfg, tags.LocalBatchSize, _microbatch_size(cfg) * microbatches)
     set_tag(cfg, tags.PipelineParallel, n)
     set_tag(cfg, tags.PipelineSchedule, schedule)
     cfg.parallelizer.pipeline.microbatches = microbatches
-    if microbatches is not None and cfg.local_batch_size is not None:
-        set_tag(cfg, tags.LocalBatchSize, cfg.local_batch_size * microbatches)
+
+
+def _microbatch_size(cfg: fdl.Config[Trainer]) -> int:
+    """Return the number of sequences that a rank computes at once."""
+    if cfg.parallelizer.mesh.pp == 1:
+        return cfg.local_batch_size
+    microbatches = cfg.parallelizer.pipeline.microbatches
+    if microbatches is None:
+        return 1
+    if cfg.local_batch_size % microbatches:
+        raise UsageError(
+            f"pipeline: local_batch_size={cfg.local_batch_size} is no multiple of the run's "
+            f"microbatches={microbatches}, so that the size of a microbatch is unknown"
+        )
+    return cfg.local_batch_size // microbatches

@@ -10,6 +10,7 @@ from nanigpt import tags
 from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.registry import fiddler
 from nanigpt.errors import UsageError
+from nanigpt.fiddlers.sizes import scale_residuals
 from nanigpt.models.attention import Attention
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.moe.mixture import MixtureOfExperts
@@ -23,10 +24,16 @@ from nanigpt.training.trainer import Trainer
 
 @fiddler
 def steps(cfg: fdl.Config[Trainer], n: int) -> None:
-    """Train for n steps, and scale the warm-up with them."""
+    """Train for n steps, and scale the warm-up with them.
+
+    The warm-up becomes a fraction of all steps, so that a short run forgets no number. A warm-up
+    of less than one step is none.
+    """
     if n < 1:
         raise UsageError(f"steps({n}): expected at least 1")
-    cfg.schedule.warmup_steps = cfg.schedule.warmup_steps * n // cfg.steps
+    warmup = getattr(cfg.schedule, "warmup_steps", 0)  # a user's schedule may have none
+    if warmup >= 1:
+        cfg.schedule.warmup_steps = warmup / cfg.steps
     set_tag(cfg, tags.Steps, n)
 
 
@@ -51,16 +58,19 @@ def debug_scale(cfg: fdl.Config[Trainer]) -> None:
                 if tags.Width in fdl.get_tags(node, name):
                     setattr(node, name, max(getattr(node, name) // divisor, 1))
     for decoder in selectors.select(cfg, Decoder):
+        before = len(decoder.layers)
         decoder.layers = _few(decoder.layers)
+        scale_residuals(decoder, before, len(decoder.layers))
     for mixture in selectors.select(cfg, MixtureOfExperts, check_nonempty=False):
         router = mixture.router
         per_group = max(4, -(-16 // router.n_groups), -(-2 * router.top_k // router.top_groups))
         router.n_experts = min(router.n_experts, router.n_groups * per_group)
         mixture.experts.n_experts = router.n_experts
-    for attention in selectors.select(cfg, SelfAttention):
+    for attention in selectors.select(cfg, SelfAttention, check_nonempty=False):
         for name in ("window", "chunk"):  # so that sequences of 64 are longer
-            if getattr(attention, name) is not None:
-                setattr(attention, name, min(getattr(attention, name), 24))
+            size = getattr(attention, name, None)  # a user's class may have none
+            if size is not None:
+                setattr(attention, name, min(size, 24))
     for axis in MESH_AXES:
         setattr(cfg.parallelizer.mesh, axis.name, axis.one_process)
     cfg.parallelizer.compile = None

@@ -7,7 +7,8 @@ A tag is attached where the value is used, in the signature of a component:
 and then set everywhere at once: `fdl.set_tagged(cfg, tag=tags.LearningRate, value=1e-3)`.
 
 `one_value = True` says that the arguments of a tag have one value, so that a message about one of
-them may propose to set them all.
+them may propose to set them all. `set_instead` says that they never have one value, and names the
+way to change them; no list of tags shows such a tag, and the command line does not set it.
 """
 
 from dataclasses import dataclass
@@ -73,10 +74,14 @@ class VocabSize(Tag):
 
 
 class Width(Tag):
-    """A feature dimension of the model, for fiddlers that scale each by a common factor.
+    """A feature dimension of the model, for fiddlers that scale each by a common factor."""
 
-    A model has several sizes, so that a single value for all of them passes no check.
-    """
+    # A model has several sizes, so that no single value passes a check.
+    set_instead = "the arguments of a recipe, as in config:llama3_debug(dim=512)"
+
+
+class ResidualScale(Tag):
+    """Scale of initial weights that write to the residual stream, which follows the depth."""
 
 
 class Initializer(Tag):

@@ -7,6 +7,9 @@ A refactoring leaves these numbers as they are. Each recipe trains 5 steps on on
 thread of the CPU: debug recipes as they are, all others under `fiddler:debug_scale`. The script
 interrupts training after the fifth step, so that none of the steps is the last of its schedule.
 
+The file is older than the rule that `debug_scale` scales initial weights for the layers it keeps.
+So the script sets the scale of all layers of the recipe, and every other number is compared.
+
 Exit status: 0 if all numbers are equal, 1 if one differs, 2 if they cannot be compared, because
 this machine rounds in another way than the one that wrote the file. In that case, write a file from
 the commit before the change (`git worktree add DIR COMMIT`) and compare with that one.
@@ -33,6 +36,7 @@ import torch  # noqa: E402
 from nanigpt.cli.main import main as nanigpt  # noqa: E402
 from nanigpt.config.registry import recipes  # noqa: E402
 from nanigpt.data.batch import Batch  # noqa: E402
+from nanigpt.experiments import nodes  # noqa: E402
 from nanigpt.training import loop  # noqa: E402
 from nanigpt.training.setup import Session  # noqa: E402
 from nanigpt.training.trackers.tracker import Row  # noqa: E402
@@ -70,7 +74,7 @@ def steps(name: str) -> list[dict[str, str]]:
     """Train the first steps of a recipe; return their numbers as hexadecimal floats."""
     directives = [f"config:{name}"]
     if not name.endswith("_debug"):
-        directives.append("fiddler:debug_scale")
+        directives += ["fiddler:debug_scale", f"tag:ResidualScale={residual_scale(name)!r}"]
     directives += ["set:device='cpu'", f"set:data.corpus.path={str(CORPUS)!r}"]
     began = time.monotonic()
     printed = io.StringIO()
@@ -87,6 +91,11 @@ def steps(name: str) -> list[dict[str, str]]:
         raise SystemExit(f"{name}: expected rows of steps 1 to {STEPS}, not {rows}")
     print(f"{name}: loss {rows[-1]['loss']:.4f}, {time.monotonic() - began:.1f} s", flush=True)
     return [{key: float(row[key]).hex() for key in NUMBERS} for row in rows]
+
+
+def residual_scale(name: str) -> float:
+    """Return the scale of a recipe's initial weights that write to the residual stream."""
+    return nodes.residual_scale(len(recipes()[name]().model.layers))
 
 
 @contextlib.contextmanager

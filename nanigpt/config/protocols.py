@@ -78,6 +78,22 @@ def partial_lacks(function: Any, annotation: Any) -> str | None:
     return _differs(_signature(function), asked, "__call__")
 
 
+def same_types(made: Any, annotation: Any) -> bool:
+    """Return whether methods have parameters of the types that a protocol asks for.
+
+    `class_lacks` compares how methods are called, and many classes are called with two arguments.
+    """
+    protocol = typing.get_origin(annotation) or annotation
+    if not isinstance(made, type) or protocol in made.__mro__:
+        return True
+    methods = [m for m in typing_extensions.get_protocol_members(protocol) if m in dir(made)]
+    for name in methods:
+        asked, has = _annotations(getattr(protocol, name, None)), _annotations(_called(made, name))
+        if not all(map(_agree, asked, has)):
+            return False
+    return True
+
+
 def _members(annotation: Any) -> frozenset[str]:
     protocol = typing.get_origin(annotation) or annotation
     return frozenset(typing_extensions.get_protocol_members(protocol))
@@ -223,3 +239,29 @@ def _has(value: Any, name: str) -> bool:
 
 def _name(value: Any) -> str:
     return getattr(value, "__name__", None) or type(value).__name__
+
+
+def _agree(asked: Any, has: Any) -> bool:
+    one, other = (set(typing.get_args(t)) if _is_union(t) else {t} for t in (asked, has))
+    is_open = any(t is Any or t is object or isinstance(t, typing.TypeVar) for t in one | other)
+    return is_open or one <= other
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _called(made: type, name: str) -> Any:
+    return getattr(made, "forward" if name == "__call__" and _is_module(made) else name)
+
+
+def _annotations(function: Any) -> list[Any]:
+    """Return the annotations of a method's parameters after `self`."""
+    if not callable(function):
+        return []
+    try:
+        hints = typing.get_type_hints(function)
+        parameters = list(inspect.signature(function).parameters)[1:]
+    except Exception:  # evaluating an annotation may raise anything
+        return []
+    return [hints.get(name, Any) for name in parameters]

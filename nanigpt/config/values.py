@@ -21,6 +21,7 @@ from nanigpt.config.protocols import (
     is_protocol,
     object_lacks,
     partial_lacks,
+    same_types,
 )
 from nanigpt.config.registry import components
 
@@ -171,6 +172,18 @@ def takes_node(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool
         return True
     classes = [typing.get_origin(t) or t for t in allowed if t not in structural]
     return any(isinstance(c, type) and issubclass(made, c) for c in classes)
+
+
+def is_for(allowed: list[Any], kind: type[fdl.Buildable], made: Any) -> bool:
+    """Return whether types that are narrower than any module or any callable take a component."""
+    for t in allowed:
+        if takes_anything([t]) or _is_of_torch(t):
+            continue
+        if is_callable(t) and not issubclass(kind, fdl.Partial):
+            continue
+        if takes_node([t], kind, made) and (not is_protocol(t) or same_types(made, t)):
+            return True
+    return False
 
 
 def describe(allowed: list[Any]) -> str:
@@ -358,6 +371,10 @@ def _is_dtype(annotation: Any) -> bool:
     return getattr(annotation, "__name__", "") == "dtype"
 
 
+def _is_of_torch(annotation: Any) -> bool:
+    return getattr(annotation, "__module__", "").partition(".")[0] == "torch"
+
+
 def _is_enum(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
 
@@ -374,10 +391,12 @@ def _advice(allowed: list[Any]) -> str:
     structural = any(map(is_protocol, allowed))
     fitting = [
         f"@{name}"
-        for name, (kind, made) in _components()
+        for name, (kind, made) in made_by_components()
         # What a partial gives a protocol is compared by a check: here it is no advice.
-        if takes_node(allowed, kind, made) and not (structural and kind is fdl.Partial)
+        if is_for(allowed, kind, made) and not (structural and kind is fdl.Partial)
     ]
+    if not fitting and any(map(_is_of_torch, allowed)):
+        fitting = ["--config=help lists components"]  # any of dozens
     instead = f", or exchange it: {', '.join(fitting)}" if fitting else ""
     return f"; set its arguments one by one{instead}"
 
@@ -387,7 +406,7 @@ def _item_types(annotation: Any) -> bool:
     return any(_takes(annotation, kind) for kind in (list, tuple, dict))
 
 
-def _components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
+def made_by_components() -> Iterator[tuple[str, tuple[type[fdl.Buildable], Any]]]:
     """Yield names of components that a command line can exchange, how each builds, and what."""
     for name, function in components().items():
         returned = typing.get_type_hints(function).get("return")

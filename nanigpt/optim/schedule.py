@@ -45,25 +45,37 @@ class Schedule(abc.ABC):
     nothing, so a decay to 0 ends one step after the last.
 
     Args:
-        warmup_steps: Steps until the peak.
+        warmup_steps: Steps until the peak. A number below 1 is a fraction of all steps, rounded
+            down to whole steps.
         final: Factor that the decay ends at.
     """
 
-    def __init__(self, *, warmup_steps: Annotated[int, Unit("steps")] = 0, final: float = 0.1):
-        if warmup_steps < 0:
-            refuse("warmup_steps", warmup_steps, "0 or more")
+    def __init__(
+        self, *, warmup_steps: Annotated[int | float, Unit("steps")] = 0, final: float = 0.1
+    ):
+        if warmup_steps < 0 or (warmup_steps > 1 and warmup_steps % 1):
+            expected = "a whole number of steps, or a fraction of all steps below 1"
+            refuse("warmup_steps", warmup_steps, expected)
         if not 0 <= final <= 1:
             refuse("final", final, "a fraction of the peak, 0 to 1")
         self.warmup_steps = warmup_steps
         self.final = final
 
     def __call__(self, step: int, steps: int) -> float:
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+        warmup_steps = self.warmup(steps)
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
         # The step after warm-up is still at the peak.
         end = steps - 1 if self.final else steps
-        progress = (step - self.warmup_steps) / max(end - self.warmup_steps, 1)
+        progress = (step - warmup_steps) / max(end - warmup_steps, 1)
         return self.final + (1 - self.final) * self.decay(min(progress, 1.0))
+
+    def warmup(self, steps: int) -> int:
+        """Return the number of warm-up steps of a run."""
+        if self.warmup_steps >= 1:
+            return int(self.warmup_steps)
+        # A fraction made of whole numbers gives them back, also where the product is 19.999...
+        return int(self.warmup_steps * steps + 1e-6)
 
     @abc.abstractmethod
     def decay(self, progress: float) -> float:
@@ -92,7 +104,7 @@ class WarmupStableDecay(Schedule):
     The constant part may have any number of steps, so a run can be extended (Hu et al., 2024).
 
     Args:
-        warmup_steps: Steps until the peak.
+        warmup_steps: As in `Schedule`.
         final: Factor of the last step.
         decay_fraction: Share of the steps after warm-up in which the factor falls.
     """
@@ -100,7 +112,7 @@ class WarmupStableDecay(Schedule):
     def __init__(
         self,
         *,
-        warmup_steps: Annotated[int, Unit("steps")] = 0,
+        warmup_steps: Annotated[int | float, Unit("steps")] = 0,
         final: float = 0.0,
         decay_fraction: float = 0.2,
     ):

@@ -10,7 +10,7 @@ from nanigpt.cli.main import main
 from nanigpt.config import imports, registry
 from nanigpt.config.compose.flag import compose
 from nanigpt.config.imports import import_all, import_code
-from nanigpt.config.view.listing import guide
+from nanigpt.config.view.listing import listing
 from nanigpt.errors import UsageError
 
 LAYERS = '''
@@ -144,7 +144,7 @@ def test_classes_are_components(project):
     assert fdl.get_callable(layers[0].feed_forward).__name__ == "Decorated"
     assert layers[1].feed_forward == fdl.Config(own, dim=256, factor=4.0)
     assert isinstance(fdl.build(layers[5].feed_forward), nn.Module)
-    listed = guide()
+    listed = listing()
     assert "  Own(dim: int, factor: float = 2.0)            Scale by a number.\n" in listed
     assert "  Decorated(dim: int, factor: float = 2.0)" in listed
     known = registry.components().keys()

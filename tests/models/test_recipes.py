@@ -47,6 +47,8 @@ PARAMETERS = {
     "deepseek_v3_debug": 7_388_032,
     "deepseek_v3_16b": 15_706_484_224,
     "deepseek_v3_671b": 671_026_404_352,
+    # 12 layers of width 768, and embedding and head of 512 rows.
+    "dial": 85_740_288,
 }
 
 

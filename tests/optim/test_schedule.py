@@ -51,7 +51,16 @@ def test_past_the_end_the_factor_stays():
     assert Cosine(final=0.1)(500, 100) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("kwargs", [{"warmup_steps": -1}, {"final": 1.5}, {"final": -0.1}])
+def test_a_warm_up_may_be_a_fraction_of_all_steps():
+    assert curve(Cosine(warmup_steps=0.05), 100) == curve(Cosine(warmup_steps=5), 100)
+    assert curve(Cosine(warmup_steps=0.05), 19) == curve(Cosine(warmup_steps=0), 19)
+    assert Cosine(warmup_steps=5.0).warmup(100) == 5
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"warmup_steps": -1}, {"warmup_steps": 1.5}, {"final": 1.5}, {"final": -0.1}],
+)
 def test_wrong_arguments_are_refused(kwargs):
     with pytest.raises(ValueError, match=next(iter(kwargs))):
         Cosine(**kwargs)

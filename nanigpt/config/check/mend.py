@@ -78,7 +78,8 @@ def _tag(cfg: fdl.Buildable, targets: list[Place]) -> type[fdl.Tag] | None:
         *(set(target.node.__argument_tags__.get(target.argument, ())) for target in targets)
     )
     known = tagging.list_tags(cfg, add_superclasses=True)
-    for tag in sorted(candidates & set(known), key=lambda tag: tag.__name__):
+    settable = {tag for tag in candidates & set(known) if not hasattr(tag, "set_instead")}
+    for tag in sorted(settable, key=lambda tag: tag.__name__):
         others = [p for p in tagged(cfg, tag) if (id(p.node), p.argument) not in wanted]
         if not others or (
             getattr(tag, "one_value", False) and all(_plain(other) in current for other in others)

@@ -84,7 +84,11 @@ def apply_tag(cfg: fdl.Buildable, assignment: str) -> None:
         UsageError: nothing has such a tag, or the value is not of an argument's type.
     """
     name, text = _split(assignment, "TAG=VALUE")
-    by_name = {t.__name__: t for t in tagging.list_tags(cfg, add_superclasses=True)}
+    tags = tagging.list_tags(cfg, add_superclasses=True)
+    for tag in tags:
+        if tag.__name__ == name and (instead := getattr(tag, "set_instead", None)):
+            raise UsageError(f"its arguments never have one value; use {instead}")
+    by_name = {t.__name__: t for t in tags if not hasattr(t, "set_instead")}
     if name not in by_name:
         problem = f"no argument of this config has the tag {name!r}"
         raise UnknownName(problem, name, sorted(by_name))

@@ -12,7 +12,9 @@ from tests.config.components import whole
 
 def test_names_signatures_and_meanings():
     text = listing()
-    assert "  llama3_8b  " in text
+    assert "  llama3_8b(...)  " in text
+    assert "  arguments for Llama 3:\n    sequence_length, dim, n_layers," in text
+    assert "  dial(depth: int = 12, vocab_size: int = 512, sequence_length: int = 1024)\n" in text
     assert "Train Llama 3.1 8B, with 8.03 B parameters." in text
     assert "  steps(n: int)  " in text
     assert "huggingface_tokenizer(path: str)" in text
@@ -44,7 +46,7 @@ def test_every_command_with_a_config_has_it(capsys):
         assert "LearningRate = 0.25" in capsys.readouterr().out
     assert main(["show", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "--why" in out and "--config=help lists recipes" in out and "llama3_8b" not in out
+    assert "--why" in out and "--config=help lists recipes" in out and "qwen3_0_6b" not in out
 
 
 def test_units():
