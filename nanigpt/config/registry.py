@@ -95,6 +95,11 @@ def extension_packages() -> frozenset[str]:
     return frozenset({"nanigpt", *(e.module.partition(".")[0] for e in entries)})
 
 
+def imports() -> tuple[str, ...]:
+    """Return the names of modules that a user imported for their recipes and classes."""
+    return ()
+
+
 def family(function: Callable) -> str:
     """Return the model family of a recipe: `FAMILY` of its module, or the module's name."""
     name = function.__module__

@@ -12,7 +12,7 @@ import fiddle as fdl
 
 
 def references(root: Any) -> collections.Counter[int]:
-    """In how many places each node, list and dict of a DAG is held, by its id."""
+    """In how many places each node, list, dict and set of a DAG is held, by its id."""
     counts: collections.Counter[int] = collections.Counter([id(root)])
     open_parts = [root]
     while open_parts:
@@ -24,13 +24,13 @@ def references(root: Any) -> collections.Counter[int]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield the nodes, lists and dicts that a value holds directly or in tuples."""
+    """Yield the nodes, lists, dicts and sets that a value holds directly or in tuples."""
     if isinstance(value, fdl.Buildable):
         children = fdl.ordered_arguments(value).values()
     else:
         children = value.values() if isinstance(value, dict) else value
     for child in children:
-        if isinstance(child, (fdl.Buildable, list, dict)):
+        if isinstance(child, (fdl.Buildable, list, dict, set)):
             yield child
         elif isinstance(child, tuple):
             yield from _held(child)

@@ -16,11 +16,13 @@ from nanigpt.problems import (
     require_choice,
     require_not_negative,
 )
+from nanigpt.pure import pure
 
 State = Literal["float32", "bfloat16", "8bit"]
 Kernel = Literal["fused", "foreach"]
 
 
+@pure
 def adamw(
     named_parameters: NamedParameters,
     *,

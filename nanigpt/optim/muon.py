@@ -22,10 +22,12 @@ from nanigpt.optim.groups import (
 from nanigpt.optim.upstream import without_dynamo
 from nanigpt.optim.whole_matrices import on_whole_matrices
 from nanigpt.problems import Fix, on_behalf_of, refuse, require_choice, require_not_negative
+from nanigpt.pure import pure
 
 AdjustLR = Literal["match_rms_adamw", "original"]
 
 
+@pure
 def muon(
     named_parameters: NamedParameters,
     *,

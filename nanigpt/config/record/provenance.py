@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fiddle as fdl
-from fiddle import daglish
-from fiddle._src import history  # the public module hides the default location provider
+from fiddle import daglish, history, selectors
 
 from nanigpt.config.flatten import show_value
 from nanigpt.config.registry import extension_packages
 
 # Frames that stand between a recipe or a fiddler and the value that it sets.
-for _file in (
-    "fiddle/_src/tagging.py",
-    "fiddle/_src/selectors.py",
-    "nanigpt/config/compose/overrides.py",
-    "nanigpt/config/compose/tagged.py",
-    "nanigpt/config/record/provenance.py",
-):
-    history.add_exclude_location(os.path.normpath(_file))
+_LIBRARY = tuple(str(inspect.getsourcefile(each)) for each in (fdl.set_tagged, selectors.select))
+_OURS = tuple(
+    os.path.normpath(f"nanigpt/config/{name}.py")
+    for name in ("compose/overrides", "compose/tagged", "record/provenance")
+)
+_FIDDLE = os.path.join(os.path.dirname(fdl.__file__), "")
+for _file in (*_LIBRARY, *_OURS):
+    history.add_exclude_location(_file)
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,22 @@ def called_by(directive: str) -> Iterator[None]:
     """Whatever code sets within is told by its line, and the directive that called it."""
 
     def locate() -> history.Location:
-        found = history._stacktrace_location_provider()
-        return _Ordered(found.filename, found.line_number, found.function_name, directive)
+        code = _caller()
+        return _Ordered(code.filename, code.lineno, code.function, directive)
 
     with history.custom_location(locate):
         yield
+
+
+def _caller() -> inspect.Traceback:
+    """Return the line of code outside of Fiddle and of `_OURS` that runs now."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(_FIDDLE) and not filename.endswith(_OURS):
+            return inspect.Traceback(filename, frame.f_lineno, frame.f_code.co_name, None, None)
+        frame = frame.f_back
+    raise AssertionError("a config was edited by no code")
 
 
 def mark(cfg: fdl.Buildable, text: str) -> None:
