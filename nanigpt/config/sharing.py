@@ -23,6 +23,19 @@ def references(root: Any) -> collections.Counter[int]:
     return counts
 
 
+def nodes(root: fdl.Buildable) -> Iterator[fdl.Buildable]:
+    """Yield each node of a DAG once."""
+    met, open_parts = {id(root)}, [root]
+    while open_parts:
+        part = open_parts.pop()
+        if isinstance(part, fdl.Buildable):
+            yield part
+        for child in _held(part):
+            if id(child) not in met:
+                met.add(id(child))
+                open_parts.append(child)
+
+
 def _held(value: Any) -> Iterator[Any]:
     """Yield the nodes, lists, dicts and sets that a value holds directly or in tuples."""
     if isinstance(value, fdl.Buildable):

@@ -14,7 +14,7 @@ from nanigpt.config.compose.flag import compose
 from nanigpt.config.record.file import differences, dump, load
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
-from nanigpt.files import write_atomically
+from nanigpt.files import plain_name, write_atomically
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.words import listed
 
@@ -46,6 +46,9 @@ class Trial:
     edits: tuple[str, ...]
     steps: int
     method: str
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)
 
     @cached_property
     def values(self) -> dict[str, str]:

@@ -60,9 +60,9 @@ class _Conversion:
         }
 
     def _of(self, value: Any) -> Any:
-        if not isinstance(value, (dict, list)):
-            return value
-        kind = value["type"]  # type: ignore[call-overload]
+        if not isinstance(value, dict):
+            return _leaf(value)
+        kind = value["type"]
         if kind == "ref":
             return self._referred(value["key"])
         if kind == "pyref":

@@ -236,7 +236,7 @@ def _look_up(module: str, symbol: str) -> Any:
         if not isinstance(value, (type, types.ModuleType)):
             return None
         found = inspect.getattr_static(value, part, None)
-        if isinstance(found, (classmethod, staticmethod)):
+        if isinstance(value, type) and isinstance(found, (classmethod, staticmethod)):
             found = found.__get__(None, value)
         value = found
     return value

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fiddle as fdl
-from fiddle import daglish, history, selectors
+from fiddle import history, selectors
 
 from nanigpt.config.flatten import show_value
 from nanigpt.config.registry import extension_packages
+from nanigpt.config.sharing import nodes
 
 # Frames that stand between a recipe or a fiddler and the value that it sets.
 _LIBRARY = tuple(str(inspect.getsourcefile(each)) for each in (fdl.set_tagged, selectors.select))
@@ -96,10 +97,9 @@ def _caller() -> inspect.Traceback:
 def mark(cfg: fdl.Buildable, text: str) -> None:
     """Tells that everything in `cfg` comes from `text`."""
     with set_by(text):
-        for node, _ in daglish.iterate(cfg):
-            if isinstance(node, fdl.Buildable):
-                for name, value in fdl.ordered_arguments(node).items():
-                    node.__argument_history__.add_new_value(name, value)
+        for node in nodes(cfg):
+            for name, value in fdl.ordered_arguments(node).items():
+                node.__argument_history__.add_new_value(name, value)
 
 
 def _where(location: history.Location) -> str:

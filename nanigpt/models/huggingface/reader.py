@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from nanigpt.errors import UsageError
+from nanigpt.files import plain_name
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.fields import differences
@@ -120,7 +121,10 @@ class Folder:
         index = self._json(INDEX)
         if not isinstance(index.get("weight_map"), dict):
             raise UsageError(f"{self.path / INDEX}: expected a weight_map")
-        return sorted(set(index["weight_map"].values()))
+        try:
+            return sorted({plain_name(name) for name in index["weight_map"].values()})
+        except UsageError as error:
+            raise error.within(str(self.path / INDEX)) from error
 
     def _json(self, name: str) -> dict[str, Any]:
         try:
