@@ -11,6 +11,7 @@ import torch
 
 from nanigpt.config.paths import Element, join
 from nanigpt.config.record.encode import KINDS
+from nanigpt.config.record.encode_values import MOST_BITS
 from nanigpt.config.record.names import find
 from nanigpt.errors import UsageError
 
@@ -83,7 +84,7 @@ class ValueDecoder:
         for value in values:
             times = value.get("@times", 1) if isinstance(value, dict) else 1
             if type(times) is not int or not 1 <= times <= MOST:
-                raise Wrong(f"@times={shown(times)}: expected a whole number from 1")
+                raise Wrong(f"@times={shown(times)}: expected a number from 1 to {MOST:,}")
             if times > 1:
                 if not NODES.keys() & value.keys():
                     raise Wrong(f"@times={times}: only nodes are repeated")
@@ -160,6 +161,13 @@ def _text(read: Callable[[str], Any]) -> Callable[[ValueDecoder, Any], Any]:
     return value
 
 
+def _integer(text: str) -> int:
+    value = int(text, 16)
+    if value.bit_length() > MOST_BITS:
+        raise ValueError(f"it has more than {MOST_BITS} bits")
+    return value
+
+
 # Values that JSON lacks, by the mark that `encode` gives them.
 FORMS: dict[str, Callable[[ValueDecoder, Any], Any]] = {
     "@bytes": _text(bytes.fromhex),
@@ -169,7 +177,7 @@ FORMS: dict[str, Callable[[ValueDecoder, Any], Any]] = {
     "@float": _text(float),
     "@frozenset": lambda decoder, values: decoder._unsorted(frozenset, values),
     "@functools.partial": ValueDecoder._partial,
-    "@int": _text(lambda text: int(text, 16)),
+    "@int": _text(_integer),
     "@name": ValueDecoder.name,
     "@path": _text(pathlib.Path),
     "@set": lambda decoder, values: decoder._unsorted(set, values),

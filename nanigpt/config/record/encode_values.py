@@ -19,6 +19,7 @@ from nanigpt.config.record.names import recorded_name
 from nanigpt.errors import UsageError
 
 _WORD = 2**64  # a larger integer is written in hexadecimal: its decimal digits are slow to read
+MOST_BITS = 4096  # of an integer; Python does not print much larger ones
 _ADVICE = "use a plain value, a named function or a config of the object"
 
 
@@ -66,6 +67,8 @@ class ValueEncoder:
         if value is None or kind in (bool, str):
             return value
         if kind is int:
+            if value.bit_length() > MOST_BITS:
+                self.problems.append(f"{path}: an integer of more than {MOST_BITS} bits")
             return value if abs(value) < _WORD else {"@int": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"@float": repr(value)}

@@ -109,6 +109,8 @@ class _Content:
             members = [self.of(v, path) for v in value]
             kind = "set" if isinstance(value, set) else "frozenset"
             return {kind: sorted(members, key=json.dumps)}
+        if isinstance(value, slice):
+            return {"slice": [self.of(v, path) for v in (value.start, value.stop, value.step)]}
         if isinstance(value, functools.partial):
             given = [_Content().of(part, path) for part in (value.args, value.keywords)]
             return {"partial": _name(value.func, path), "arguments": given}
