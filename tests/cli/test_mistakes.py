@@ -25,8 +25,8 @@ def folder(tmp_path_factory):
     (path / "broken.json").write_text("{")
     recorded = dump(compose(["config:llama3_debug"]))
     for module, name in (("os", "system"), ("subprocess", "run"), ("antigravity", "fly")):
-        text = recorded.replace('"nanigpt.optim.adamw"', f'"{module}"')
-        (path / f"{module}.json").write_text(text.replace('"adamw"', f'"{name}"'))
+        text = recorded.replace('"nanigpt.optim.adamw:adamw"', f'"{module}:{name}"')
+        (path / f"{module}.json").write_text(text)
     run = path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.json").write_text(recorded)
