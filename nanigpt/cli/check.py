@@ -10,6 +10,7 @@ import torch
 from absl import flags
 
 from nanigpt.config.check.assembly import Assembly
+from nanigpt.config.check.static import record_findings
 from nanigpt.config.compose.flag import config_flag, define_config_flag
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
@@ -28,6 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     with torch.device("meta"):
         assembly = Assembly(values.config, directives=config_flag(values).directives)
+    assembly.findings += record_findings(values.config)
     assembly.check(lambda built: _cross_checks(built, values.ranks))
     built = assembly.root
     print(f"no problems; {_describe(built)}, fingerprint {fingerprint(values.config)}")

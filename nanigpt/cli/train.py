@@ -11,7 +11,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag
-from nanigpt.cli.trainer import assemble_trainer
+from nanigpt.cli.trainer import assemble_trainer, require_recordable
 from nanigpt.config.compose.flag import config_flag, define_config_flag, recipe_name
 from nanigpt.config.flatten import flat
 from nanigpt.config.record.fingerprint import fingerprint
@@ -40,6 +40,7 @@ def run(values: flags.FlagValues) -> int:
     path = values.run or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
     assembly = assemble_trainer(cfg, directives=directives)
+    require_recordable(assembly)
     trainer = assembly.root
     world = start_world(trainer.device)
     with assembly.located():
