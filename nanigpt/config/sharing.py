@@ -5,6 +5,7 @@ as shared. A tuple is only what it holds.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Container, Hashable, Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def nodes(root: fdl.Buildable) -> Iterator[fdl.Buildable]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield the nodes, lists, dicts and sets that a value holds directly or in tuples."""
+    """Yield the nodes, lists, dicts and sets that a value holds directly, in tuples or partials."""
     if isinstance(value, fdl.Buildable):
         children = fdl.ordered_arguments(value).values()
     else:
@@ -47,6 +48,8 @@ def _held(value: Any) -> Iterator[Any]:
             yield child
         elif isinstance(child, tuple):
             yield from _held(child)
+        elif isinstance(child, functools.partial):
+            yield from _held((*child.args, *child.keywords.values()))
 
 
 class Sharing:

@@ -135,7 +135,7 @@ class ValueDecoder:
 
     def _slice(self, value: Any) -> slice:
         ends = self.elements(value)
-        if len(ends) != 3:
+        if len(ends) != 3 or not all(end is None or type(end) is int for end in ends):
             raise Wrong(f"{shown(value)}: expected start, stop and step")
         return slice(*ends)
 

@@ -84,6 +84,8 @@ class ValueEncoder:
             return {"@bytes": value.hex()}
         if kind is slice:
             ends = (value.start, value.stop, value.step)
+            if not all(end is None or type(end) is int for end in ends):
+                self.problems.append(f"{path}: {value!r} is no slice of integers")
             return {"@slice": [self.of(end, path) for end in ends]}
         if kind is torch.device:
             return {"@device": str(value)}

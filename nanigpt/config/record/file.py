@@ -20,7 +20,6 @@ from typing import Any
 import fiddle as fdl
 from fiddle import daglish
 
-import nanigpt
 from nanigpt.config.flatten import Container, Node, leaves, show_value
 from nanigpt.config.record.decode import Decoder, check_arguments
 from nanigpt.config.record.encode import Encoder
@@ -31,6 +30,7 @@ from nanigpt.config.record.provenance import mark
 from nanigpt.config.recursion import TOO_DEEP
 from nanigpt.config.registry import imports, upgrades
 from nanigpt.errors import UsageError
+from nanigpt.version import __version__
 
 FORMAT = 2
 _KEYS = ("format", "nanigpt", "imports", "classes", "config")
@@ -49,7 +49,7 @@ def dump(cfg: fdl.Buildable) -> str:
         more = len(encoded.problems) - _SHOWN
         shown = encoded.problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
         raise UsageError(f"the config cannot be recorded: {'; '.join(shown)}")
-    parts = (FORMAT, nanigpt.__version__, list(imports()), encoded.classes, encoded.config)
+    parts = (FORMAT, __version__, list(imports()), encoded.classes, encoded.config)
     return lay_out(dict(zip(_KEYS, parts, strict=True))) + "\n"
 
 
@@ -103,7 +103,7 @@ def _config(record: Any) -> fdl.Buildable:
     decoded = Decoder(record["config"], record["classes"])
     cfg = decoded.config
     # An argument that a class has no more, or a function that a later version registered.
-    is_old = record["nanigpt"] != nanigpt.__version__ or decoded.is_stale
+    is_old = record["nanigpt"] != __version__ or decoded.is_stale
     same = decoded.fill(everything=is_old)
     if is_old:
         for upgrade in upgrades():

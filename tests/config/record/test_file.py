@@ -142,7 +142,18 @@ def test_importing_main_runs_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1, 2]", '{"root": 3, "objects": {}}', "nonsense", '{"format": 3}', '{"format": 2}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1, 2]",
+        '{"root": 3, "objects": {}}',
+        "nonsense",
+        '{"format": 3}',
+        '{"format": 2}',
+    ],
+)
 def test_what_is_not_a_config_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

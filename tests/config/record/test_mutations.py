@@ -1,6 +1,7 @@
 """A damaged record is refused by a message, or is a config that is written and read back equal."""
 
 import copy
+import functools
 import json
 import random
 from pathlib import Path
@@ -34,7 +35,13 @@ def varied() -> fdl.Buildable:
     cfg.parts += [fdl.Config(Part), fdl.Config(Part), fdl.Partial(Part, size=2)]
     cfg.table = {1: 2, "b": [shared, shared], "c": {"d": {1, 2}}}
     cfg.pair = (float("inf"), 2**70, 1j, b"x", slice(1, 2), Point(1, 2), frozenset({3}))
-    cfg.names = [Anything.made, fdl.Config(pair, 1), fdl.TaggedValue(tags=[Rate], default=1)]
+    once = [5]
+    cfg.names = [
+        functools.partial(pair, once, b=[once]),
+        Anything.made,
+        fdl.Config(pair, 1),
+        fdl.TaggedValue(tags=[Rate], default=1),
+    ]
     return cfg
 
 
@@ -66,7 +73,20 @@ def mutated(record, rng: random.Random):
         elif verb == "add" and isinstance(holder[key], dict):
             holder[key][rng.choice(_MARKS)] = rng.choice([1, "rope", "parts", [], {}])
         else:
-            wrong = (None, True, 7, -1, 10**400, 0.5, "", "zz", "os:system", [1], [[1, 2]], {"a": 1})
+            wrong = (
+                None,
+                True,
+                7,
+                -1,
+                10**400,
+                0.5,
+                "",
+                "zz",
+                "os:system",
+                [1],
+                [[1, 2]],
+                {"a": 1},
+            )
             holder[key] = rng.choice(wrong)
     return record
 
