@@ -219,8 +219,8 @@ def _arguments(items: Any) -> list[tuple[str | int, Any]]:
     return found
 
 
-def check_arguments(node: fdl.Buildable) -> None:
-    """Raise ValueError if Python code could not have given a node its arguments."""
+def unknown_argument(node: fdl.Buildable) -> str | int | None:
+    """Return an argument or tag of a node that Python code could not have given it, or None."""
     parameters = node.__signature_info__.parameters
     kinds = [parameter.kind for parameter in parameters.values()]
     variadic = inspect.Parameter.VAR_POSITIONAL in kinds
@@ -230,6 +230,8 @@ def check_arguments(node: fdl.Buildable) -> None:
             named = name in parameters and parameters[name].kind not in _UNNAMED
             known = named or inspect.Parameter.VAR_KEYWORD in kinds
         else:
-            known = 0 <= name < first or (variadic and name >= kinds.index(_UNNAMED[1]))
+            rest = kinds.index(inspect.Parameter.VAR_POSITIONAL) if variadic else name + 1
+            known = 0 <= name < first or name >= rest
         if not known:
-            raise ValueError(f"{fdl.get_callable(node)!r} takes no {name!r}")
+            return name
+    return None

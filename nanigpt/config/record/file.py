@@ -21,7 +21,7 @@ import fiddle as fdl
 from fiddle import daglish
 
 from nanigpt.config.flatten import Container, Node, leaves, show_value
-from nanigpt.config.record.decode import Decoder, check_arguments
+from nanigpt.config.record.decode import Decoder, unknown_argument
 from nanigpt.config.record.encode import Encoder
 from nanigpt.config.record.fingerprint import same_content
 from nanigpt.config.record.first_format import converted, is_first_format
@@ -102,8 +102,8 @@ def _config(record: Any) -> fdl.Buildable:
         raise UsageError(f"expected {', '.join(_KEYS)}, not {', '.join(record)}")
     decoded = Decoder(record["config"], record["classes"])
     cfg = decoded.config
-    # An argument that a class has no more, or a function that a later version registered.
-    is_old = record["nanigpt"] != __version__ or decoded.is_stale
+    unknown = any(unknown_argument(node) is not None for node, _ in decoded.made)
+    is_old = record["nanigpt"] != __version__ or decoded.is_stale or unknown
     same = decoded.fill(everything=is_old)
     if is_old:
         for upgrade in upgrades():
@@ -117,11 +117,9 @@ def _config(record: Any) -> fdl.Buildable:
             if node.__arguments__.get(name, _ABSENT) is value:
                 del node.__arguments__[name]
     for node, _ in decoded.made:
-        try:
-            check_arguments(node)
-        except ValueError as error:
-            if where := _place(cfg, node):
-                raise UsageError(f"{where}: {error}") from error
+        name = unknown_argument(node)
+        if name is not None and (where := _place(cfg, node)):
+            raise UsageError(f"{where}: {fdl.get_callable(node)!r} takes no {name!r}")
     return cfg
 
 

@@ -248,6 +248,32 @@ def test_an_argument_that_is_gone_is_told_or_upgraded(tmp_path, tests_allowed, m
     assert fdl.ordered_arguments(load(path).a) == {"retained": 7}
 
 
+def test_a_record_of_an_earlier_version_keeps_its_defaults(tmp_path):
+    """An upgrade sees every argument of that day, and those that it leaves are defaults again."""
+    cfg = compose(["config:llama3_debug"])
+    path = tmp_path / "config.json"
+    record = json.loads(dump(cfg))
+    record["nanigpt"] = "0.0.1"
+    path.write_text(json.dumps(record))
+    loaded = load(path)
+    assert loaded == cfg
+    assert dump(loaded) == dump(cfg)
+
+
+def test_an_argument_that_was_renamed_is_upgraded(tmp_path, tests_allowed, monkeypatch):
+    path = tmp_path / "config.json"
+    text = dump(fdl.Config(Anything, a=fdl.Config(Knobs, size=9)))
+    path.write_text(text.replace('"size": 9', '"extent": 9'))
+
+    def renamed(cfg):
+        cfg.a.size = cfg.a.__arguments__.pop("extent")
+
+    with pytest.raises(UsageError, match="a: .*Knobs'> takes no 'extent'"):
+        load(path)
+    monkeypatch.setattr(registry, "_upgrades", [renamed])
+    assert fdl.ordered_arguments(load(path).a) == {"size": 9}
+
+
 def test_equal_neighbours_are_written_once_and_are_distinct(tmp_path, tests_allowed):
     """Parts that a neighbour holds alone stay its own, and parts of all stay shared."""
     common = [1]
