@@ -117,9 +117,9 @@ def _config(record: Any) -> fdl.Buildable:
             if node.__arguments__.get(name, _ABSENT) is value:
                 del node.__arguments__[name]
     for node, _ in decoded.made:
-        name = unknown_argument(node)
-        if name is not None and (where := _place(cfg, node)):
-            raise UsageError(f"{where}: {fdl.get_callable(node)!r} takes no {name!r}")
+        wrong = unknown_argument(node)
+        if wrong is not None and (where := _place(cfg, node)):
+            raise UsageError(f"{where}: {fdl.get_callable(node)!r} takes no {wrong!r}")
     return cfg
 
 
