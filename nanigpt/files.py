@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
+from nanigpt.errors import UsageError
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file atomically and durably: it is always the old or the new file, as a whole."""
@@ -41,3 +43,14 @@ def try_lock(path: Path) -> BaseFileLock:
         raise BlockingIOError(path.read_text().strip()) from error
     path.write_text(f"{socket.gethostname()} {os.getpid()}\n")
     return lock
+
+
+def plain_name(name: str) -> str:
+    """Return a name of a file in a folder, which another file or program gave.
+
+    Raises:
+        UsageError: The name leads out of the folder or into another one.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or any(c in name for c in "/\\\0"):
+        raise UsageError(f"{name!r} is not the name of a file; expected one without / and ..")
+    return name

@@ -12,6 +12,7 @@ from absl import flags
 
 from nanigpt.cli.run_flag import define_config_or_run
 from nanigpt.config.check.assembly import Assembly
+from nanigpt.config.check.static import record_findings
 from nanigpt.config.compose.flag import config_flag
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
@@ -36,6 +37,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def run(values: flags.FlagValues) -> int:
     with torch.device("meta"):
         assembly = Assembly(values.config, directives=config_flag(values).directives)
+    assembly.findings += record_findings(values.config)
     assembly.check(
         lambda built: _cross_checks(built, values.ranks),
         lambda _: assembly.missing() if values.files else (),

@@ -13,7 +13,7 @@ from absl import flags
 
 from nanigpt.cli.launch_record import record_launch
 from nanigpt.cli.run_flag import define_run_flag, has_config
-from nanigpt.cli.trainer import assemble_trainer
+from nanigpt.cli.trainer import assemble_trainer, require_recordable
 from nanigpt.config.compose.flag import config_flag, define_config_flag, recipe_name
 from nanigpt.config.flatten import flat
 from nanigpt.config.record.fingerprint import fingerprint
@@ -68,6 +68,7 @@ def run(values: flags.FlagValues) -> int:
     path = values.run_dir or choose_run("runs", recipe_name(directives), cfg)
     directory = RunDirectory(path)
     assembly = assemble_trainer(cfg, directives=directives)
+    require_recordable(assembly)
     trainer = assembly.root
     if not directory.started:  # a run that has started needs its initial weights no more
         assembly.check(lambda _: assembly.missing())

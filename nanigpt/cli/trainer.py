@@ -9,7 +9,7 @@ import torch
 from absl import flags
 
 from nanigpt.config.check.assembly import Assembly
-from nanigpt.config.check.static import problems
+from nanigpt.config.check.static import problems, record_findings
 from nanigpt.config.compose.tagged import set_tag
 from nanigpt.config.record.run_config import load_run
 from nanigpt.errors import UsageError
@@ -55,6 +55,7 @@ def checked_trainer(
             be trained on that many ranks; the message has everything that is wrong.
     """
     assembly = assemble_trainer(cfg, directives=directives)
+    require_recordable(assembly)
     trainer = assembly.root
     assembly.check(
         lambda _: trainer.problems(ranks or trainer.parallelizer.mesh.least),
@@ -72,6 +73,16 @@ def assemble_trainer(cfg: Any, *, directives: Sequence[str] | None = None) -> As
     if not isinstance(assembly.root, Trainer):
         raise UsageError(f"the config builds {type(assembly.root).__name__}, not a Trainer")
     return assembly
+
+
+def require_recordable(assembly: Assembly) -> None:
+    """Check that a run's directory can hold the config.
+
+    Raises:
+        UsageError: a value cannot be recorded; the message has all of them.
+    """
+    assembly.findings += record_findings(assembly.cfg)
+    assembly.check()
 
 
 # A model is looked at on any number of processes, however many trained it.

@@ -108,7 +108,7 @@ def expand(container: Any, element: Element, walked: str) -> list[Element]:
     return chosen
 
 
-def _key(container: dict, element: int | Word, walked: str) -> Any:
+def _key(container: dict[Any, Any], element: int | Word, walked: str) -> Any:
     """Return the key of a dict that was typed without quotes."""
     wanted = str(element) if isinstance(element, int) else "".join(element.text.split())
     for key in container:

@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from nanigpt.errors import UsageError
 
@@ -11,11 +12,15 @@ TOO_DEEP = (
 )
 
 
-def refuses_depth(function: Callable) -> Callable:
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def refuses_depth(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
     """Make a function that walks a config raise a UsageError if the config is too deep."""
 
     @functools.wraps(function)
-    def walk(*args, **kwargs):
+    def walk(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
         try:
             return function(*args, **kwargs)
         except RecursionError as error:

@@ -20,7 +20,7 @@ import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from nanigpt.config.factory import factory_of, has_factory
 from nanigpt.config.nearby import definition
@@ -33,18 +33,23 @@ _ENTRY_POINTS = "nanigpt"
 # objects hash slowly.
 entrances: dict[int, types.CodeType] = {}
 
-_recipes: dict[str, Callable] = {}
+_Table = dict[str, Callable[..., Any]]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_recipes: _Table = {}
 _sources: dict[str, Callable[[str], Any]] = {}
-_fiddlers: dict[str, Callable] = {}
-_components: dict[str, Callable] = {}
+_fiddlers: _Table = {}
+_components: _Table = {}
 _upgrades: list[Callable[[Any], None]] = []
 _moved: dict[str, str] = {}
-_imports: dict[str, list[Callable]] = {}  # factories of the public classes, by what was imported
+_imports: dict[
+    str, list[Callable[..., Any]]
+] = {}  # factories of the public classes, by what was imported
 _flags: dict[str, None] = {}  # the texts that flags gave, in order
 _loaded = False
 
 
-def recipe(function: Callable) -> Callable:
+def recipe(function: _F) -> _F:
     """Register a function that returns a run's config: `--config=config:NAME`."""
     return _register(_recipes, "recipe", function)
 
@@ -54,12 +59,12 @@ def source(function: Callable[[str], Any]) -> Callable[[str], Any]:
     return _register(_sources, "source", function)
 
 
-def fiddler(function: Callable) -> Callable:
+def fiddler(function: _F) -> _F:
     """Register a function that edits a run's config in place: `--config=fiddler:NAME(...)`."""
     return _register(_fiddlers, "fiddler", function)
 
 
-def component(part: Callable) -> Callable:
+def component(part: _F) -> _F:
     """Register a class, or a function that returns a component's config: `set:PATH=@NAME(...)`.
 
     The arguments of a class's `@NAME(...)` are those of its constructor.
@@ -94,7 +99,7 @@ def place_today(module: str, name: str) -> tuple[str, str]:
     return _moved.get(module, module), name
 
 
-def recipes() -> dict[str, Callable]:
+def recipes() -> _Table:
     """Return all recipes by name."""
     load()
     return dict(sorted(_recipes.items()))
@@ -106,13 +111,13 @@ def sources() -> dict[str, Callable[[str], Any]]:
     return dict(sorted(_sources.items()))
 
 
-def fiddlers() -> dict[str, Callable]:
+def fiddlers() -> _Table:
     """Return all fiddlers by name."""
     load()
     return dict(sorted(_fiddlers.items()))
 
 
-def components() -> dict[str, Callable]:
+def components() -> _Table:
     """Return all component factories by name, and those of public classes of imports.
 
     A name that several have is left out.
@@ -175,13 +180,13 @@ def _installed_packages() -> frozenset[str]:
     return frozenset({"nanigpt", *(e.module.partition(".")[0] for e in entries)})
 
 
-def family(function: Callable) -> str:
+def family(function: Callable[..., Any]) -> str:
     """Return the model family of a recipe: `FAMILY` of its module, or the module's name."""
     name = function.__module__
     return getattr(sys.modules[name], "FAMILY", name.rpartition(".")[2])
 
 
-def find_recipe(name: str) -> Callable:
+def find_recipe(name: str) -> Callable[..., Any]:
     """Return the recipe with this name.
 
     Raises:
@@ -191,7 +196,7 @@ def find_recipe(name: str) -> Callable:
     return _find(recipes(), "recipe", name)
 
 
-def find_fiddler(name: str) -> Callable:
+def find_fiddler(name: str) -> Callable[..., Any]:
     """Return the fiddler with this name.
 
     Raises:
@@ -201,7 +206,7 @@ def find_fiddler(name: str) -> Callable:
     return _find(fiddlers(), "fiddler", name)
 
 
-def find_component(name: str) -> Callable:
+def find_component(name: str) -> Callable[..., Any]:
     """Return the component factory with this name.
 
     Raises:
@@ -219,7 +224,7 @@ def find_component(name: str) -> Callable:
     return _find(found, "component", name)
 
 
-def _register(table: dict[str, Callable], kind: str, function: Callable) -> Callable:
+def _register(table: _Table, kind: str, function: _F) -> _F:
     name = function.__name__
     other = table.setdefault(name, function)
     if other is not function and other.__module__ != function.__module__:
@@ -233,7 +238,7 @@ def _register(table: dict[str, Callable], kind: str, function: Callable) -> Call
     return function
 
 
-def _find(table: dict[str, Callable], kind: str, name: str) -> Callable:
+def _find(table: _Table, kind: str, name: str) -> Callable[..., Any]:
     if name in table:
         return table[name]
     imported = {_module_name(text) for text in _imports}
@@ -246,7 +251,7 @@ def _find(table: dict[str, Callable], kind: str, name: str) -> Callable:
     raise UnknownName(f"unknown {kind} {name!r}", name, table)
 
 
-def _parts() -> dict[str, list[Callable]]:
+def _parts() -> dict[str, list[Callable[..., Any]]]:
     """Return the factories of components by name, more than one where names clash."""
     parts = {name: [function] for name, function in _components.items()}
     made = {inspect.unwrap(function) for function in _components.values()}

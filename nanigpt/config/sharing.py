@@ -5,6 +5,7 @@ as shared. A tuple is only what it holds.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Container, Hashable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import fiddle as fdl
 
 
 def references(root: Any) -> collections.Counter[int]:
-    """In how many places each node, list and dict of a DAG is held, by its id."""
+    """In how many places each node, list, dict and set of a DAG is held, by its id."""
     counts: collections.Counter[int] = collections.Counter([id(root)])
     open_parts = [root]
     while open_parts:
@@ -38,16 +39,18 @@ def nodes(root: Any) -> Iterator[fdl.Buildable]:
 
 
 def _held(value: Any) -> Iterator[Any]:
-    """Yield the nodes, lists and dicts that a value holds directly or in tuples."""
+    """Yield the nodes, lists, dicts and sets that a value holds directly, in tuples or partials."""
     if isinstance(value, fdl.Buildable):
         children = fdl.ordered_arguments(value).values()
     else:
         children = value.values() if isinstance(value, dict) else value
     for child in children:
-        if isinstance(child, (fdl.Buildable, list, dict)):
+        if isinstance(child, (fdl.Buildable, list, dict, set)):
             yield child
         elif isinstance(child, tuple):
             yield from _held(child)
+        elif isinstance(child, functools.partial):
+            yield from _held((*child.args, *child.keywords.values()))
 
 
 class Sharing:
@@ -70,7 +73,7 @@ class Sharing:
         self,
         value: Any,
         *,
-        arguments: Callable[[fdl.Buildable], dict] = fdl.ordered_arguments,
+        arguments: Callable[[fdl.Buildable], dict[Any, Any]] = fdl.ordered_arguments,
         known: Container[int] = (),
     ) -> Any:
         """Return a key that is equal for values that can replace each other.

@@ -17,11 +17,13 @@ from nanigpt.problems import (
     require_not_negative,
     require_positive,
 )
+from nanigpt.pure import pure
 
 State = Literal["float32", "bfloat16", "8bit"]
 Kernel = Literal["fused", "foreach"]
 
 
+@pure
 def adamw(
     named_parameters: NamedParameters,
     *,

@@ -29,10 +29,12 @@ from nanigpt.problems import (
     require_not_negative,
     require_positive,
 )
+from nanigpt.pure import pure
 
 AdjustLR = Literal["match_rms_adamw", "original"]
 
 
+@pure
 def muon(
     named_parameters: NamedParameters,
     *,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from nanigpt.errors import MisfitError
+from nanigpt.errors import MisfitError, UsageError
 from nanigpt.models.float8_recipe import ordinary
 from nanigpt.parallel.world import World
 from nanigpt.problems import refuse, require_positive
@@ -128,13 +128,16 @@ class Checkpointer:
         Raises:
             MisfitError: The checkpoint belongs to another model or optimizer, or the optimizer's
                 state cannot be divided over these ranks.
+            UsageError: The checkpoint's metadata are damaged, or would run code.
         """
         folder = self.latest(run)
         if folder is None:
             return None
         import torch.distributed.checkpoint as dcp
 
-        reader = dcp.FileSystemReader(folder)
+        from nanigpt.training.checkpoint_reader import Planner, Reader
+
+        reader = Reader(folder)
         stored = reader.read_metadata().state_dict_metadata
         state: dict[str, Any] = {"model": model_state(model)}
         _require_keys(folder, stored, state["model"])
@@ -147,7 +150,7 @@ class Checkpointer:
             if n_stored == world.size and all(f"rng.{k}" in stored for k in _flat(rng)):
                 state["rng"] = rng
         with _alone_without_warning(world) as alone, _of_the_same_blocks(folder):
-            dcp.load(state, storage_reader=reader, no_dist=alone)
+            dcp.load(state, storage_reader=reader, planner=Planner(), no_dist=alone)
         if "rng" in state:
             _set_rng_state(state["rng"], world)
         return Progress(**json.loads((folder / _MANIFEST).read_text())["progress"])
@@ -229,6 +232,8 @@ def _require_keys(folder: Path, stored: dict[str, Any], wanted: dict[str, torch.
         entry = stored.get(f"model.{name}")
         if entry is None:
             problems.append(f"no {name}")
+        elif not hasattr(entry, "size"):
+            problems.append(f"{name} is no tensor")
         elif entry.size != tensor.shape:
             problems.append(f"{name} is {list(entry.size)}, expected {list(tensor.shape)}")
     if problems:
@@ -258,6 +263,9 @@ def _of_the_same_blocks(folder: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
+        for failure, _ in error.failures.values():
+            if isinstance(failure, UsageError):
+                raise failure from error
         stacks = [stack for _, stack in error.failures.values()]
         if not any("torchao" in frame.filename for stack in stacks for frame in stack):
             raise

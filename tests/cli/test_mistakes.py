@@ -63,12 +63,11 @@ def folder(tmp_path_factory):
     (path / "broken.json").write_text("{")
     recorded = dump(compose(["config:llama3_debug"]))
     for module, name in (("os", "system"), ("subprocess", "run"), ("antigravity", "fly")):
-        text = recorded.replace('"nanigpt.optim.adamw"', f'"{module}"')
-        (path / f"{module}.json").write_text(text.replace('"adamw"', f'"{name}"'))
+        text = recorded.replace('"nanigpt.optim.adamw:adamw"', f'"{module}:{name}"')
+        (path / f"{module}.json").write_text(text)
     for name, text in CODE.items():
         (path / name).parent.mkdir(exist_ok=True)
         (path / name).write_text(text)
-
     for name, fields in HUGGING_FACE.items():
         (path / name).mkdir()
         (path / name / "config.json").write_text(json.dumps({**LLAMA, **fields}))

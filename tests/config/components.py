@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple, NewType, TypeVar
 import fiddle as fdl
 import torch
 
+from nanigpt.pure import pure
+
 T = TypeVar("T")
 Size = NewType("Size", int)
 
@@ -100,6 +102,7 @@ class Anything:
         self.b = b
 
     @classmethod
+    @pure
     def made(cls, *, a: Any = None) -> "Anything":
         return cls(a=a)
 
@@ -139,6 +142,7 @@ class Parts:
         self.extra = extra
 
 
+@pure
 def pair(a: Any, b: Any = None) -> tuple:
     return a, b
 

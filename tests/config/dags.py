@@ -9,6 +9,8 @@ import torch
 from fiddle import daglish
 from hypothesis import strategies as st
 
+from nanigpt.pure import pure
+
 
 class Knob(fdl.Tag):
     """A tag."""
@@ -33,6 +35,7 @@ class Crate:
         self.values = (a, b, c, d)
 
 
+@pure
 def pack(*, a: Any = None, b: Any = None, c: Any = None, d: Any = None) -> tuple:
     return a, b, c, d
 

@@ -273,3 +273,18 @@ def test_a_folder_that_is_not_empty_is_not_written_to(tmp_path):
     with pytest.raises(UsageError, match="is there already"):
         save_pretrained(random_model("llama", "gqa"), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil", "../evil", "a/b", "..", ""])
+def test_names_that_lead_out_of_the_folder_are_refused(name, tmp_path):
+    model = random_model("llama", "gqa")
+    with pytest.raises(UsageError, match="is not the name of a file"):
+        save_pretrained(model, tmp_path / "out", texts={name: "x"})
+    assert list(tmp_path.iterdir()) == []
+    save_pretrained(model, tmp_path / "out", max_shard_bytes=30_000)
+    index = tmp_path / "out/model.safetensors.index.json"
+    record = json.loads(index.read_text())
+    record["weight_map"][next(iter(record["weight_map"]))] = name
+    index.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="index.json: .* is not the name of a file"):
+        Folder(tmp_path / "out")

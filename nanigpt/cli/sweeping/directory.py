@@ -14,7 +14,7 @@ from nanigpt.config.compose.flag import compose
 from nanigpt.config.record.file import differences, dump, load
 from nanigpt.config.record.fingerprint import fingerprint
 from nanigpt.errors import UsageError
-from nanigpt.files import write_atomically
+from nanigpt.files import plain_name, write_atomically
 from nanigpt.training.run_directory import RunDirectory
 from nanigpt.words import listed
 
@@ -50,6 +50,9 @@ class Trial:
     method: str
     values: dict[str, str] = field(default_factory=dict)
     flops: float | None = None
+
+    def __post_init__(self) -> None:
+        plain_name(self.name)
 
     @classmethod
     def load(cls, recorded: dict[str, Any]) -> "Trial":

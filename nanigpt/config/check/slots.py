@@ -62,7 +62,7 @@ def element(argument: str | int) -> str | int:
     return Position(argument) if isinstance(argument, int) else argument
 
 
-def items(value: list | tuple | dict) -> Iterator[tuple[Any, Any]]:
+def items(value: list[Any] | tuple[Any, ...] | dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
     """Yield the elements of a container with their elements of a path."""
     if isinstance(value, dict):
         return (((key,), child) for key, child in value.items())
@@ -163,7 +163,9 @@ def _is_container(value: Any) -> bool:
     return isinstance(value, (list, tuple, dict)) and bool(value)
 
 
-def _elements(value: list | tuple | dict, annotation: Any) -> Iterator[Any]:
+def _elements(
+    value: list[Any] | tuple[Any, ...] | dict[Any, Any], annotation: Any
+) -> Iterator[Any]:
     """Yield the annotation of each element of a container."""
     arguments = typing.get_args(annotation)
     for i in range(len(value)):

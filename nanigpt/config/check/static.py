@@ -15,6 +15,7 @@ from nanigpt.config.check.findings import Finding
 from nanigpt.config.check.slots import element, hints, items, type_findings
 from nanigpt.config.fold import Path
 from nanigpt.config.paths import Element, parse_path
+from nanigpt.config.record.file import unrecordable
 from nanigpt.config.record.fingerprint import nameless
 from nanigpt.config.recursion import TOO_DEEP
 from nanigpt.errors import UsageError
@@ -44,6 +45,12 @@ def static_findings(cfg: fdl.Buildable) -> list[tuple[int | None, Finding]]:
     except RecursionError:
         return [(id(cfg), Finding((), f": the config {TOO_DEEP}"))]
     return list({finding: (broken, finding) for broken, finding in found}.values())
+
+
+def record_findings(cfg: fdl.Buildable) -> list[Finding]:
+    """Find values that a record of a run could not hold, except those that `problems` finds."""
+    told = {text.partition(": ")[0] for text in nameless(cfg)}
+    return [_parsed(text) for text in unrecordable(cfg) if text.partition(": ")[0] not in told]
 
 
 def elements(cfg: fdl.Buildable, path: daglish.Path) -> Path:

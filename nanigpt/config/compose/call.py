@@ -53,7 +53,7 @@ class Call:
             raise UsageError(f"{twice[0]} is given twice in {text!r}; keep one of the two")
         return cls(name, tuple(args), tuple(kwargs))
 
-    def apply(self, function: Callable, *first: Any) -> Any:
+    def apply(self, function: Callable[..., Any], *first: Any) -> Any:
         """Call `function(*first, *args, **kwargs)`, after converting arguments to its annotations.
 
         Raises:
@@ -74,7 +74,7 @@ class Call:
         return function(*first, *bound.args, **bound.kwargs)
 
 
-def _argument(function: Callable, parameter: inspect.Parameter, text: Any) -> Any:
+def _argument(function: Callable[..., Any], parameter: inspect.Parameter, text: Any) -> Any:
     annotation = argument_annotation(function, parameter.name)
     if parameter.kind is parameter.VAR_POSITIONAL:
         return tuple(parse_value(t, annotation) for t in text)

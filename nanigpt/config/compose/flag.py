@@ -284,7 +284,7 @@ def _apply_fiddler(cfg: fdl.Buildable, expression: str) -> None:
         raise UsageError(f"fiddler {call.name} returned a value; expected an edit in place")
 
 
-def _call(kind: str, call: Call, function: Callable, *first: Any) -> Any:
+def _call(kind: str, call: Call, function: Callable[..., Any], *first: Any) -> Any:
     try:
         return call.apply(function, *first)
     except UsageError:

@@ -1,109 +1,73 @@
-"""Configs as JSON: written beside a run's results, and loaded back equal."""
+"""Configs as JSON: written beside a run's results, and loaded back equal.
 
-import collections
-import functools
-import inspect
+The format is that of a file which a person reads, and `git diff` shows by argument:
+
+    format   2
+    nanigpt  version that wrote the file
+    imports  modules that were imported by --import
+    classes  name and defaults of every class or function that a node names
+    config   the root, as `encode` describes it
+
+A node has the arguments that were set. What it left to the defaults of its class is in `classes`,
+so that a default that changes later does not change the run.
+"""
+
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fiddle as fdl
-import torch
 from fiddle import daglish
-from fiddle._src.experimental import serialization  # the public module hides Serialization
 
 from nanigpt.config.flatten import Container, Node, leaves, show_value
+from nanigpt.config.record.decode import Decoder, unknown_argument
+from nanigpt.config.record.encode import Encoder
 from nanigpt.config.record.fingerprint import same_content
+from nanigpt.config.record.first_format import converted, is_first_format
 from nanigpt.config.record.foreign import refuse_foreign
-from nanigpt.config.record.names import AllowList, library_name
+from nanigpt.config.record.layout import lay_out
 from nanigpt.config.record.provenance import mark
 from nanigpt.config.recursion import TOO_DEEP
-from nanigpt.config.registry import place_today, upgrades
-from nanigpt.errors import UsageError
+from nanigpt.config.registry import imports, upgrades
+from nanigpt.errors import MissingImport, UsageError
+from nanigpt.version import __version__
 
+FORMAT = 2
+_KEYS = ("format", "nanigpt", "imports", "classes", "config")
+_SHOWN = 5  # problems in one message
 _ABSENT = object()
-
-# Values that Fiddle does not know how to write.
-serialization.register_node_traverser(
-    complex,
-    flatten_fn=lambda value: ((value.real, value.imag), None),
-    unflatten_fn=lambda values, _: complex(*values),
-    path_elements_fn=lambda _: (daglish.Attr("real"), daglish.Attr("imag")),
-)
-serialization.register_node_traverser(
-    functools.partial,
-    flatten_fn=lambda value: ((value.func, value.args, value.keywords), None),
-    unflatten_fn=lambda values, _: functools.partial(values[0], *values[1], **values[2]),
-    path_elements_fn=lambda _: tuple(map(daglish.Attr, ("func", "args", "keywords"))),
-)
-for _kind in (torch.device, Path, type(Path())):
-    serialization.register_node_traverser(
-        _kind,
-        flatten_fn=lambda value: ((str(value),), None),
-        unflatten_fn=lambda values, _, kind=_kind: kind(values[0]),
-        path_elements_fn=lambda _: (serialization.IdentityElement(),),
-    )
-
-
-class _Serialization(serialization.Serialization):
-    """A faster version of Fiddle's serialization.
-
-    Names are counted for each prefix, where Fiddle tries 1, 2, 3, ... for every object. A class is
-    looked up once. Objects do not list every path that leads to them.
-    """
-
-    def __init__(self, *args, **kwargs):
-        self._counts: dict[str, int] = collections.defaultdict(int)
-        self._pyrefs: dict[int, tuple[Any, dict[str, str]]] = {}
-        super().__init__(*args, **kwargs)
-
-    def _unique_name(self, value: Any) -> str:
-        hint_type = fdl.get_callable(value) if isinstance(value, fdl.Buildable) else type(value)
-        hint = getattr(hint_type, "__name__", "object").lower()
-        self._counts[hint] += 1
-        return f"{hint}_{self._counts[hint]}"
-
-    def _pyref(self, value: Any, current_path: Any) -> dict[str, str]:
-        if id(value) not in self._pyrefs:
-            if known := library_name(value):
-                reference = {"type": "pyref", "module": known[0], "name": known[1]}
-            else:
-                reference = super()._pyref(value, current_path)
-            self._pyrefs[id(value)] = (value, reference)  # kept, so that no id is used twice
-        return self._pyrefs[id(value)][1]
-
-    def _serialize(self, value: Any, current_path: Any, all_paths: Any = None) -> Any:
-        if library_name(value):  # functions and constants that upstream does not know
-            return self._pyref(value, current_path)
-        return super()._serialize(value, current_path)
 
 
 def dump(cfg: fdl.Buildable) -> str:
-    """Return a config as JSON, with a line for each object.
+    """Return a config as JSON, with a line for each argument.
 
     Raises:
-        UsageError: it holds a value that cannot be written, such as a lambda.
+        UsageError: it holds values that cannot be written, such as a lambda.
     """
+    encoded = _encoded(cfg)
+    if encoded.problems:
+        more = len(encoded.problems) - _SHOWN
+        shown = encoded.problems[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        raise UsageError(f"the config cannot be recorded: {'; '.join(shown)}")
+    parts = (FORMAT, __version__, list(imports()), encoded.classes, encoded.config)
+    return lay_out(dict(zip(_KEYS, parts, strict=True))) + "\n"
+
+
+def unrecordable(cfg: fdl.Buildable) -> list[str]:
+    """Return `path: problem` of each value that `dump` cannot write, with its remedy."""
+    return list(dict.fromkeys(_encoded(cfg).problems))
+
+
+def _encoded(cfg: fdl.Buildable) -> Encoder:
     try:
-        result = _Serialization(cfg, AllowList()).result
-    except (
-        serialization.UnserializableValueError,
-        serialization.PyrefPolicyError,
-        AttributeError,  # it has a name, by which it is not found
-        ImportError,
-    ) as error:
-        raise UsageError(f"the config cannot be recorded: {error}") from error
+        return Encoder(cfg)
     except RecursionError as error:
         raise UsageError(f"the config cannot be recorded: it {TOO_DEEP}") from error
-    objects = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in result.pop("objects").items()]
-    rest = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()]
-    listed = ' "objects": {\n' + ",\n".join(objects) + "\n }"
-    return "{\n" + ",\n".join([*rest, listed]) + "\n}\n"
 
 
 def load(path: str | Path) -> fdl.Buildable:
-    """Load a config that `dump` wrote.
+    """Load a config that `dump` wrote, or version 0.1.
 
     Raises:
         UsageError: there is no such file, it is not a config, or it names what is not allowed.
@@ -112,63 +76,83 @@ def load(path: str | Path) -> fdl.Buildable:
         raise UsageError(f"{path}: no such file")
     refuse_foreign(path)
     try:
-        text = json.dumps(_at_places_of_today(json.loads(Path(path).read_text())))
-        cfg = serialization.load_json(text, pyref_policy=AllowList())
-        if isinstance(cfg, fdl.Buildable):
-            for upgrade in upgrades():
-                upgrade(cfg)
-            _check_nodes(cfg)
-    except serialization.PyrefPolicyError as error:
-        raise UsageError(
-            f"{path} names {error.module}.{error.symbol}, which a config file may not; allowed are "
-            f"{AllowList()}, and of packages with an entry point of the group nanigpt"
-        ) from error
+        record = json.loads(Path(path).read_bytes())
+    except RecursionError as error:
+        raise UsageError(f"{path} is not a config: it {TOO_DEEP}") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} is not a config that this version can read: {error}") from error
+    try:
+        cfg = _config(converted(record) if is_first_format(record) else record)
     except RecursionError as error:
         raise UsageError(f"{path} is not a config: it {TOO_DEEP}, or holds itself") from error
-    except Exception as error:  # reading a damaged file may raise anything
-        raise UsageError(f"{path} is not a config that this version can read: {error}") from error
-    if not isinstance(cfg, fdl.Buildable):
-        raise UsageError(f"{path} holds {type(cfg).__name__}, not a config")
+    except UsageError as error:
+        told = f"{path}: {error}"
+        if missing := _missing_imports(record):
+            raise MissingImport(
+                f"{told}; it was written with code that is not imported", module=missing[0]
+            ) from error
+        raise UsageError(told) from error
     mark(cfg, str(path))
     return cfg
 
 
-def _at_places_of_today(value: Any) -> Any:
-    """JSON of a record, in which what was moved since has its new place."""
-    if isinstance(value, list):
-        return [_at_places_of_today(element) for element in value]
-    if not isinstance(value, dict):
-        return value
-    if value.get("type") == "pyref":
-        module, name = place_today(value["module"], value["name"])
-        return {**value, "module": module, "name": name}
-    return {key: _at_places_of_today(element) for key, element in value.items()}
+def _config(record: Any) -> fdl.Buildable:
+    """Return the config of a record."""
+    if not isinstance(record, dict) or "format" not in record:
+        raise UsageError("it is not a config that nanigpt wrote")
+    if record["format"] != FORMAT or type(record["format"]) is not int:
+        raise UsageError(
+            f"it has format {record['format']!r}, and this version reads format {FORMAT}; it was "
+            f"written by nanigpt {record.get('nanigpt')!r}"
+        )
+    if record.keys() != set(_KEYS):
+        raise UsageError(f"expected {', '.join(_KEYS)}, not {', '.join(record)}")
+    decoded = Decoder(record["config"], record["classes"])
+    cfg = decoded.config
+    unknown = any(unknown_argument(node) is not None for node, _ in decoded.made)
+    is_old = record["nanigpt"] != __version__ or decoded.is_stale or unknown
+    same = decoded.fill(everything=is_old)
+    if is_old:
+        for upgrade in upgrades():
+            try:
+                upgrade(cfg)
+            except Exception as error:  # the record may be damaged, and users write upgrades
+                raise UsageError(
+                    f"{upgrade.__name__} cannot upgrade it: {type(error).__name__}: {error}"
+                ) from error
+        for node, name, value in same:
+            if node.__arguments__.get(name, _ABSENT) is value:
+                del node.__arguments__[name]
+    for node, _ in decoded.made:
+        wrong = unknown_argument(node)
+        if wrong is not None and (where := _place(cfg, node)):
+            raise UsageError(f"{where}: {fdl.get_callable(node)!r} takes no {wrong!r}")
+    return cfg
+
+
+def _place(cfg: fdl.Buildable, node: fdl.Buildable) -> str:
+    """Return the path of a node, or "" if an upgrade took it out."""
+    for value, path in daglish.iterate(cfg):
+        if value is node:
+            return daglish.path_str(path).removeprefix(".") or "the root"
+    return ""
+
+
+def _missing_imports(record: Any) -> list[str]:
+    """Return the modules that a record needs and nobody imported."""
+    named = record.get("imports") if isinstance(record, dict) else None
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        return []
+    return [name for name in named if name not in imports()]
 
 
 def is_record(path: Path) -> bool:
     """Whether a file looks like one that `dump` wrote: other programs write a config.json too."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and {"root", "objects"} <= found.keys()
-
-
-def _check_nodes(cfg: fdl.Buildable) -> None:
-    """Raise ValueError if Python code could not have made a node."""
-    for node, path in daglish.iterate(cfg):
-        if not isinstance(node, fdl.Buildable):
-            continue
-        where = daglish.path_str(path).removeprefix(".") or "the root"
-        parameters = node.__signature_info__.parameters
-        kinds = {parameter.kind for parameter in parameters.values()}
-        for name in {**node.__arguments__, **node.__argument_tags__}:
-            known = name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
-            if not (known if isinstance(name, str) else isinstance(name, int)):
-                raise ValueError(f"{where}: {fdl.get_callable(node)!r} takes no {name!r}")
-        for tags in node.__argument_tags__.values():
-            if not all(isinstance(tag, type) and issubclass(tag, fdl.Tag) for tag in tags):
-                raise ValueError(f"{where}: {set(tags)} are not tags")
+    return is_first_format(found) or (isinstance(found, dict) and set(_KEYS) <= found.keys())
 
 
 def differences(old: fdl.Buildable, new: fdl.Buildable) -> list[str]:

@@ -11,14 +11,14 @@ import hashlib
 import json
 import types
 from collections.abc import Iterator
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import fiddle as fdl
 
 from nanigpt.config.flatten import Container, Node, Shared, entries
 from nanigpt.config.paths import arguments, join
-from nanigpt.config.record.names import own_name
+from nanigpt.config.record.names import full_name
 from nanigpt.config.recursion import TOO_DEEP
 from nanigpt.errors import UsageError
 
@@ -80,7 +80,7 @@ class _Content:
     sharing is told from equality. So are lists, dicts and sets, which what is built could change.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._nodes: dict[int, int] = {}
         self._containers: dict[int, int] = {}
 
@@ -109,6 +109,8 @@ class _Content:
             members = [self.of(v, path) for v in value]
             kind = "set" if isinstance(value, set) else "frozenset"
             return {kind: sorted(members, key=json.dumps)}
+        if isinstance(value, slice):
+            return {"slice": [self.of(v, path) for v in (value.start, value.stop, value.step)]}
         if isinstance(value, functools.partial):
             given = [_Content().of(part, path) for part in (value.args, value.keywords)]
             return {"partial": _name(value.func, path), "arguments": given}
@@ -169,16 +171,7 @@ def _plain(value: Any, path: str) -> Any:
 
 
 def _name(function: Any, path: str) -> str:
-    module, name = own_name(function) or ("", "")
-    if name.endswith("<lambda>"):
-        code = function.__code__
-        raise UsageError(
-            f"{path or 'the root'}: a lambda ({Path(code.co_filename).name}:{code.co_firstlineno}) "
-            "has no name to record it by; name the function: def it at the top level of a module"
-        )
-    if "<" in name or not name:  # <locals>
-        raise UsageError(
-            f"{path or 'the root'}: {function!r} cannot be named from another process; "
-            "define it at the top level of a module"
-        )
-    return f"{module}:{name}"
+    try:
+        return full_name(function)
+    except UsageError as error:
+        raise error.within(path or "the root") from error

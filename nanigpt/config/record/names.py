@@ -4,45 +4,42 @@ This includes the list of names that a config file may have.
 """
 
 import functools
+import importlib
 import inspect
 import pathlib
+import re
+import sys
 import types
 from enum import Enum
 from typing import Any
 
 import fiddle as fdl
 import torch
-from fiddle._src import config as fiddle_config  # the public module hides the metadata
-from fiddle._src import tagging
-from fiddle._src.experimental import serialization
 
-from nanigpt.config.registry import extension_packages
+from nanigpt.config.registry import components, extension_packages, imports, place_today
+from nanigpt.errors import UsageError
+from nanigpt.pure import is_pure
 
 _BUILTINS = (bool, bytes, complex, dict, float, frozenset, int, list, set, slice, str, tuple)
-_FIDDLE = (
-    fdl.ArgFactory,
-    fdl.Config,
-    fdl.Partial,
-    fiddle_config.BuildableTraverserMetadata,
-    fiddle_config.NoValue,
-    tagging.TaggedValueCls,
-    tagging.tagged_value_fn,
+# Packages and modules of nanigpt whose classes a record may name. Converters of weights are no
+# components: their constructors open files.
+_OURS = re.compile(
+    r"nanigpt\.(tags|(data|experiments|models|optim|parallel|precision|tasks|training)(\.\w+)+)"
 )
-# Of nanigpt: packages that hold no components, and those whose functions are components; functions
-# of others reach files and processes, and their components are classes.
-_TOOLS = ("cli", "config")
-_PURE = ("models", "optim")
+_CONVERTERS = re.compile(r"nanigpt\.models\.huggingface\b")
 
 
 @functools.cache
 def _library() -> dict[tuple[str, str], Any]:
     """Return everything in libraries that a config file may name, by public names.
 
-    These are containers, Fiddle's nodes, and those parts of torch that compute on tensors but reach
+    These are containers, Fiddle's marks, and those parts of torch that compute on tensors but reach
     no file.
     """
     named: dict[tuple[str, str], Any] = {("builtins", kind.__name__): kind for kind in _BUILTINS}
-    named |= {(each.__module__, each.__qualname__): each for each in _FIDDLE}
+    tagged = fdl.TaggedValue(tags=(fdl.Tag,))
+    named["fiddle", "TaggedValue"] = fdl.get_callable(tagged)
+    named["fiddle", "NO_VALUE"] = fdl.NO_VALUE
     named["functools", "partial"] = functools.partial
     named["pathlib", "Path"] = pathlib.Path
     named["torch", "device"] = torch.device
@@ -115,38 +112,131 @@ def own_name(value: Any) -> tuple[str, str] | None:
     return (getattr(value, "__module__", None) or "", name) if isinstance(name, str) else None
 
 
-class AllowList(serialization.PyrefPolicy):
-    """The names that a config file may have.
+def full_name(value: Any) -> str:
+    """Return `module:name` of a class, function or member of an enum.
 
-    They are public classes and functions of packages of recipes, by the module that defines them;
-    Fiddle's nodes and containers; and torch's modules, optimizers, functions of tensors, and
-    constants. Any other name is refused before it is imported.
+    Raises:
+        UsageError: Another process cannot find it by a name.
     """
+    module, name = own_name(value) or ("", "")
+    if name.endswith("<lambda>"):
+        code = value.__code__
+        raise UsageError(
+            f"a lambda ({pathlib.Path(code.co_filename).name}:{code.co_firstlineno}) has no name "
+            "to record it by; name the function: def it at the top level of a module, and add "
+            "--import=FILE.py"
+        )
+    if "<" in name or not name:  # <locals>
+        raise UsageError(
+            f"{value!r} cannot be named from another process; define it at the top level of a "
+            "module, and add --import=FILE.py"
+        )
+    return f"{module}:{name}"
 
-    def allows_import(self, module: str, symbol: str) -> bool:
-        if not (isinstance(module, str) and isinstance(symbol, str)):
-            return False
-        if (module, symbol) in _library():
-            return True
-        # What is private may do anything: `__main__` runs a command, `_remove` deletes a folder.
-        if "__main__" in module or any(part.startswith("_") for part in symbol.split(".")):
-            return False
-        package, *rest = module.split(".")
-        if package == "nanigpt" and module != "nanigpt.tags":
-            return len(rest) > 1 and rest[0] not in _TOOLS
-        return package in extension_packages()
 
-    def allows_value(self, value: Any) -> bool:
-        # A module of ours may have imported `os`, and a class leads to others: what was found
-        # must be allowed by the name that it has where it is defined.
-        name = own_name(value)
-        if name is None or not self.allows_import(*name):
-            return False
-        if name in _library() or not isinstance(value, types.FunctionType):
-            return True
-        package, *rest = name[0].split(".")
-        is_method = "." in name[1]
-        return not is_method and (package != "nanigpt" or rest[0] in _PURE)
+def recorded_name(value: Any) -> str:
+    """Return `module:name` of an object that a config file may name.
 
-    def __str__(self) -> str:
-        return f"classes and functions of {', '.join(sorted(extension_packages()))}"
+    Raises:
+        UsageError: It may not, or another object has the name. The message has the remedy.
+    """
+    text = full_name(value)
+    module, _, symbol = text.partition(":")
+    if library_name(value):
+        return text
+    if problem := _misplaced(module, symbol):
+        raise UsageError(f"{text} {problem}")
+    if not _is_harmless(value):
+        raise UsageError(
+            f"{text} is a function that a config file may not name; use a class, or mark the "
+            "function with @nanigpt.pure.pure if it reads and writes no file"
+        )
+    found = _look_up(module, symbol)
+    # A class method is another object each time.
+    if found is not value and not (isinstance(value, types.MethodType) and found == value):
+        raise UsageError(f"{text} is the name of another object: {found!r}")
+    return text
+
+
+def find(text: str) -> Any:
+    """Return the object that a config file names as `module:name`.
+
+    Only modules of nanigpt are imported, and only those that hold components.
+
+    Raises:
+        UsageError: A config file may not name it, or there is no such object.
+    """
+    module, _, symbol = text.partition(":")
+    module, symbol = place_today(module, symbol)
+    if (module, symbol) in _library():
+        return _library()[module, symbol]
+    refused = f"names {text}, which a config file may not"
+    if problem := _misplaced(module, symbol):
+        raise UsageError(f"{refused}: it {problem}")
+    value = _look_up(module, symbol)
+    # A module may have imported `os`, and a class leads to others: what was found must be allowed
+    # by the name that it has where it is defined.
+    place = own_name(value)
+    if value is None or place is None or (not library_name(value) and _misplaced(*place)):
+        raise UsageError(f"{refused}: {module} defines no such class or function")
+    if not library_name(value) and not _is_harmless(value):
+        raise UsageError(
+            f"{refused}: it is a function without the mark @nanigpt.pure.pure, and may do anything"
+        )
+    return value
+
+
+def _misplaced(module: str, symbol: str) -> str:
+    """Say why a config file may name nothing at this place; "" if it may."""
+    # What is private may do anything: `__main__` runs a command, `_remove` deletes a folder.
+    if module == "__main__":
+        return "is defined in a script; define it in a module, and add --import=FILE.py"
+    if "__main__" in module or not all(
+        part.isidentifier() and not part.startswith("_") for part in symbol.split(".")
+    ):
+        return "is private"
+    package = module.partition(".")[0]
+    if package == "nanigpt":
+        if _OURS.fullmatch(module) and not _CONVERTERS.match(module):
+            return ""
+        return "is no component"
+    known = {*extension_packages(), *(name.partition(".")[0] for name in imports())}
+    if package not in known:
+        return (
+            f"is in none of the packages {', '.join(sorted(known))}; if it is your own, add "
+            "--import=FILE.py or --import=MODULE"
+        )
+    if module not in sys.modules:
+        return f"is in a module that is not imported; add --import={module} if you trust it"
+    return ""
+
+
+def _is_harmless(value: Any) -> bool:
+    """Return whether a value is a class, a member of an enum, or a function that may be named."""
+    if isinstance(value, (type, Enum)):
+        return True
+    function = getattr(value, "__func__", value)
+    if not isinstance(function, types.FunctionType):
+        return False
+    return is_pure(function) or any(function is known for known in components().values())
+
+
+def _look_up(module: str, symbol: str) -> Any:
+    """Return what a module that was not `_misplaced` defines, or None; no code of it is called."""
+    if module not in sys.modules:
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return None
+    value: Any = sys.modules[module]
+    for part in symbol.split("."):
+        if isinstance(value, type) and issubclass(value, Enum):
+            value = value.__members__.get(part)
+            continue
+        if not isinstance(value, (type, types.ModuleType)):
+            return None
+        found = inspect.getattr_static(value, part, None)
+        if isinstance(value, type) and isinstance(found, (classmethod, staticmethod)):
+            found = found.__get__(None, value)
+        value = found
+    return value

@@ -184,7 +184,7 @@ def _edited(cfg: fdl.Buildable) -> list[tuple[Any, str, Any, str]]:
     return found
 
 
-def _follow_copies(cfg: fdl.Buildable, directive: str, before: list) -> None:
+def _follow_copies(cfg: fdl.Buildable, directive: str, before: list[Any]) -> None:
     """Say of values that a directive copied where they come from.
 
     A copy has the value of another argument with the same name, or with a tag in common.

@@ -37,7 +37,7 @@ def diff(old: fdl.Buildable, new: fdl.Buildable) -> list[Change]:
         return []
     sides: list[dict[tuple[Element, ...], Any]] = [{(): old}, {(): new}]
     elements = {path: _elements(path, sides) for path, *_ in changed}
-    grouped: dict[tuple, list[str]] = {}
+    grouped: dict[tuple[Any, ...], list[str]] = {}
     for path, before, after in changed:
         # The first index of a path is that of the layer; the rest of the path must agree.
         at = first_index(elements[path])

@@ -74,7 +74,7 @@ class _Edits:
         self.writer = Writer(new)
         self.writer.imports.name(fiddler, "")
         self._body = Scope()
-        self._shared: list[tuple[list | dict, Any, Path]] = []
+        self._shared: list[tuple[list[Any] | dict[Any, Any], Any, Path]] = []
         self._match(old, new, ())
         # What is written anew may hold a list that stays as it is: then it is that very list.
         for before, after, path in self._shared:

@@ -41,7 +41,7 @@ def listing(cfg: fdl.Buildable | None = None) -> str:
 
 
 def _functions(
-    table: dict[str, Callable], skipped: int, places: dict[str, list[str]] | None = None
+    table: dict[str, Callable[..., Any]], skipped: int, places: dict[str, list[str]] | None = None
 ) -> Iterator[str]:
     """Yield the rows of a registry; users do not give the first `skipped` parameters."""
     for name, function in table.items():
@@ -69,7 +69,7 @@ def _recipes() -> Iterator[str]:
         yield textwrap.fill(text, 100, initial_indent=" " * 4, subsequent_indent=" " * 4)
 
 
-def _form(name: str, function: Callable, skipped: int) -> str:
+def _form(name: str, function: Callable[..., Any], skipped: int) -> str:
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     return f"{name}({', '.join(map(str, parameters))})" if parameters else name
 

@@ -128,7 +128,7 @@ class _Outline:
             rows.extend(self._rows((value,), place.child(name), about))
         return tuple(rows)
 
-    def _rows(self, values: tuple[Any, ...], place: _Place, about: dict) -> Iterator[Row]:
+    def _rows(self, values: tuple[Any, ...], place: _Place, about: dict[Any, Any]) -> Iterator[Row]:
         value = values[0]
         if isinstance(value, fdl.Buildable) and id(value) in self._first:
             first = self._first[id(value)]

@@ -46,7 +46,7 @@ def n_parameters(parts: Iterable[Size]) -> int:
 class _Meter:
     """Measures nodes as they are built, from the leaves up."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.sizes: dict[int, Size] = {}
         self._numbers: dict[int, int] = {}  # of tensors, by id
 

@@ -87,7 +87,7 @@ class Scope:
 class Imports:
     """Names of a module: what is imported, and variables."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._names: dict[tuple[str, str], str] = {}
         self._taken = {"fdl", "config", "cfg", "torch", *keyword.kwlist, *dir(builtins)}
         self._torch = False
@@ -237,7 +237,7 @@ class Writer:
             items.append(Group("**{", tuple(odd), "}"))
         return Group(f"fdl.{type(node).__name__}(", tuple(items), ")")
 
-    def _elements(self, values: list, scope: Scope, path: str) -> Iterator["str | Group"]:
+    def _elements(self, values: list[Any], scope: Scope, path: str) -> Iterator["str | Group"]:
         for start, stop in self._runs(values):
             at = join(path, start)
             if stop - start < 2 or not isinstance(values[start], fdl.Buildable):
@@ -256,7 +256,7 @@ class Writer:
         scope.lines.extend(["", head, *inner.lines, ""])
         return name
 
-    def _runs(self, values: list) -> Iterator[tuple[int, int]]:
+    def _runs(self, values: list[Any]) -> Iterator[tuple[int, int]]:
         start, keys = 0, [self._key(v) for v in values]
         for stop in range(1, len(values) + 1):
             if stop == len(values) or keys[stop] != keys[start]:

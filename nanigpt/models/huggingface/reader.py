@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from nanigpt.errors import UsageError
+from nanigpt.files import plain_name
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.config_json import normalized, part_of, read_object
 from nanigpt.models.huggingface.families import family_of
@@ -119,7 +120,10 @@ class Folder:
         index = read_object(self.path / INDEX)
         if not isinstance(index.get("weight_map"), dict):
             raise UsageError(f"{self.path / INDEX}: expected a weight_map")
-        return sorted(set(index["weight_map"].values()))
+        try:
+            return sorted({plain_name(name) for name in index["weight_map"].values()})
+        except UsageError as error:
+            raise error.within(str(self.path / INDEX)) from error
 
     def _open(self, name: str) -> Any:
         from safetensors import SafetensorError, safe_open

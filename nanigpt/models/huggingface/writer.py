@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from nanigpt.errors import UsageError
+from nanigpt.files import plain_name
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.families import family_of
 from nanigpt.models.huggingface.mapping import Link, weights
@@ -62,10 +63,13 @@ def save_pretrained(
         The files.
 
     Raises:
-        UsageError: The folder is not empty or cannot be written, or transformers has no such model.
+        UsageError: The folder is not empty or cannot be written, a name in `texts` leads out of it,
+            or transformers has no such model.
     """
     path = Path(path)
     check_vacant(path)
+    for name in texts or {}:
+        plain_name(name)
     family = family_of(model)
     fields = family.fields(model)
     ours = weights(model)

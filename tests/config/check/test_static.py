@@ -11,8 +11,9 @@ from nanigpt.cli.main import main
 from nanigpt.config import registry
 from nanigpt.config.check.assembly import Assembly
 from nanigpt.config.check.build import build, check
-from nanigpt.config.check.static import problems
+from nanigpt.config.check.static import problems, record_findings
 from nanigpt.config.compose.flag import compose
+from nanigpt.config.record import names
 from nanigpt.config.view.parameter_sizes import sizes
 from nanigpt.errors import UsageError
 from nanigpt.models.norm import RMSNorm
@@ -150,6 +151,27 @@ def test_what_has_no_signature_or_nameless_defaults_is_no_problem(cfg):
     assert wrong(cfg) == []
 
 
+def unrecordable_run():
+    cfg = compose(["config:llama3_debug"])
+    cfg.schedule = fdl.Config(Anything)
+    cfg.task.loss = lambda head, x, labels: x
+    return cfg
+
+
+def test_what_cannot_be_recorded_is_told_with_the_remedy(monkeypatch, capsys):
+    cfg = unrecordable_run()
+    assert [str(finding) for finding in record_findings(cfg)] == [
+        "schedule: tests.config.components:Anything is in none of the packages nanigpt; if it is "
+        "your own, add --import=FILE.py or --import=MODULE"
+    ]
+    monkeypatch.setitem(registry._recipes, "unrecordable_run", unrecordable_run)
+    for command in ("check", "train"):
+        assert main([command, "--config=config:unrecordable_run"]) == 2
+        told = capsys.readouterr().err
+        assert "task.loss: a lambda (test_static.py:" in told
+        assert told.count("add --import=FILE.py") == (2 if command == "check" else 1)
+
+
 def test_missing_arguments():
     cfg = fdl.Config(Whole, parts=[fdl.Config(Part)])
     assert said(cfg) == ["name: required by Whole, not set"]
@@ -260,6 +282,7 @@ def test_what_nests_too_deeply_is_told():
 def test_the_command_checks_any_dag(monkeypatch, capsys):
     found = {"parts": lambda: fdl.Config(Parts, many=[fdl.Config(Part)])}
     monkeypatch.setattr(registry, "recipes", lambda: found)
+    monkeypatch.setattr(names, "extension_packages", lambda: frozenset({"nanigpt", "tests"}))
     assert main(["check", "--config=config:parts"]) == 0
     assert "no problems; builds Parts, which is no Trainer, fingerprint " in capsys.readouterr().out
     assert main(["check", "--config=config:parts", "--config=set:many[0].size=-1"]) == 2
