@@ -147,6 +147,10 @@ def test_flags_to_try_are_right(line, message, folder, capsys, monkeypatch):
     wrong = [flag for flag in given if flag[:2] == "--" and said.startswith(f"{flag}: ")]
     if len(flags) > 1 and wrong:  # the whole command line in another order
         wrong = [flag for flag in given if flag.startswith("--config=")]
+    if any(flag.startswith("--config=config:") for flag in flags):  # instead of a `set:`
+        wrong += [
+            flag for flag in given if f"<- {flag}" in said or flag.startswith("--config=config")
+        ]
     kept = [flag for flag in given if flag not in wrong]
     bases = [flag for flag in flags if re.match("--config=(?!set|tag|fiddler)", flag)]
     edits = [flag for flag in flags if flag not in bases]

@@ -8,6 +8,7 @@ from typing import Any
 import fiddle as fdl
 
 from nanigpt.config.check.mend import flags_that_set
+from nanigpt.config.compose.hints import as_recipe_argument
 from nanigpt.config.fold import Path, fold, path_text
 from nanigpt.config.locate import owner
 from nanigpt.config.record.provenance import origin
@@ -65,6 +66,11 @@ def report(
         lines.append(indent + line)
         if flags:
             lines.append(f"{indent}  try: {shlex.join(flags)}")
+    if directives is not None and not any(flags for _, flags in told):
+        given = [d for d in directives[1:] if any(f"--config={d}" in line for line, _ in told)]
+        meant = [as_recipe_argument(directives[0], d) for d in given]
+        if len(given) == 1 and meant[0] is not None:
+            return "\n".join([*lines, f"  try: {shlex.join([f'--config={meant[0]}'])}"])
     if directives is not None and not all(flags for _, flags in told):
         given = [*import_flags(), *(f"--config={d}" for d in directives)]
         command = ["nanigpt", "show", *given]

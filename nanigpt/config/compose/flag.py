@@ -1,6 +1,6 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
-import difflib
+import logging
 import os
 import shlex
 import traceback
@@ -14,6 +14,7 @@ from fiddle.absl_flags import FiddleFlag
 
 from nanigpt.config import registry
 from nanigpt.config.compose.call import Call
+from nanigpt.config.compose.hints import as_recipe_argument, note_of_sharing, with_kind
 from nanigpt.config.compose.overrides import apply_override, apply_tag
 from nanigpt.config.record.file import load
 from nanigpt.config.record.foreign import refuse_foreign
@@ -21,6 +22,8 @@ from nanigpt.config.record.provenance import called_by, set_by
 from nanigpt.config.record.run_config import load_run
 from nanigpt.errors import ForeignFile, MissingImport, UnknownName, UsageError
 from nanigpt.words import one_of
+
+log = logging.getLogger(__name__)
 
 _BASES = ("config", "config_file", "run")
 _EDITS = ("fiddler", "set", "tag")
@@ -128,6 +131,10 @@ def compose(directives: list[str], cfg: fdl.Buildable | None = None) -> fdl.Buil
             advice = _try(directives[:i], directive, error)
             told = str(error).removeprefix(f"{directive.partition(':')[2]}: ")
             raise UsageError(f"--config={directive}: {told}\n  try: {advice}") from error
+        kind, _, expression = directive.partition(":")
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if kind == "set" and is_first and (note := note_of_sharing(cfg, expression)):
+            log.warning("--config=%s: %s", directive, note)
     return cfg
 
 
@@ -209,27 +216,10 @@ def _kind(directive: str) -> str:
     expected = f"expected {one_of(f'{k}:...' for k in known)}"
     if colon:
         raise UnknownName(expected, kind, known)
-    if near := _with_kind(directive):
+    if near := with_kind(directive):
         raise UnknownName(f"{expected}; did you mean {near[0]!r}?", directive, near=near)
     missing = "; there is no such file or directory either" if directive else ""
     raise UsageError(expected + missing)
-
-
-def _with_kind(text: str) -> list[str]:
-    """Return directives that a text without a kind may stand for, the best first."""
-    path = Path(text).expanduser()
-    if (path / "config.json").is_file():
-        return [f"run:{text}"]
-    if path.is_file():
-        return [f"config_file:{text}"]
-    name, parenthesis, rest = text.partition("(")
-    if "=" in name:
-        return [f"set:{text}"]
-    found = []
-    for kind, known in (("config", registry.recipes()), ("fiddler", registry.fiddlers())):
-        near = [name] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-        found += [f"{kind}:{other}{parenthesis}{rest}" for other in near]
-    return found
 
 
 def _try(before: list[str], directive: str, error: UsageError) -> str:
@@ -238,6 +228,10 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
         return shlex.join([error.flag])
     if isinstance(error, ForeignFile):
         return error.advice
+    if before and isinstance(error, UnknownName) and f"{error.name}=" in directive:
+        meant = as_recipe_argument(before[0], directive)
+        if meant is not None and _is_right([meant, *before[1:]]):
+            return shlex.join([f"--config={meant}"])
     if isinstance(error, UnknownName):
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
