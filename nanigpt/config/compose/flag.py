@@ -238,7 +238,7 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
         return shlex.join([error.flag])
     if isinstance(error, ForeignFile):
         return error.advice
-    if isinstance(error, UnknownName):
+    if isinstance(error, UnknownName) and error.name:
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
             instead = f"{head}{name}{tail}"
