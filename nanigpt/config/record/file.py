@@ -97,7 +97,7 @@ def load(path: str | Path) -> fdl.Buildable:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON; a person who reads one that says a thing twice may miss the last."""
+    """Return an object of JSON, unless it says a thing twice: a reader may miss the second."""
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
