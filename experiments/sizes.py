@@ -59,9 +59,10 @@ def head_width(dim: int, n_heads: int) -> int:
     Raises:
         UsageError: The width is no multiple of the number of heads.
     """
-    if n_heads < 1:
-        raise UsageError(f"n_heads={n_heads}: expected at least 1")
-    if dim < 1 or dim % n_heads:
+    for name, size in (("n_heads", n_heads), ("dim", dim)):
+        if size < 1:
+            raise UsageError(f"{name}={size}: expected at least 1")
+    if dim % n_heads:
         raise UsageError(f"dim={dim}: expected a multiple of n_heads={n_heads}, or head_dim too")
     return dim // n_heads
 
@@ -82,7 +83,9 @@ def _kv_heads(given: dict[str, Any], sizes: dict[str, inspect.Parameter]) -> dic
         return {}
     group = sizes["n_heads"].default // sizes["n_kv_heads"].default
     n_heads = given["n_heads"]
-    if n_heads < 1 or n_heads % group:
+    if n_heads < 1:
+        raise UsageError(f"n_heads={n_heads}: expected at least 1")
+    if n_heads % group:
         raise UsageError(
             f"n_heads={n_heads}: expected a multiple of {group}, since {group} heads share a KV "
             "head, or n_kv_heads too"

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+import unicodedata
 from types import ModuleType
 from typing import Any
 
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
     except (UsageError, ComponentError) as error:
         # Ranks of one node usually meet the same mistake, so only the first prints it.
         if os.environ.get("LOCAL_RANK", "0") == "0" or isinstance(error, RankError):
-            print(f"nanigpt: {_without_long_lines(str(error))}", file=sys.stderr)
+            print(f"nanigpt: {_printable(_without_long_lines(str(error)))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,6 +74,19 @@ def _without_long_lines(text: str) -> str:
             cut = f" ... ({len(line) - 2 * half:,} characters) ... "
             lines.append(f"{line[:half]}{cut}{line[-half:]}")
     return "\n".join(lines)
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal would obey, such as a color or a line that is cleared.
+
+    A message may quote a file of somebody else.
+    """
+    return "".join(
+        repr(letter)[1:-1]
+        if letter not in "\n\t" and unicodedata.category(letter) in ("Cc", "Cf", "Cs")
+        else letter
+        for letter in text
+    )
 
 
 def parse(name: str, argv: list[str]) -> tuple[ModuleType, flags.FlagValues, list[str]]:

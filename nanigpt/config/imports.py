@@ -8,6 +8,7 @@ import contextlib
 import importlib
 import importlib.util
 import keyword
+import os
 import pkgutil
 import sys
 import tomllib
@@ -109,7 +110,7 @@ def _file(text: str) -> tuple[str, Path]:
 def _module(text: str) -> tuple[str, Path | None]:
     """Return the name, and the file or folder of it in the working directory, if there is one."""
     if not text or not all(part.isidentifier() for part in text.split(".")):
-        meant = text.strip("/").replace("/", ".")
+        meant = os.path.relpath(text or ".").removesuffix("/.").replace("/", ".")
         right = [meant] if all(part.isidentifier() for part in meant.split(".")) else []
         example = f", such as {meant}" if right else ""
         raise UnknownName(f"expected MODULE or FILE.py{example}", text, near=right)

@@ -253,8 +253,9 @@ class Trainer:
                 require_matches(self.optimizer(self.model.named_parameters()))
         except ComponentError as error:
             return list(error.problems)
-        except ValueError as error:  # raised by an optimizer of another package
-            return [Problem("", ..., f"other arguments: {error}", component=self.optimizer)]
+        except Exception as error:  # an optimizer of another package may raise anything
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return [Problem("", ..., f"other arguments: {kind}{error}", component=self.optimizer)]
         return []
 
     def _pretrained(self, run: RunDirectory) -> "Pretrained | None":

@@ -165,3 +165,14 @@ def test_flags_to_try_are_right(line, message, folder, capsys, monkeypatch):
 
 def test_there_are_many():
     assert len(CASES) >= 60
+
+
+def test_a_message_cannot_move_the_cursor(folder, capsys):
+    record = json.loads(dump(compose(["config:llama3_debug"])))
+    record["classes"]["Loader"]["name"] = "\x1b[2Jos:system\u202e"
+    path = folder / "escapes.json"
+    path.write_text(json.dumps(record))
+    assert main(["check", f"--config=config_file:{path}"]) == 2
+    told = capsys.readouterr().err
+    assert r"names \x1b[2Jos:system\u202e, which" in told
+    assert told.replace("\n", "").isprintable()

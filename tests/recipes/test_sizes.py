@@ -111,6 +111,8 @@ def test_kv_heads_keep_the_number_of_heads_that_share_one():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        ("llama3_debug(dim=0)", "dim=0: expected at least 1"),
+        ("llama3_8b(n_heads=0)", "n_heads=0: expected at least 1"),
         ("llama3_debug(dim=100)", "dim=100: expected a multiple of n_heads=16, or head_dim too"),
         ("llama3_debug(n_heads=0, n_kv_heads=1)", "n_heads=0: expected at least 1"),
         ("llama3_debug(n_layers=0)", "n_layers=0: expected at least 1"),

@@ -232,7 +232,7 @@ def _try(before: list[str], directive: str, error: UsageError) -> str:
         meant = as_recipe_argument(before[0], directive)
         if meant is not None and _is_right([meant, *before[1:]]):
             return shlex.join([f"--config={meant}"])
-    if isinstance(error, UnknownName):
+    if isinstance(error, UnknownName) and error.name:
         head, found, tail = directive.rpartition(error.name)
         for name in error.near if found else ():
             instead = f"{head}{name}{tail}"

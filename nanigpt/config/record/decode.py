@@ -11,7 +11,7 @@ from typing import Any
 import fiddle as fdl
 from fiddle.signatures import get_signature
 
-from nanigpt.config.record.decode_values import MOST, NODES, ValueDecoder, Wrong, at, rows, shown
+from nanigpt.config.record.decode_values import NODES, ValueDecoder, Wrong, at, rows, shown
 from nanigpt.config.record.encode_values import class_defaults, class_tags, same_json
 from nanigpt.errors import UsageError
 
@@ -48,6 +48,7 @@ class _Scope:
     above: "_Scope | None"
     parts: dict[str, Any]
     values: dict[str, Any] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     busy: set[str] = field(default_factory=set)
 
 
@@ -66,6 +67,7 @@ class Decoder(ValueDecoder):
     def __init__(self, config: Any, classes: Any):
         if not isinstance(classes, dict):
             raise UsageError(f"classes: expected an object, not {shown(classes)}")
+        super().__init__()
         self._entries = classes
         self._classes: dict[str, _Class] = {}
         self._scope: _Scope | None = None
@@ -121,6 +123,8 @@ class Decoder(ValueDecoder):
                     raise
             elif name == "@args":
                 for odd, further in _arguments(part):
+                    if odd in value:
+                        raise Wrong(f"two values for the argument {shown(odd)}")
                     with at(odd):
                         arguments[odd] = self.of(further)
             elif name == "@tags":
@@ -133,8 +137,6 @@ class Decoder(ValueDecoder):
             if unused := [name for name in parts if name not in self._scope.values]:
                 raise Wrong(f"no node holds the shared part {unused[0]!r}")
             self._scope = scope
-        if len(self.made) >= MOST:  # a small file could otherwise fill the memory
-            raise Wrong(f"the config has more than {MOST:,} nodes")
         metadata = fdl.BuildableTraverserMetadata(
             known.function,
             tuple(arguments),
@@ -196,9 +198,12 @@ class Decoder(ValueDecoder):
             if name in scope.busy:
                 raise Wrong(f"the shared part {name!r} holds itself")
             scope.busy.add(name)
-            here, self._scope = self._scope, scope
+            here, before, self._scope = self._scope, self.size, scope
             scope.values[name] = self.of(scope.parts[name])
+            scope.sizes[name] = self.size - before
             self._scope = here
+        else:
+            self.grow(scope.sizes[name])
         return scope.values[name]
 
 
@@ -216,6 +221,8 @@ def _arguments(items: Any) -> list[tuple[str | int, Any]]:
     found = rows(items)
     if wrong := [name for name, _ in found if type(name) not in (str, int)]:
         raise Wrong(f"{shown(wrong[0])} is no argument")
+    if len(dict(found)) < len(found):
+        raise Wrong(f"{shown(items)}: an argument stands there twice")
     return found
 
 

@@ -16,7 +16,7 @@ from nanigpt.config.record.names import find
 from nanigpt.errors import UsageError
 
 NODES = {key: kind for kind, key in KINDS.items()}
-MOST = 200_000  # nodes of a config
+MOST = 200_000  # nodes and containers of a config, those of a shared part at each place
 
 
 class Wrong(Exception):
@@ -42,12 +42,27 @@ def at(element: Element) -> Iterator[None]:
 
 
 class ValueDecoder:
-    """Reader of values without nodes."""
+    """Reader of values without nodes.
+
+    Attributes:
+        size: How many nodes and containers were read. Those of a shared part count each time,
+            because other code visits them each time.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+
+    def grow(self, size: int) -> None:
+        """Count further nodes and containers."""
+        self.size += size
+        if self.size > MOST:  # a small file could otherwise take all memory and time
+            raise Wrong(f"the config has more than {MOST:,} nodes and containers")
 
     def of(self, value: Any) -> Any:
         """Return the value that JSON stands for."""
         if not isinstance(value, (dict, list)):
             return value
+        self.grow(1)
         if isinstance(value, list):
             return self.elements(value)
         marks = [key for key in value if key.startswith("@")]

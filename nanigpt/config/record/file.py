@@ -76,7 +76,7 @@ def load(path: str | Path) -> fdl.Buildable:
         raise UsageError(f"{path}: no such file")
     refuse_foreign(path)
     try:
-        record = json.loads(Path(path).read_bytes())
+        record = json.loads(Path(path).read_bytes(), object_pairs_hook=_object)
     except RecursionError as error:
         raise UsageError(f"{path} is not a config: it {TOO_DEEP}") from error
     except (OSError, ValueError) as error:
@@ -94,6 +94,16 @@ def load(path: str | Path) -> fdl.Buildable:
         raise UsageError(told) from error
     mark(cfg, str(path))
     return cfg
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, unless it says a thing twice: a reader may miss the second."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {name!r} twice")
+    return found
 
 
 def _config(record: Any) -> fdl.Buildable:
@@ -126,7 +136,10 @@ def _config(record: Any) -> fdl.Buildable:
     for node, _ in decoded.made:
         wrong = unknown_argument(node)
         if wrong is not None and (where := _place(cfg, node)):
-            raise UsageError(f"{where}: {fdl.get_callable(node)!r} takes no {wrong!r}")
+            function = fdl.get_callable(node)
+            raise UsageError(
+                f"{where}: {function.__module__}.{function.__qualname__} takes no {wrong!r}"
+            )
     return cfg
 
 

@@ -8,6 +8,7 @@ the result is read.
 from collections.abc import Callable
 from typing import Any
 
+from nanigpt.config.record.decode_values import MOST
 from nanigpt.errors import UsageError
 
 _NODES = {
@@ -46,6 +47,7 @@ class _Conversion:
         self._counts = record.get("refcounts", {})
         self._shared: dict[str, Any] = {}
         self._classes: dict[str, Any] = {}
+        self._size = 0
         root = self._of(record["root"])
         if not (isinstance(root, dict) and any(key in _NODES.values() for key in root)):
             raise ValueError("its root is no node")
@@ -83,6 +85,9 @@ class _Conversion:
         return {"@same": key}
 
     def _object(self, value: dict[str, Any]) -> Any:
+        self._size += 1
+        if self._size > MOST:  # what its counts do not call shared is read at each place
+            raise ValueError(f"more than {MOST:,} objects")
         place = _place(value["type"])
         values = [self._of(item) for _, item in value["items"]]
         if place in _NODES:

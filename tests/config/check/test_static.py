@@ -1,6 +1,7 @@
 """Problems of a config, all at once, each with its place."""
 
 import datetime
+import functools
 from typing import TYPE_CHECKING
 
 import fiddle as fdl
@@ -16,9 +17,11 @@ from nanigpt.config.compose.flag import compose
 from nanigpt.config.record import names
 from nanigpt.config.view.parameter_sizes import sizes
 from nanigpt.errors import UsageError
+from nanigpt.models.init import Constant
+from nanigpt.models.linear import Linear
 from nanigpt.models.norm import RMSNorm
 from tests.config.components import Anything, Defaults, Part, Parts, Whole, pair, whole
-from tests.support import each_recipe
+from tests.support import each_recipe, tiny
 
 if TYPE_CHECKING:
     from collections import OrderedDict
@@ -287,3 +290,20 @@ def test_the_command_checks_any_dag(monkeypatch, capsys):
     assert "no problems; builds Parts, which is no Trainer, fingerprint " in capsys.readouterr().out
     assert main(["check", "--config=config:parts", "--config=set:many[0].size=-1"]) == 2
     assert "many[0]: size=-1: expected 0 or more" in capsys.readouterr().err
+
+
+def test_frames_of_torch_are_no_part_of_a_message():
+    cfg = fdl.Config(Linear, in_dim=10**20, out_dim=4, initializer=fdl.Config(Constant, value=1.0))
+    with pytest.raises(UsageError) as caught:
+        check(cfg)
+    assert "frame #" not in str(caught.value)
+    assert "Overflow" in str(caught.value)
+
+
+@pytest.mark.parametrize("function", [Layer, functools.partial])
+def test_an_optimizer_that_fails_is_told_by_its_place(function):
+    cfg = tiny()
+    cfg.optimizer = fdl.Partial(function)
+    trainer = check(cfg)
+    found = trainer.problems(1, None)
+    assert any("other arguments: " in problem.expected for problem in found)

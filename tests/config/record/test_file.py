@@ -24,6 +24,8 @@ from tests.config.components import Anything, Color, Part, Point, Rate, Side, pa
 from tests.config.dags import tags_of
 from tests.support import each_recipe, tiny
 
+OLD = Path(__file__).parents[2] / "fixtures/runs/llama3/config.json"
+
 
 @pytest.fixture
 def tests_allowed(monkeypatch):
@@ -161,17 +163,24 @@ def test_what_is_not_a_config_is_refused(tmp_path, text):
         load(path)
 
 
+def args_of_root(record):
+    return json.dumps(record | {"config": {**record["config"], "@args": [["parts", []]]}})
+
+
 @pytest.mark.parametrize(
     "name, edit, message",
     [
         ("deep", lambda record: "[" * 100_000 + "]" * 100_000, "nests deeper"),
         ("circular", None, r"parts\[0\].size: the shared part 'parts' holds itself"),
         ("tag", ('"@tags"', '[["rate", ["tests.config.components:Part"]]]'), "Part is not a tag"),
-        ("argument", ('"ratio"', "1"), r"parts\[1\]: .*Part'> takes no 'ratio'"),
-        ("position", ('"@args"', "[[0, 1]]"), r"parts\[1\]: .*Part'> takes no 0"),
+        ("argument", ('"ratio"', "1"), r"parts\[1\]: .*Part takes no 'ratio'"),
+        ("position", ('"@args"', "[[0, 1]]"), r"parts\[1\]: .*Part takes no 0"),
         ("mark", ('"@more"', "1"), r"parts\[1\]: a node has no @more"),
         ("times", ('"@times"', "0"), r"parts: @times=0: expected a number from 1 to"),
         ("many", ('"@times"', "1000000"), r"parts: @times=1000000: expected .* to 200,000"),
+        ("two keys", lambda record: '{"format": 2, "a": {"lr": 1, "lr": 2}}', "has 'lr' twice"),
+        ("two values", args_of_root, "the root: two values for the argument 'parts'"),
+        ("two args", ('"@args"', "[[0, 1], [0, 2]]"), "an argument stands there twice"),
     ],
 )
 def test_damage_is_told_by_its_place(name, edit, message, tmp_path, tests_allowed):
@@ -183,6 +192,37 @@ def test_damage_is_told_by_its_place(name, edit, message, tmp_path, tests_allowe
     path = tmp_path / "config.json"
     path.write_text(edit(record) if callable(edit) else json.dumps(record))
     with pytest.raises(UsageError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("form", ["list", "node"])
+def test_shared_parts_that_double_each_other_are_refused(form, tmp_path, tests_allowed):
+    """Forty of them would be visited a million million times."""
+    record = json.loads(dump(whole()))
+    shared = record["config"]["@shared"]
+    for i in range(40):
+        twice = [{"@same": f"part {i + 1}"}] * 2
+        shared[f"part {i}"] = twice if form == "list" else {"@": "Part", "size": twice}
+    shared["part 40"] = [1]
+    record["config"]["names"] = {"@same": "part 0"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="more than 200,000 nodes"):
+        load(path)
+
+
+def test_objects_of_version_0_1_that_double_each_other_are_refused(tmp_path):
+    record = json.loads(OLD.read_text())
+    kind = {"module": "builtins", "name": "tuple"}
+    for i in range(40):
+        items = [["IndexPath(0)", {"type": "ref", "key": f"pair {i + 1}"}]] * 2
+        record["objects"][f"pair {i}"] = {"type": kind, "items": items, "metadata": None}
+    record["objects"]["pair 40"] = {"type": kind, "items": [], "metadata": None}
+    root = record["objects"][record["root"]["key"]]
+    root["items"][0][1] = {"type": "ref", "key": "pair 0"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="more than 200,000 objects"):
         load(path)
 
 
@@ -236,7 +276,7 @@ def test_an_argument_that_is_gone_is_told_or_upgraded(tmp_path, tests_allowed, m
 
     Later.__qualname__ = "Knobs"
     monkeypatch.setitem(globals(), "Knobs", Later)
-    with pytest.raises(UsageError, match="a: .*Knobs'> takes no 'kept'"):
+    with pytest.raises(UsageError, match="a: .*Knobs takes no 'kept'"):
         load(path)
 
     def renamed(cfg):
@@ -268,7 +308,7 @@ def test_an_argument_that_was_renamed_is_upgraded(tmp_path, tests_allowed, monke
     def renamed(cfg):
         cfg.a.size = cfg.a.__arguments__.pop("extent")
 
-    with pytest.raises(UsageError, match="a: .*Knobs'> takes no 'extent'"):
+    with pytest.raises(UsageError, match="a: .*Knobs takes no 'extent'"):
         load(path)
     monkeypatch.setattr(registry, "_upgrades", [renamed])
     assert fdl.ordered_arguments(load(path).a) == {"size": 9}
