@@ -185,8 +185,9 @@ class Assembly:
             return _FAILED
         except Exception as error:  # a constructor may raise anything; all are reported by path
             kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+            said = str(error).partition("\nException raised from")[0]  # torch adds its own stack
             self.findings.append(
-                Finding(path, f": {kind}{error}", blamed=_with_arguments(self.cfg, path))
+                Finding(path, f": {kind}{said}", blamed=_with_arguments(self.cfg, path))
             )
             return _FAILED
         if not isinstance(made, (type(None), bool, int, float, str, type)):
