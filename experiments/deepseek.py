@@ -14,6 +14,7 @@ import fiddle as fdl
 import torch
 
 from nanigpt.config.registry import recipe
+from nanigpt.errors import UsageError
 from nanigpt.experiments import nodes
 from nanigpt.experiments.pretraining import debugging, pretraining
 from nanigpt.experiments.sizes import sized
@@ -65,7 +66,7 @@ def deepseek_v3_model(
         expert_dim: Width of one expert.
         n_experts: Number of experts of each mixture.
         top_k: Number of a token's experts.
-        n_shared: Width of the shared network, in multiples of `expert_dim`.
+        n_shared: Width of the shared network, in multiples of `expert_dim`; 0 is no network.
         n_groups: Groups of experts.
         top_groups: Groups that a token may use.
         scale: Sum of the weights of a token's experts.
@@ -82,6 +83,8 @@ def deepseek_v3_model(
         original_max_positions: Longest sequence of the original pretraining.
         compute_dtype: Dtype of activations.
     """
+    if n_dense_layers < 0:
+        raise UsageError(f"n_dense_layers={n_dense_layers}: expected at least 0")
     output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=rope_head_dim, max_sequence_length=sequence_length, theta=10_000.0
@@ -106,7 +109,7 @@ def deepseek_v3_model(
             n_experts=n_experts,
             top_k=top_k,
             hidden_dim=expert_dim,
-            shared_dim=n_shared * expert_dim,
+            shared_dim=n_shared * expert_dim or None,
             output_scale=output_scale,
             scores="sigmoid",
             normalize=True,

@@ -34,8 +34,9 @@ def dial(
         vocab_size: Rows of the embedding and of the head. The default is enough for bytes.
         sequence_length: Tokens of a training sequence, and positions of the model.
     """
-    if depth < 1:
-        raise UsageError(f"depth={depth}: expected at least 1")
+    for name, size in (("depth", depth), ("sequence_length", sequence_length)):
+        if size < 1:
+            raise UsageError(f"{name}={size}: expected at least 1")
     dim = _HEAD_DIM * depth
     hidden_dim = -(-8 * dim // (3 * 64)) * 64
     n = depth * (4 * dim**2 + 3 * dim * hidden_dim) + dim * vocab_size

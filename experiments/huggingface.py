@@ -20,8 +20,10 @@ from nanigpt.experiments.huggingface_models import MODELS
 from nanigpt.experiments.pretraining import pretraining
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.huggingface.config_json import (
+    MISFITS,
     Fields,
     find_family,
+    no_model,
     normalized,
     read_object,
     uncarried,
@@ -73,12 +75,10 @@ def _model(file: Path) -> fdl.Config[Decoder]:
     fields = normalized(config, family)
     try:
         cfg = MODELS[family.model_type](fields, _compute_dtype(config))
-    except (AttributeError, TypeError, ValueError, ZeroDivisionError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(
-            f"it describes no model of {family.model_type} ({type(error).__name__}: {error})"
-        ) from error
+    except UsageError:
+        raise
+    except MISFITS as error:
+        raise no_model(config, family, error) from error
     problems = _problems(config, family, fields, cfg)
     if problems:
         raise UsageError("".join(["it has another model than nanigpt can build:", *problems]))

@@ -17,6 +17,7 @@ import fiddle as fdl
 import torch
 
 from nanigpt.config.registry import recipe
+from nanigpt.errors import UsageError
 from nanigpt.experiments import nodes
 from nanigpt.experiments.pretraining import debugging, pretraining
 from nanigpt.experiments.sizes import sized
@@ -77,6 +78,8 @@ def llama4_model(
         sequence_length: Positions of the model.
         compute_dtype: Dtype of activations.
     """
+    if mixture_interval < 1:
+        raise UsageError(f"mixture_interval={mixture_interval}: expected at least 1")
     output_scale = nodes.residual_scale(n_layers)
     rope = fdl.Config(
         RotaryEmbedding, head_dim=head_dim, max_sequence_length=sequence_length, theta=500_000.0

@@ -16,7 +16,7 @@ from nanigpt.cli.launching.local import torchrun
 from nanigpt.cli.launching.nested import check_command
 from nanigpt.cli.launching.plan import Command, Shape
 from nanigpt.cli.launching.slurm import job_step, sbatch
-from nanigpt.cli.launching.torchx import torchx
+from nanigpt.cli.launching.torchx import require_cluster, torchx
 from nanigpt.errors import UsageError
 
 TAKES_ARGUMENTS = True
@@ -86,6 +86,8 @@ def run(values: flags.FlagValues, nested: list[str]) -> int:
     check_command(nested, world_size=shape.world_size)
     command = _command(values, on, shape, nested)
     if not values.dry_run:
+        if values.scheduler == "kubernetes" and "--dryrun" not in values.torchx:
+            require_cluster()
         command.become()
     print(command)
     if on == "slurm":

@@ -157,7 +157,7 @@ def test_classes_are_components(project):
         ("@Own(width=3)", r"expected Own\(dim: int, factor: float = 2.0\)"),
         ("@Own(dim=a)", "dim=a: expected int, not str"),
         ("@Onw(dim=1)", "did you mean 'Own'"),
-        ("3", "exchange it: @Decorated, @Own, "),
+        ("3", "exchange it: --config=help lists components"),
     ],
 )
 def test_mistakes_with_a_class(project, value, message):

@@ -186,7 +186,7 @@ def tiny(folder, family="llama", **fields):
     "fields, told",
     [
         ({"model_type": "gpt2"}, "model_type='gpt2': expected one of 'llama', 'qwen3'"),
-        ({"hidden_act": "gelu"}, "has hidden_act='gelu', the model 'silu'"),
+        ({"hidden_act": "gelu"}, "has hidden_act='gelu', expected 'silu'"),
         ({"sliding_window": 8}, "sliding_window=8: llama has no such field in nanigpt"),
         ({"attention_dropout": 0.1}, "attention_dropout=0.1: expected 0"),
         ({"layer_types": ["linear_attention"]}, "layer_types=['linear_attention']: llama has no"),
@@ -195,8 +195,11 @@ def tiny(folder, family="llama", **fields):
             "rope_scaling={'rope_type': 'dynamic', 'factor': 2.0}: expected rope_type 'llama3', 'y",
         ),
         ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "has no original_max_position_embe"),
-        ({"partial_rotary_factor": 0.5}, "has partial_rotary_factor=0.5, the model 1.0"),
-        ({"hidden_size": "wide"}, "it describes no model of llama (TypeError"),
+        ({"partial_rotary_factor": 0.5}, "has partial_rotary_factor=0.5, expected 1.0"),
+        (
+            {"hidden_size": "wide", "rope_theta": 10000},
+            "it describes no model of llama (hidden_size='wide': expected int)",
+        ),
         ({"intermediate_size": None}, "it has no intermediate_size"),
         ({"num_key_value_heads": 3}, "n_kv_heads=3: expected a divisor of n_heads=4"),
     ],
@@ -208,6 +211,13 @@ def test_what_cannot_be_carried_is_named(fields, told, tmp_path):
     message = str(caught.value)
     assert message.startswith(f"--config=huggingface:{tmp_path}: {tmp_path / 'config.json'}: ")
     assert told in message
+
+
+@pytest.mark.parametrize("kinds", [[], ["full_attention"], {}, ""])
+def test_too_few_kinds_of_layers_are_refused(kinds, tmp_path):
+    tiny(tmp_path, "gpt_oss", layer_types=kinds)
+    with pytest.raises(UsageError, match="it describes no model of gpt_oss"):
+        compose([f"huggingface:{tmp_path}"])
 
 
 def test_a_second_name_must_agree(tmp_path):

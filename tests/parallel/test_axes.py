@@ -25,6 +25,8 @@ def listed(source: str) -> list[set[str]]:
 
 def test_no_other_file_lists_the_axes():
     files = [p for d in ("nanigpt", "fiddlers", "experiments") for p in (ROOT / d).rglob("*.py")]
+    # A reader of another program's files knows that program's axes.
+    files = [p for p in files if "importing" not in p.parts]
     lists = {
         str(path.relative_to(ROOT))
         for path in files

@@ -51,9 +51,10 @@ def test_every_depth_is_clean(depth):
     assert len(trainer.model.layers) == depth
 
 
-def test_no_layer_is_refused():
-    with pytest.raises(UsageError, match="depth=0: expected at least 1"):
-        compose(["config:dial(depth=0)"])
+@pytest.mark.parametrize("size", ["depth=0", "sequence_length=0"])
+def test_no_layer_and_no_token_are_refused(size):
+    with pytest.raises(UsageError, match=f"{size}: expected at least 1"):
+        compose([f"config:dial({size})"])
 
 
 def test_a_small_one_learns(tmp_path):

@@ -119,11 +119,20 @@ def test_kv_heads_keep_the_number_of_heads_that_share_one():
         ("llama3_debug(dim=wide)", "dim=wide: expected int"),
         ("llama3_debug(width=4)", "unexpected keyword argument 'width'"),
         ("gpt_oss_debug(sequence_length=512)", "512 positions: expected at most 256, since YaRN"),
+        ("llama4_debug(mixture_interval=0)", "mixture_interval=0: expected at least 1"),
+        ("deepseek_v3_debug(n_dense_layers=-1)", "n_dense_layers=-1: expected at least 0"),
     ],
 )
 def test_wrong_sizes_are_refused(call, message):
     with pytest.raises(UsageError, match=message):
         compose([f"config:{call}"])
+
+
+@pytest.mark.parametrize(
+    "call", ["llama3_debug(tied=true)", "qwen3_debug(tied=false)", "deepseek_v3_debug(n_shared=0)"]
+)
+def test_parts_that_a_recipe_has_may_be_left_out(call):
+    build(compose([f"config:{call}"])).check(1, "cpu")
 
 
 # The depth of the dial changes all of its numbers.

@@ -12,6 +12,7 @@ from nanigpt.cli.importing.keys import Keys
 _WIDTH = 100
 
 _PLACES = {
+    "CrossEntropy": "nanigpt.tasks.cross_entropy",
     "FlexAttention": "nanigpt.models.attention_core",
     "Linear": "nanigpt.optim.schedule",
     "WarmupStableDecay": "nanigpt.optim.schedule",

@@ -99,12 +99,15 @@ def float8(keys: Keys, draft: Draft) -> None:
         recipe = keys.take(f"{section}recipe_name", "tensorwise")
         skipped = keys.words(f"{section}filter_fqns")
         others = [name for name in skipped if name != "output"]
+        head = short == "float8" and "output" not in skipped
         draft.call(
             "float8",
             recipe="mxfp8" if short == "mx" else recipe,
             emulate=keys.take(f"{section}emulate", False),
-            head=short == "float8" and "output" not in skipped,
+            head=head,
         )
+        if head:  # the recipe's own loss multiplies with the head's weight in the compute dtype
+            draft.node("task.loss", "CrossEntropy")
         if others:
             draft.notes.append(
                 f"{section}filter_fqns = {others}: these layers train in float8, too"

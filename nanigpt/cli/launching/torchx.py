@@ -9,7 +9,7 @@ from nanigpt.cli.launching.plan import Command, Shape, cluster_file
 from nanigpt.errors import UsageError
 
 
-def _require_cluster() -> None:
+def require_cluster() -> None:
     """Raise a UsageError where this machine knows no Kubernetes cluster."""
     files = os.environ.get("KUBECONFIG", "~/.kube/config").split(os.pathsep)
     inside = "KUBERNETES_SERVICE_HOST" in os.environ
@@ -44,9 +44,7 @@ def torchx(
         raise UsageError(
             "launch: --on=torchx needs TorchX; install it with: pip install 'nanigpt[cluster]'"
         )
-    if scheduler == "kubernetes":
-        _require_cluster()
-    else:  # its image has a Python of its own
+    if scheduler != "kubernetes":  # its image has a Python of its own
         component_options = [f"--python={sys.executable}", *component_options]
     return Command(
         [

@@ -187,7 +187,8 @@ def _edited(cfg: fdl.Buildable) -> list[tuple[Any, str, Any, str]]:
 def _follow_copies(cfg: fdl.Buildable, directive: str, before: list[Any]) -> None:
     """Say of values that a directive copied where they come from.
 
-    A copy has the value of another argument with the same name, or with a tag in common.
+    A copy is the same object as another argument with the same name, or with a tag in common.
+    Python has only one object for each small number and each name, so that nothing is said of them.
     """
     for node, name, entries, last in _settings(cfg):
         entry = entries[last]
@@ -195,10 +196,15 @@ def _follow_copies(cfg: fdl.Buildable, directive: str, before: list[Any]) -> Non
             continue
         tags = node.__argument_tags__.get(name, ())
         for value, other, known, text in before:
-            same = type(value) is type(entry.new_value) and value == entry.new_value
+            same = value is entry.new_value and not _is_common(value)
             if same and (other == name or known.intersection(tags)):
                 entries[last] = replace(entry, location=replace(entry.location, copied=text))
                 break
+
+
+def _is_common(value: Any) -> bool:
+    """Return whether places that have nothing to do with each other may hold the same object."""
+    return value is None or isinstance(value, (bool, str)) or value in range(-5, 257)
 
 
 def _settings(

@@ -57,6 +57,9 @@ _NEUTRAL = {
     "router_jitter_noise": 0,
 }
 
+# What code raises that computes with values of wrong types, or with lists that are too short.
+MISFITS = (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError)
+
 # `completed` reads them under other names.
 _READ = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
@@ -120,10 +123,33 @@ def normalized(config: dict[str, Any], family: Family) -> Fields:
     """
     try:
         return Fields(family.normalized(config))
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UsageError(
-            f"it describes no model of {family.model_type} ({type(error).__name__}: {error})"
-        ) from error
+    except MISFITS as error:
+        raise no_model(config, family, error) from error
+
+
+def no_model(config: dict[str, Any], family: Family, error: Exception) -> UsageError:
+    """Return what to raise where values of config.json do not fit together.
+
+    Args:
+        config: The content of config.json.
+        family: Its family.
+        error: What the values led to. It is told where all of them have the type of a default.
+    """
+    defaults = family.normalized(dict(_LEAST))
+    odd = [
+        f"{name}={value!r}: expected {type(defaults[name]).__name__}"
+        for name, value in config.items()
+        if value is not None and _is_odd(value, defaults.get(name))
+    ]
+    why = "; ".join(odd) or f"{type(error).__name__}: {error}"
+    return UsageError(f"it describes no model of {family.model_type} ({why})")
+
+
+def _is_odd(value: Any, default: Any) -> bool:
+    """Return whether a field has another type than its default, which is None if unknown."""
+    if type(default) is float:
+        return type(value) not in (int, float)
+    return default is not None and type(value) is not type(default)
 
 
 def uncarried(

@@ -291,3 +291,9 @@ def test_who_set_it_is_the_line_of_the_recipe():
     assert told(cfg, Problem("lr", 5.0, "less")).startswith(
         "lr=5.0: expected less  <- tests/config/check/test_findings.py:"
     )
+
+
+def test_the_stack_of_torch_is_left_out():
+    with pytest.raises(UsageError) as told:
+        Assembly(compose(["config:qwen3_debug", f"set:model.norm.dim={10**20}"])).check()
+    assert "10" in str(told.value) and "frame #" not in str(told.value)

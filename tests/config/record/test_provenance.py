@@ -132,6 +132,16 @@ def test_a_copy_by_a_fiddler_keeps_the_origin():
     )
 
 
+def test_equal_values_that_a_fiddler_wrote_itself_are_no_copies():
+    edits = ("set:evaluations[val].interval=10", "set:steps=20", "fiddler:debug_scale")
+    cfg = compose(["config:llama3_debug", *edits])
+    for node, name in ((cfg.checkpointer, "interval"), (cfg, "steps")):
+        assert "copy" not in explain(node, name)
+    edits = ("set:optimizer.weight_decay=0.125", "fiddler:parameter_group(norm, lr=0.125)")
+    cfg = compose(["config:llama3_debug", *edits])
+    assert "copy" not in explain(cfg.optimizer.groups[-1], "lr")
+
+
 def test_a_record_is_told_by_its_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(dump(compose(["config:llama3_debug"])))
