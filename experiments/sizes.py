@@ -20,6 +20,8 @@ from typing import Any
 
 from nanigpt.errors import UsageError
 
+_MOST_LAYERS = 10_000
+
 
 def sized(model: Callable, **published: Any) -> Callable[[Callable], Callable]:
     """Give a recipe the arguments of a model function, or of another recipe.
@@ -44,6 +46,8 @@ def sized(model: Callable, **published: Any) -> Callable[[Callable], Callable]:
         @functools.wraps(function)
         def recipe(*args: Any, **kwargs: Any) -> Any:
             given = signature.bind(*args, **kwargs).arguments
+            if "n_layers" in given:
+                require_depth(given["n_layers"])
             return function(**(published | given | _kv_heads(given, sizes)))
 
         recipe.__signature__ = signature  # type: ignore[attr-defined]
@@ -51,6 +55,12 @@ def sized(model: Callable, **published: Any) -> Callable[[Callable], Callable]:
         return recipe
 
     return decorate
+
+
+def require_depth(n_layers: int) -> None:
+    """Raise a UsageError for a number of layers that no config holds in a useful time."""
+    if not 1 <= n_layers <= _MOST_LAYERS:
+        raise UsageError(f"n_layers={n_layers}: expected 1 to {_MOST_LAYERS:,}")
 
 
 def head_width(dim: int, n_heads: int) -> int:

@@ -18,6 +18,7 @@ from nanigpt.config.registry import fiddler
 from nanigpt.config.sharing import Sharing
 from nanigpt.errors import UsageError
 from nanigpt.experiments import nodes
+from nanigpt.experiments.sizes import require_depth
 from nanigpt.models.rope import RotaryEmbedding
 from nanigpt.training.trainer import Trainer
 
@@ -37,8 +38,7 @@ def depth(cfg: fdl.Config[Trainer], n: int, repeat: int | None = None) -> None:
     layers = getattr(cfg.model, "layers", None)
     if not isinstance(layers, (list, tuple)):
         raise UsageError("depth: expected a model with a list of layers, such as a Decoder")
-    if n < 1:
-        raise UsageError(f"depth({n}): expected at least 1 layer")
+    require_depth(n)
     if not tagged(cfg.model, tags.ResidualScale):
         raise UsageError(
             "depth: no initial weight of the model has the tag ResidualScale; add it where weights "

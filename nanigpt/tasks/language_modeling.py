@@ -16,6 +16,7 @@ from torch import nn
 
 from nanigpt.data.batch import IGNORED, TokenBatch
 from nanigpt.data.dataset import PackedDataset
+from nanigpt.data.tokenizer import ByteTokenizer
 from nanigpt.models.decoder import Decoder
 from nanigpt.models.shapes import says_all_widths, shape_problems
 from nanigpt.models.slots import uncallable
@@ -63,6 +64,8 @@ class LanguageModeling(Task[TokenBatch]):
         found = []
         if not hasattr(data, "tokenizer"):
             found.append(Problem("data", ..., f"a tokenizer of {type(data).__name__}"))
+        elif isinstance(data.tokenizer, ByteTokenizer):  # the others read a file
+            found += self.data_problems(model, data)
         head = getattr(model, "head", None)
         if head is not None and getattr(self.loss, "head_takes_product", False):
             found += _takes_no_product(head, self)

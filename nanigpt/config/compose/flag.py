@@ -1,5 +1,6 @@
 """The `--config` flag: directives in command-line order, all or nothing."""
 
+import contextlib
 import logging
 import os
 import shlex
@@ -266,7 +267,10 @@ def _is_right(directives: list[str]) -> bool:
 
 def _recipe(expression: str) -> fdl.Buildable:
     call = Call.parse(expression)
-    cfg = _call("recipe", call, registry.find_recipe(call.name))
+    # Without arguments, the recipe's own line says where a value comes from.
+    edited = bool(call.args or call.kwargs)
+    with called_by(f"--config=config:{expression}") if edited else contextlib.nullcontext():
+        cfg = _call("recipe", call, registry.find_recipe(call.name))
     if not isinstance(cfg, fdl.Buildable):
         raise UsageError(f"recipe {call.name} returned {type(cfg).__name__}, not a config")
     return cfg

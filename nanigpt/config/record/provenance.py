@@ -100,16 +100,20 @@ def set_by(text: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def called_by(directive: str, cfg: fdl.Buildable) -> Iterator[None]:
-    """Give whatever a fiddler sets within its line and the directive that called it.
+def called_by(directive: str, cfg: fdl.Buildable | None = None) -> Iterator[None]:
+    """Give whatever a recipe or a fiddler sets within its line and the directive that called it.
 
-    A value that the fiddler copied, such as a learning rate for a new optimizer, keeps what was
-    said of the original.
+    A value that a fiddler copied, such as a learning rate for a new optimizer, keeps what was said
+    of the original.
+
+    Args:
+        directive: The directive.
+        cfg: The config that a fiddler edits; None for a recipe.
     """
-    before = _edited(cfg)
+    before = [] if cfg is None else _edited(cfg)
     with history.custom_location(functools.partial(_locate, directive)):
         yield
-    if before:
+    if cfg is not None and before:
         _follow_copies(cfg, directive, before)
 
 
@@ -146,7 +150,9 @@ def _line(file: str, number: int, inside: tuple[str, int] | None, directive: str
 
 
 def _is_edit(location: history.Location) -> bool:
-    return _where(location).startswith("--config=")
+    """Whether a directive other than the recipe set a value."""
+    text = _where(location)
+    return text.startswith("--config=") and not text.startswith("--config=config:")
 
 
 def _where(location: history.Location) -> str:

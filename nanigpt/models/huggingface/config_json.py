@@ -63,6 +63,7 @@ MISFITS = (AttributeError, LookupError, TypeError, ValueError, ZeroDivisionError
 # `completed` reads them under other names.
 _READ = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 
+_MOST_LAYERS = 10_000
 _LEAST = dict.fromkeys(("vocab_size", "hidden_size", "num_hidden_layers"), 1)
 
 
@@ -121,6 +122,9 @@ def normalized(config: dict[str, Any], family: Family) -> Fields:
     Raises:
         UsageError: The values describe no model.
     """
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # fields of single layers are listed
+        raise UsageError(f"num_hidden_layers={layers}: expected at most {_MOST_LAYERS:,}")
     try:
         return Fields(family.normalized(config))
     except MISFITS as error:

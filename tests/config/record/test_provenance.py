@@ -94,6 +94,13 @@ def test_the_line_of_a_recipe_comes_before_those_that_it_calls():
         assert rate.startswith(f"experiments/llama3.py:{calls['pretraining']} through experiments/")
 
 
+def test_arguments_of_a_recipe_are_told():
+    cfg = compose(["config:llama3_debug(dim=512)", "fiddler:muon"])
+    width = explain(cfg.model.embedding, "dim")
+    assert width.startswith("--config=config:llama3_debug(dim=512) (experiments/llama3.py:")
+    assert "copy" not in explain(cfg.optimizer, "lr")
+
+
 def test_the_whole_history_is_told():
     cfg = compose(
         ["config:llama3_debug", "fiddler:steps(50)", "set:steps=40", "tag:Steps=40", "set:steps=30"]
