@@ -52,3 +52,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    # A file runs in one process, and this one takes minutes: it must not begin when others end.
+    items.sort(key=lambda item: item.path.name != "test_parity.py")

@@ -26,16 +26,23 @@ def references(root: Any) -> collections.Counter[int]:
 
 def nodes(root: Any) -> Iterator[fdl.Buildable]:
     """Yield each node of a DAG once."""
-    met = {id(root)}
+    if isinstance(root, fdl.Buildable):
+        yield root
+    for part in _below(root):
+        if isinstance(part, fdl.Buildable) and part is not root:
+            yield part
+
+
+def _below(root: Any) -> Iterator[Any]:
+    """Yield each node, list, dict and set below the root once."""
+    met: set[int] = set()
     open_parts = [root]
     while open_parts:
-        part = open_parts.pop()
-        if isinstance(part, fdl.Buildable):
-            yield part
-        for below in _held(part):
-            if id(below) not in met:
-                met.add(id(below))
-                open_parts.append(below)
+        for part in _held(open_parts.pop()):
+            if id(part) not in met:
+                met.add(id(part))
+                open_parts.append(part)
+                yield part
 
 
 def _held(value: Any) -> Iterator[Any]:
@@ -63,11 +70,21 @@ class Sharing:
         return self.references[id(value)] > 1
 
     def internal(self, value: Any) -> frozenset[int]:
-        """Ids of what is held from below `value` only, and of itself."""
+        """Ids of what is held from below `value` only, and of itself.
+
+        A part that is held from outside, too, takes all with it that it holds.
+        """
         inside = references(value)
-        return frozenset(
-            i for i, count in inside.items() if count == self.references[i] or i == id(value)
-        )
+        outside: set[int] = set()
+        open_parts = [
+            part for part in _below(value) if inside[id(part)] < self.references[id(part)]
+        ]
+        while open_parts:
+            part = open_parts.pop()
+            if id(part) not in outside:
+                outside.add(id(part))
+                open_parts += _held(part)
+        return frozenset(inside.keys() - outside | {id(value)})
 
     def key(
         self,

@@ -16,7 +16,7 @@ from nanigpt.config.view.diff import render as render_diff
 from nanigpt.config.view.edit import to_fiddler
 from nanigpt.config.view.show import render
 from nanigpt.config.view.source import to_python
-from tests.config.dags import dags, edited, tags_of
+from tests.config.dags import Box, dags, edited, tags_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -139,6 +139,19 @@ def test_sharing_of_lists_is_content(tmp_path_factory, data):
     path.write_text(dump(other))
     assert fingerprint(load(path)) == fingerprint(other)
     assert differences(load(path), other) == []
+
+
+def test_a_part_below_one_that_is_held_from_outside_is_written_once(tmp_path):
+    """The inner box is held twice below the element, once of them through a box of the root."""
+    inner = fdl.Config(Box, c=[])
+    shared = fdl.Config(Box, a=inner)
+    cfg = fdl.Config(Box, a=[fdl.Config(Box, a=shared, b=inner)], b=[shared])
+    path = tmp_path / "config.json"
+    path.write_text(dump(cfg))
+    loaded = load(path)
+    assert fingerprint(loaded) == fingerprint(cfg)
+    assert loaded.a[0].b is loaded.b[0].a
+    assert fingerprint(execute(to_python(cfg), "config")()) == fingerprint(cfg)
 
 
 @given(dags())
