@@ -10,6 +10,7 @@ A module of recipes tells the family of its models by a constant: `FAMILY = "Lla
 """
 
 import functools
+import gc
 import importlib
 import importlib.metadata
 import inspect
@@ -279,4 +280,6 @@ def load() -> None:
             importlib.import_module(module.name)
     for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
         entry.load()
+    # What was imported lives as long as the process. Collections need not look at it again.
+    gc.freeze()
     _loaded = True

@@ -74,17 +74,22 @@ class Sharing:
 
         A part that is held from outside, too, takes all with it that it holds.
         """
-        inside = references(value)
-        outside: set[int] = set()
-        open_parts = [
-            part for part in _below(value) if inside[id(part)] < self.references[id(part)]
-        ]
+        parts: dict[int, Any] = {id(value): value}
+        counts: dict[int, int] = {}
+        open_parts = [value]
+        while open_parts:
+            for part in _held(open_parts.pop()):
+                key = id(part)
+                counts[key] = counts.get(key, 0) + 1
+                if key not in parts:
+                    parts[key] = part
+                    open_parts.append(part)
+        open_parts = [parts[i] for i, count in counts.items() if count < self.references[i]]
         while open_parts:
             part = open_parts.pop()
-            if id(part) not in outside:
-                outside.add(id(part))
+            if parts.pop(id(part), None) is not None:
                 open_parts += _held(part)
-        return frozenset(inside.keys() - outside | {id(value)})
+        return frozenset({id(value), *parts})
 
     def key(
         self,
